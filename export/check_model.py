@@ -21,7 +21,7 @@ from runtime.cli import DONE, FAILED, command_parser, dataclass_of, option, prin
 from runtime.contract import Contract
 from runtime.errors import UserError
 from runtime.files import name_of
-from runtime.perf.conditions import installed_version, processor_name
+from runtime.perf.conditions import find_version, processor_name
 from runtime.proof.judge import Check
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
@@ -261,7 +261,7 @@ def agreement_line(page: Page, found: Agreement) -> str:
 def versions() -> Iterator[tuple[str, str]]:
     """Yields names and versions of Python and of the packages installed here."""
     yield "python", platform.python_version()
-    yield from ((name, found) for name in PACKAGES if (found := installed_version(name)))
+    yield from ((name, found) for name in PACKAGES if (found := find_version(name)))
 
 
 def machine() -> Iterator[str]:

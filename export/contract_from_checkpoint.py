@@ -8,7 +8,7 @@ from pathlib import Path
 from runtime.contract import Contract
 from runtime.decoding.block_layout import room_for_answer
 from runtime.errors import UserError
-from runtime.files import in_cache, name_of, resolve_name
+from runtime.files import is_in_cache, name_of, resolve_name
 from runtime.text import chat_template
 from train.checkpoint import Checkpoint
 from train.torch_backend import contract_of
@@ -30,7 +30,7 @@ def default_out(ckpt: Path) -> Path:
     """
     ckpt = resolve_name(ckpt)
     name = name_of(ckpt) if ckpt.is_dir() else ckpt.stem
-    return (Path() if in_cache(ckpt) else ckpt.parent) / f"{name}.bundle"
+    return (Path() if is_in_cache(ckpt) else ckpt.parent) / f"{name}.bundle"
 
 
 def check_query_scale(source: Checkpoint, capacity: int) -> None:

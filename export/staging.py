@@ -32,7 +32,7 @@ def make_working_folder(out: Path) -> Iterator[Path]:
     with ExitStack() as held:
         with report_write_errors(out):
             try:
-                folder = held.enter_context(files.stage(files.real_path(out)))
+                folder = held.enter_context(files.stage(files.resolve_path(out)))
             except BlockingIOError:
                 raise UserError(f"another export to {out} is running; wait, or give --out another path") from None
         yield folder

@@ -17,7 +17,16 @@ from pathlib import Path
 from runtime import files
 from runtime.bundle.manifest import MANIFEST, NAME_PATTERN
 from runtime.bundle.store import Bundle, read, verify_files
-from runtime.cli import DONE, ENGINE_OPTIONS, at_least_1, command_parser, option, print_json, run, served_name
+from runtime.cli import (
+    DONE,
+    ENGINE_OPTIONS,
+    choose_served_name,
+    command_parser,
+    option,
+    parse_at_least_1,
+    print_json,
+    run,
+)
 from runtime.engines.registry import DEFAULT, choose_engines
 from runtime.errors import UserError
 from train.storage.swap import swap
@@ -54,7 +63,7 @@ OPTIONS = (
     option("--out", type=Path, default=Path("models"), metavar="REPOSITORY", help=HELP["out"]),
     option("--name", help="name of the model in the repository (default: the bundle's name)"),
     option("--replace", action="store_true", help="replace a model of that name (default: refuse)"),
-    option("--workers", type=at_least_1, metavar="N", help=HELP["workers"]),
+    option("--workers", type=parse_at_least_1, metavar="N", help=HELP["workers"]),
     option("--json", action="store_true", help="print one JSON object; everything else goes to stderr"),
     *ENGINE_OPTIONS,
 )
@@ -67,7 +76,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def export(args: argparse.Namespace) -> int:
     """Writes the model whole or not at all, and reports its path."""
-    name = served_name(args.bundle, args.name)
+    name = choose_served_name(args.bundle, args.name)
     for flag, value in (("--name", name), ("--engine", args.engine or DEFAULT)):  # config.pbtxt has both in quotes
         if not NAME_PATTERN.fullmatch(value):
             raise UserError(f"{flag} is {value!r}; expected letters, digits, '.', '_' and '-', such as student-2.5")

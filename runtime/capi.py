@@ -91,8 +91,8 @@ def build_library(out: Path) -> tuple[Path, Path]:
     The library contains the paths of this Python and of this package. Raises UserError if cffi, a compiler, Python's
     headers or its shared library are missing.
     """
-    linking, compiler = python_flags(), found_compiler()
-    out = files.real_path(out)
+    linking, compiler = python_flags(), find_compiler()
+    out = files.resolve_path(out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as folder:
         source, made = Path(folder) / "library.c", Path(folder) / LIBRARY
@@ -144,7 +144,7 @@ def python_flags() -> list[str]:
     return [f"-I{include}", f"-L{folder}", f"-Wl,-rpath,{folder}", f"-lpython{sysconfig.get_config_var('LDVERSION')}"]
 
 
-def found_compiler() -> list[str]:
+def find_compiler() -> list[str]:
     """Returns the compiler's command: $CC, or cc. Raises UserError if there is none."""
     command = shlex.split(os.environ.get("CC") or "cc")
     if shutil.which(command[0]) is None:

@@ -73,7 +73,7 @@ def parse_fields(
     """
     needed = {f.name: f.default is f.default_factory is MISSING for f in fields(kind)}  # type: ignore[arg-type]
     check_names(values, place, noun, needed)
-    if wrong := first_wrong(kind, values):
+    if wrong := find_first_wrong(kind, values):
         name, value, expected = wrong
         raise UserError(f"{place}.{name} is {value!r}; expected {expected}")
     return kind(**{**values, **{name: read(values[name]) for name, read in readers.items() if name in values}})
@@ -89,7 +89,7 @@ def check_names(values: Any, place: str, noun: str, needed: Mapping[str, bool]) 
         raise UserError(f"{place} lacks {', '.join(missing)}; export the bundle again")
 
 
-def first_wrong(kind: Any, values: Mapping[str, Any]) -> tuple[str, Any, str] | None:
+def find_first_wrong(kind: Any, values: Mapping[str, Any]) -> tuple[str, Any, str] | None:
     """Returns the first field that does not fit its annotation: name, value, what was expected. None if all fit."""
     for name, hint in get_type_hints(kind, include_extras=True).items():
         for expected in (FLAG,) if hint is bool else getattr(hint, "__metadata__", ()):

@@ -198,9 +198,9 @@ def _silence(stream: TextIO) -> None:
         os.close(silence)
 
 
-def served_name(bundle: str | Path, name: str | None) -> str:
+def choose_served_name(bundle: str | Path, name: str | None) -> str:
     """Returns the name that clients use for the model: the given one, or else the bundle's."""
-    return name or files.name_of(files.real_path(Path(bundle))).removesuffix(".bundle")
+    return name or files.name_of(files.resolve_path(Path(bundle))).removesuffix(".bundle")
 
 
 def port(text: str) -> int:
@@ -211,7 +211,7 @@ def port(text: str) -> int:
     return number
 
 
-def at_least_1(text: str) -> int:
+def parse_at_least_1(text: str) -> int:
     """Parses a whole number from 1 to 999999999, for argparse."""
     if not text.isascii() or not text.isdecimal() or not 1 <= len(text.lstrip("0")) <= 9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 999999999")

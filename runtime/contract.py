@@ -163,7 +163,7 @@ class Contract:
         return values
 
 
-def led_by(modes: Sequence[str], mode: str) -> tuple[str, ...]:
+def put_first(modes: Sequence[str], mode: str) -> tuple[str, ...]:
     """Returns `modes` with `mode` first, as the default. Raises UserError if it is not one of them."""
     if mode not in modes:
         raise UserError(f"mode is {mode!r}; this model decodes in the mode {' or '.join(modes)}")

@@ -33,7 +33,7 @@ def stage(path: Path) -> Iterator[Path]:
     the lock, OSError if the folder cannot be made, or if `path` is a device or a pipe.
     """
     _refuse_special(path)
-    folder = _beside(path)
+    folder = _name_staging(path)
     with hold_lock(folder, wait=False) as alone:
         if alone:
             _clear(folder)
@@ -49,7 +49,7 @@ def stage(path: Path) -> Iterator[Path]:
 
 def sweep(path: Path) -> None:
     """Removes the staging directory that a killed run left next to `path`, unless another run is using it."""
-    if _beside(path).exists():
+    if _name_staging(path).exists():
         with suppress(OSError), stage(path):
             pass
 
@@ -131,14 +131,14 @@ def flush_tree(folder: Path) -> None:
         flush(Path(place))
 
 
-def real_path(path: Path) -> Path:
+def resolve_path(path: Path) -> Path:
     """Resolves links; one that leads to itself is returned as it is, and Path.resolve raises before Python 3.13."""
     return Path(os.path.realpath(path))
 
 
 def resolve_name(path: Path) -> Path:
     """Returns the path, resolved if it does not end in a name, as `.` and `..` do not."""
-    return real_path(path) if path.name in ("", "..") else path
+    return resolve_path(path) if path.name in ("", "..") else path
 
 
 def name_of(path: Path) -> str:
@@ -150,7 +150,7 @@ def name_of(path: Path) -> str:
     return path.name
 
 
-def in_cache(path: Path) -> bool:
+def is_in_cache(path: Path) -> bool:
     """Returns whether a path is in a folder that users do not look into, such as the Hugging Face cache."""
     return any(part == ".cache" or part.startswith(REPOSITORY) for part in path.absolute().parts[:-1])
 
@@ -184,7 +184,7 @@ def _lock(handle: int, folder: Path, wait: bool) -> bool:
     return True
 
 
-def _beside(path: Path) -> Path:
+def _name_staging(path: Path) -> Path:
     """Returns the path of the staging directory for `path`, in the same folder."""
     path = resolve_name(path)
     return path.with_name(f".{path.name}.part")

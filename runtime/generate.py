@@ -18,11 +18,11 @@ from .cli import (
     ENGINE_OPTIONS,
     MODE_OPTION,
     TEMPLATE_OPTION,
-    at_least_1,
     command_parser,
     dataclass_of,
     load_model,
     option,
+    parse_at_least_1,
     print_json,
     run,
 )
@@ -31,7 +31,7 @@ from .decisions.decide import PROBABILITIES
 from .decisions.form import Probability
 from .decoding.batch import Step
 from .decoding.block_layout import room_for_answer
-from .decoding.options import DecodeOptions, Request, decoded_contract
+from .decoding.options import DecodeOptions, Request, choose_contract
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
 from .text.terminal import Screen, show_steps, summary, view
@@ -83,8 +83,8 @@ def generate(args: argparse.Namespace) -> int:
     # On a terminal --show has printed the answer already; it must not be printed twice.
     drawn = isinstance(shown, Screen) and sys.stdout.isatty()
     # In one file with the lines of steps, each block's text would end in the next step's line: the whole follows them.
-    whole = shown is not None and not drawn and same_file(sys.stdout, sys.stderr)
-    answer = collect_answer(stream if drawn or whole else printed(stream))
+    whole = shown is not None and not drawn and is_same_file(sys.stdout, sys.stderr)
+    answer = collect_answer(stream if drawn or whole else print_blocks(stream))
     if whole:
         print(answer.text, flush=True)
     if shown is not None:
@@ -97,7 +97,7 @@ def generate(args: argparse.Namespace) -> int:
 def cut_line(contract: Contract, request: Request) -> str:
     """Returns the line about an answer without an end token: what ended it, and how it may become longer."""
     given, tokens = len(request.prompt), request.options.max_new_tokens
-    room = room_for_answer(decoded_contract(contract, request.options.mode or contract.modes[0]), given)
+    room = room_for_answer(choose_contract(contract, request.options.mode or contract.modes[0]), given)
     if tokens is not None and tokens < room:
         return f"cut: no end token within {tokens} tokens; --max-new-tokens may be up to {room} for this prompt"
     if not contract.has_cache:
@@ -153,14 +153,14 @@ def check_options(args: argparse.Namespace) -> None:
             raise UserError(f"{name} {where}; leave it out")
 
 
-def printed(stream: Iterable[Block]) -> Iterator[Block]:
+def print_blocks(stream: Iterable[Block]) -> Iterator[Block]:
     """Yields the same blocks, each after its text was printed."""
     for block in stream:
         print(block.text, end="" if block.result is None else "\n", flush=True)
         yield block
 
 
-def same_file(one: TextIO, other: TextIO) -> bool:
+def is_same_file(one: TextIO, other: TextIO) -> bool:
     """Returns whether two streams write to one file, pipe or terminal."""
     try:
         return os.path.sameopenfile(one.fileno(), other.fileno())
@@ -180,7 +180,7 @@ def read_prompt(args: argparse.Namespace) -> str | list[int]:
     if args.token_ids is not None:
         if args.prompt is not None:
             raise UserError("got both a prompt and --token-ids; give one of them")
-        return whole_numbers(args.token_ids)
+        return parse_whole_numbers(args.token_ids)
     if args.prompt not in (None, "-"):
         try:
             return os.fsencode(args.prompt).decode("utf-8")  # as it was typed, even if the locale has another encoding
@@ -195,7 +195,7 @@ def read_prompt(args: argparse.Namespace) -> str | list[int]:
     return text[:-2] if text.endswith("\r\n") else text.removesuffix("\n")
 
 
-def whole_numbers(text: str) -> list[int]:
+def parse_whole_numbers(text: str) -> list[int]:
     """Parses token ids such as `1,2,3`."""
     try:
         return [int(part) for part in text.split(",")] if text.strip() else []
@@ -234,7 +234,7 @@ OPTIONS = (
     option("--probability", choices=PROBABILITIES, help=HELP["probability"]),
     option(
         "--max-forwards",
-        type=at_least_1,
+        type=parse_at_least_1,
         metavar="N",
         help="maximum forward passes of a decision, with --json-schema (default: as many as it takes)",
     ),

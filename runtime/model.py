@@ -14,7 +14,16 @@ from .decisions.decide import DecisionOptions, decide
 from .decisions.form import Decision, Form, Probability
 from .decoding import loop
 from .decoding.batch import Step
-from .decoding.options import DEFAULTS, DecodeOptions, OptionKeywords, Prompt, Request, Threshold, settle, token_ids
+from .decoding.options import (
+    DEFAULTS,
+    DecodeOptions,
+    OptionKeywords,
+    Prompt,
+    Request,
+    Threshold,
+    convert_token_ids,
+    settle,
+)
 from .decoding.prefix_cache import Session
 from .decoding.request_state import Result
 from .decoding.running_batch import RunningBatch
@@ -122,7 +131,7 @@ class Model:
             UserError: Before any work, if form and prompt do not fit the model, or the engine takes no candidates.
             NumericalError: For scores that are not numbers.
         """
-        ids = self._encode(prompt, raw) if isinstance(prompt, str) else token_ids(prompt)
+        ids = self._encode(prompt, raw) if isinstance(prompt, str) else convert_token_ids(prompt)
         heat = self.decision_temperature if temperature is None else temperature
         options = DecisionOptions(probability, max_forwards, heat, threshold, wanted)
         self._check_process()
@@ -191,7 +200,7 @@ class Model:
         A seed is chosen if one is needed and none was given.
         """
         options = replace(options, **keywords)
-        ids = self._encode(prompt, options.raw) if isinstance(prompt, str) else token_ids(prompt)
+        ids = self._encode(prompt, options.raw) if isinstance(prompt, str) else convert_token_ids(prompt)
         if isinstance(options.suffix, str):
             options = replace(options, suffix=self.tokenizer.encode(options.suffix))
         return Request(ids, settle(self.contract, ids, options))

@@ -56,7 +56,7 @@ def load(
             its export.
     """
     from .bundle.store import read
-    from .text.chat_template import with_arguments
+    from .text.chat_template import add_arguments
     from .text.tokenizer import Tokenizer
 
     if not str(path):  # Path("") is the current folder
@@ -64,7 +64,7 @@ def load(
     if threads is not None and threads < 1:
         raise UserError(f"threads is {threads}; expected at least 1")
     bundle = read(Path(path))
-    template = with_arguments(bundle.chat_template, template_args) if template_args else bundle.chat_template
+    template = add_arguments(bundle.chat_template, template_args) if template_args else bundle.chat_template
     engines = choose_engines(bundle, engine, device)
     kind, first = engines[0].kind, engines[0]
     kind.import_library(device)

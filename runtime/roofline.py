@@ -18,10 +18,10 @@ from .cli import DONE, ENGINE_OPTIONS, command_parser, expect, load_model, optio
 from .engines.registry import choose_engines
 from .errors import UserError
 from .model import Model
-from .perf.block_costs import Question, analyzed
+from .perf.block_costs import Question, analyze
 from .perf.conditions import processor_name
 from .perf.data_sheets import DEVICES, Device, choose_devices
-from .perf.latency import canvas, percentiles, timed
+from .perf.latency import canvas, percentiles, time_calls
 from .perf.local_cpu import bandwidth, measure_processor
 from .perf.op_counts import SHAPES, WEIGHT_SIZES, Pass, parse_shape, shape_of, weight_bytes
 
@@ -65,7 +65,7 @@ def roofline(args: argparse.Namespace) -> int:
     values: dict[str, Any] = {
         "model": {"name": name, **asdict(question.shape), "parameters": question.shape.parameters},
         **{key: value for key, value in asdict(question).items() if key != "shape"},
-        "devices": [analyzed(device, question) for device in devices.values()],
+        "devices": [analyze(device, question) for device in devices.values()],
         "steps": [],
     }
     if model is not None and model.precision == question.precision:  # else the prediction is for another engine
@@ -128,7 +128,7 @@ def measure_steps(model: Model, here: Device, question: Question, args: argparse
         memory, compute = (load.weights + load.cache) / speed / 1e6, here.compute_ms(load, question.precision)
         backend.open(1, past + contract.block)
         forward = canvas(contract, past)
-        seconds = timed(lambda forward=forward: backend.forward(forward), args.repeat, WARMUP)  # type: ignore[misc]
+        seconds = time_calls(lambda forward=forward: backend.forward(forward), args.repeat, WARMUP)  # type: ignore[misc]
         found = percentiles(1000 * seconds)
         yield {
             "past": past,

@@ -17,14 +17,14 @@ from .cli import (
     DONE,
     ENGINE_OPTIONS,
     TEMPLATE_OPTION,
-    at_least_1,
+    choose_served_name,
     command_parser,
     load_model,
     option,
+    parse_at_least_1,
     port,
     print_json,
     run,
-    served_name,
 )
 from .engines.registry import choose_engines
 from .errors import UserError
@@ -120,7 +120,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     own = (lambda: model.gate.threshold) if gated else None
     return Service(
         model,
-        served_name(args.bundle, args.name),
+        choose_served_name(args.bundle, args.name),
         workers,
         Counters(workers, threshold or own),
         most=args.max_tokens,
@@ -174,24 +174,24 @@ OPTIONS = (
     option("--port", type=port, default=8000, metavar="N", help="TCP port; 0 takes a free one (default: 8000)"),
     option("--allow-host", action="append", type=parse_host, default=[], metavar="NAME", help=HELP["allow-host"]),
     option("--name", help="model name in the API (default: the bundle's name)"),
-    option("--workers", type=at_least_1, metavar="N", help=HELP["workers"]),
-    option("--slots", type=at_least_1, metavar="N", help=HELP["slots"]),
+    option("--workers", type=parse_at_least_1, metavar="N", help=HELP["workers"]),
+    option("--slots", type=parse_at_least_1, metavar="N", help=HELP["slots"]),
     option(
         "--queue",
-        type=at_least_1,
+        type=parse_at_least_1,
         default=32,
         metavar="N",
         help="maximum waiting requests; further ones get status 429 (default: 32)",
     ),
     option(
         "--max-tokens",
-        type=at_least_1,
+        type=parse_at_least_1,
         metavar="N",
         help="maximum new tokens per request (default: what the KV cache has room for)",
     ),
     option(
         "--max-body",
-        type=at_least_1,
+        type=parse_at_least_1,
         default=1024,
         metavar="KIB",
         help="maximum size of a request's body, in KiB (default: 1024)",
@@ -204,7 +204,7 @@ OPTIONS = (
     option("--adaptive-threshold", metavar="LOW:HIGH", help=HELP["adaptive-threshold"]),
     option(
         "--drain",
-        type=at_least_1,
+        type=parse_at_least_1,
         default=60,
         metavar="S",
         help="seconds after SIGTERM for the requests in progress (default: 60)",

@@ -10,7 +10,7 @@ from types import ModuleType
 
 from .cli import DONE, run
 from .errors import UserError
-from .perf.conditions import installed_version
+from .perf.conditions import find_version
 
 OWN = ("runtime", "train", "export")  # folders of modules; `runtime` may be installed under another name
 COMMANDS = {
@@ -46,7 +46,7 @@ def dispatch(words: Sequence[str]) -> int:
     Raises UserError if there is no such command.
     """
     if words[:1] == ["--version"]:
-        print(f"blockstep {installed_version('blockstep') or '(not installed)'}")
+        print(f"blockstep {find_version('blockstep') or '(not installed)'}")
         return DONE
     for count in (1, 2):
         if (name := " ".join(words[:count])) in COMMANDS:

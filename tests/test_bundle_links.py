@@ -105,7 +105,9 @@ def test_a_linked_bundle_with_external_weights_generates_and_verifies(
     found = load(linked).generate([5, 6, 7], max_new_tokens=8)
     assert (found.result.token_ids, found.result.forwards) == (wanted.result.token_ids, wanted.result.forwards)
     read = store.read(linked)
-    assert set(trust_records.seen()) >= {str((linked / name).resolve()) for name in (*read.engine().files, *read.texts)}
+    assert set(trust_records.read_seen()) >= {
+        str((linked / name).resolve()) for name in (*read.engine().files, *read.texts)
+    }
     words = [str(linked), "--ckpt", str(made / "student.pt"), "--prompts", "1", "--task", "math"]
     assert verify.main(words) == 0
 

@@ -60,7 +60,7 @@ def test_the_forwards_that_are_timed_are_those_that_decoding_makes(tmp_path: Pat
     for fuse in (True, False):
         spoken.generate("x" * 8, fused=fuse)
     made = [f for f in spoken.backend.forwards if f.past_length[0] == 8]  # type: ignore[attr-defined]
-    for timed in (latency.fused, latency.canvas, latency.half, latency.commit):
+    for timed in (latency.make_fused, latency.canvas, latency.make_half, latency.commit):
         other = timed(spoken.contract, 8)
         whole = timed is latency.commit  # no mask in it
         one = next(
@@ -108,7 +108,7 @@ def test_an_engine_takes_the_steps_that_are_timed(attention: str) -> None:
     backend = TorchBackend(checkpoint.build(), replace(contract_of(checkpoint), candidates=8))
     for step in latency.block_steps(backend.contract):
         backend.open(1, int(step.past_length[0]) + step.input_ids.shape[1])
-        out: Proposal = backend.forward(latency.with_candidates(backend.contract, step, 8))
+        out: Proposal = backend.forward(latency.add_candidates(backend.contract, step, 8))
         assert out.candidate_logprob is not None and out.candidate_logprob.shape == (1, step.rows.shape[1], 8)
     assert [row.candidates for row in latency.time_candidates(backend, repeat=1, warmup=0)] == [0, 1, 8]
 

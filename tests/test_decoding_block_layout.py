@@ -13,10 +13,10 @@ from runtime.decoding.block_layout import (  # fmt: skip
     check_reuse,
     check_room,
     check_suffix,
-    committed_prompt,
+    count_committed,
     positions_for,
     room_for_answer,
-    whole_blocks,
+    round_up_to_blocks,
 )
 from runtime.errors import UserError
 
@@ -41,7 +41,7 @@ from runtime.errors import UserError
 )
 def test_what_the_prefilled_prompt_sees(alignment: str, prompt: int, visible: list[int]) -> None:
     contract = tiny.contract(alignment=alignment)
-    start = committed_prompt(contract, prompt)
+    start = count_committed(contract, prompt)
     assert start == len(visible)
     assert block_ends(contract, start).tolist() == visible
 
@@ -68,7 +68,7 @@ def test_room_blocks_and_positions(
     alignment: str, prompt: int, tokens: int, blocks: int, positions: int, room: int
 ) -> None:
     contract = tiny.contract(alignment=alignment, capacity=16)
-    assert whole_blocks(contract, prompt, tokens) == committed_prompt(contract, prompt) + blocks * contract.block
+    assert round_up_to_blocks(contract, prompt, tokens) == count_committed(contract, prompt) + blocks * contract.block
     assert positions_for(contract, prompt, tokens) == positions
     assert room_for_answer(contract, prompt) == room
 

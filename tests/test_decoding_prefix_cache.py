@@ -20,7 +20,7 @@ from tiny import BLOCK, MASK
 from runtime import load
 from runtime.backend import Backend
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_ends, committed_prompt, reusable
+from runtime.decoding.block_layout import block_ends, count_committed, count_reusable
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.prefix_cache import Session
@@ -53,11 +53,11 @@ def test_what_may_be_kept_is_what_sees_the_same_tokens(
     held = (prompt[:same] + held)[:14]
     before, now = ends_of_blocks(contract, earlier, len(held)), ends_of_blocks(contract, len(prompt), len(prompt))
     most = 0
-    for kept in range(1, min(len(held), committed_prompt(contract, len(prompt))) + 1):
+    for kept in range(1, min(len(held), count_committed(contract, len(prompt))) + 1):
         alike = all(before[i] == now[i] <= kept and held[: now[i]] == prompt[: now[i]] for i in range(kept))
         predicted = not shift or kept < len(prompt)  # else nothing is committed that predicts the canvas's first
         most = kept if alike and predicted else most
-    assert reusable(contract, np.array(held, np.int64), earlier, np.array(prompt)) == most
+    assert count_reusable(contract, np.array(held, np.int64), earlier, np.array(prompt)) == most
     assert block_ends(contract, len(prompt)).tolist() == now
 
 

@@ -27,7 +27,7 @@ from runtime.engines.trt.cuda import load_cuda
 from runtime.engines.trt.trt_backend import TrtBackend, open_engines
 from runtime.errors import UserError
 from runtime.model import Model
-from runtime.perf.latency import canvas, commit, fused, timed
+from runtime.perf.latency import canvas, commit, make_fused, time_calls
 from train import open_checkpoint
 from train.torch_backend import TorchBackend, contract_of
 
@@ -127,7 +127,7 @@ def test_a_replayed_graph_is_a_plain_launch(made: Bundle) -> None:
     assert not replayed.name.endswith("graphs"), "the engine cannot be captured, so nothing here is replayed"
     for engine in (replayed, plain):
         engine.open(1, 256)
-    for make in (canvas, commit, fused):
+    for make in (canvas, commit, make_fused):
         for past in (0, 16, 100):
             one, other = replayed.forward(make(plain.contract, past)), plain.forward(make(plain.contract, past))
             assert one.token.tolist() == other.token.tolist()
@@ -153,7 +153,7 @@ def test_a_step_is_not_far_above_the_bandwidth_floor(made: Bundle, backend: TrtB
     """The floor is the engine's file read once, at the bandwidth that copies on the device reach here."""
     backend.open(1, 256)
     forward = canvas(backend.contract, 64)
-    step = float(np.median(timed(lambda: backend.forward(forward), 200, 50)))
+    step = float(np.median(time_calls(lambda: backend.forward(forward), 200, 50)))
     weights = (made.path / backend.engines[0].model).stat().st_size
     floor = weights / bandwidth()
     print(f"a step takes {1e6 * step:.0f} us, its weights alone {1e6 * floor:.0f} us ({step / floor:.1f} x)")
@@ -239,7 +239,7 @@ def bandwidth() -> float:
         cuda.copy_rows(target, size, source, size, size, 1, stream)
         cuda.synchronize(stream)
 
-    seconds = float(np.median(timed(copy, 20, 5)))
+    seconds = float(np.median(time_calls(copy, 20, 5)))
     for address in (source, target):
         cuda.free(address)
     cuda.destroy_stream(stream)

@@ -211,10 +211,10 @@ def test_engines_of_three_precisions_are_held_by_one_bundle(made: Path) -> None:
 
 
 def test_a_small_int8_engine_takes_one_thread_and_others_the_cores(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cores, "physical_cores", lambda: 3)
+    monkeypatch.setattr(cores, "count_physical_cores", lambda: 3)
     path = made / "student.bundle"
     threads = {name: load_bundle(path, engine=name).backend.threads for name in ("ort-fp16", "ort-int8")}
-    assert threads == {"ort-fp16": 3, "ort-int8": 1} and cores.usual_threads("int8", cores.LITTLE) == 3
+    assert threads == {"ort-fp16": 3, "ort-int8": 1} and cores.choose_threads("int8", cores.LITTLE) == 3
     assert load_bundle(path, engine="ort-int8", threads=2).backend.threads == 2
 
 

@@ -128,27 +128,27 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def everything_committed_both_ways(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sequence, "committed_ends", block_layout.block_ends)
+    patch.setattr(sequence, "compute_committed_ends", block_layout.block_ends)
 
 
 def prompt_both_ways(patch: pytest.MonkeyPatch) -> None:
     def ends(spec: Contract, prompt: int, answer: int = 0) -> Any:
-        own = block_layout.committed_ends(spec, prompt, answer)
+        own = block_layout.compute_committed_ends(spec, prompt, answer)
         return np.maximum(own, np.where(np.arange(len(own)) < prompt, prompt, 0))
 
-    patch.setattr(sequence, "committed_ends", ends)
+    patch.setattr(sequence, "compute_committed_ends", ends)
 
 
 def commits_both_ways(patch: pytest.MonkeyPatch) -> None:
     def ends(spec: Contract, prompt: int, answer: int = 0) -> Any:
-        causal = block_layout.committed_ends(spec, prompt, answer)
+        causal = block_layout.compute_committed_ends(spec, prompt, answer)
         return np.where(np.arange(len(causal)) < prompt, causal, block_layout.block_ends(spec, prompt, answer))
 
-    patch.setattr(sequence, "committed_ends", ends)
+    patch.setattr(sequence, "compute_committed_ends", ends)
 
 
 def causal_blocks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sequence, "block_ends", block_layout.committed_ends)
+    patch.setattr(sequence, "block_ends", block_layout.compute_committed_ends)
 
 
 def no_roll_back(patch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ import torch
 from block_alone import block_alone
 
 from runtime.contract import ALIGNMENTS, Contract
-from runtime.decoding.block_layout import block_bounds, longest_answer
+from runtime.decoding.block_layout import block_bounds, compute_longest_answer
 from train.data.batches import Example
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
 from train.masking import noise
@@ -108,7 +108,7 @@ def test_a_full_student_predicts_one_block_of_the_answer_with_all_after_it_maske
 
 def trajectory(contract: Contract, prompt: int, answer: int, width: int, seed: int) -> Trajectory:
     """A random one: `answer` tokens, the last of them the end token, some after it unmasked too, most of them never."""
-    generator, positions = torch.Generator().manual_seed(seed), longest_answer(contract)
+    generator, positions = torch.Generator().manual_seed(seed), compute_longest_answer(contract)
     tokens = torch.randint(3, tiny.VOCAB, (positions,), generator=generator)
     order = torch.full((positions,), NEVER_ACCEPTED)
     if answer < contract.canvas:

@@ -276,8 +276,8 @@ def test_each_device_gets_the_dialect_that_suits_it() -> None:
     ]
     whole = replace(bundle, engines=tuple(engines))
     for name in (None, "ort"):
-        assert whole.matching(name) == tuple(engines)
-    assert [each.dialect for each in whole.matching("standard")] == ["standard"] * len(PRECISIONS_OF["standard"])
+        assert whole.find_engines(name) == tuple(engines)
+    assert [each.dialect for each in whole.find_engines("standard")] == ["standard"] * len(PRECISIONS_OF["standard"])
     on_gpu, on_cpu = (select_engines(whole, engines, device) for device in ("cuda", "cpu"))
     assert [each.name for each in on_gpu] == [f"standard-{p}" for p in PRECISIONS_OF["standard"]] + ["ort-fp16"]
     assert on_cpu[0].name == "ort-fp32" and {each.name for each in on_cpu} == {e.name for e in engines} - {

@@ -20,7 +20,7 @@ from runtime.bundle.store import Bundle, Engine
 from runtime.engines.ort import threads
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend
-from runtime.engines.ort.threads import cpu_quota, physical_cores
+from runtime.engines.ort.threads import count_physical_cores, cpu_quota
 from runtime.engines.registry import KINDS, OpenOptions
 from runtime.errors import UserError
 from runtime.open_bundle import load
@@ -95,16 +95,16 @@ def test_threads_are_the_least_of_affinity_physical_cores_and_quota(
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr(threads, "_siblings", lambda cpu: str(cpu // 2))
     root = tree(tmp_path, {f"{V2}/cpu.max": f"{quota} 100000\n"})
-    assert physical_cores(root) == expected
+    assert count_physical_cores(root) == expected
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
-    assert physical_cores(root) == 1
+    assert count_physical_cores(root) == 1
 
 
 def test_pytorch_gets_no_more_threads_than_the_cores_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", given.append)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    monkeypatch.setattr(torch_backend, "physical_cores", lambda: 2)
+    monkeypatch.setattr(torch_backend, "count_physical_cores", lambda: 2)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     torch_backend.limit_threads()
     torch_backend.limit_threads(5)

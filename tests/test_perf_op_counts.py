@@ -56,10 +56,10 @@ def test_a_model_with_full_attention_keeps_nothing() -> None:
 
 
 def test_quantized_matrices_carry_their_scales() -> None:
-    assert FP16.stored(64, 10) == 2 * 640
-    assert INT8.stored(64, 10) == 640 + 4 * 10
-    assert INT4.stored(64, 10) == 320 + 4 * 2 * 10
-    assert INT4.stored(65, 10) == 325 + 4 * 3 * 10
+    assert FP16.count_stored_bytes(64, 10) == 2 * 640
+    assert INT8.count_stored_bytes(64, 10) == 640 + 4 * 10
+    assert INT4.count_stored_bytes(64, 10) == 320 + 4 * 2 * 10
+    assert INT4.count_stored_bytes(65, 10) == 325 + 4 * 3 * 10
 
 
 def test_an_untied_embedding_is_read_by_the_row() -> None:

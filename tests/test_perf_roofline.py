@@ -15,7 +15,7 @@ from runtime import roofline
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.product_models import PRODUCT_MODELS, product
 from runtime.perf import local_cpu
-from runtime.perf.block_costs import Question, analyzed, points, to_train
+from runtime.perf.block_costs import Question, analyze, points, to_train
 from runtime.perf.data_sheets import DEVICES, Device, choose_devices
 from runtime.perf.op_counts import SHAPES, Pass
 
@@ -75,7 +75,7 @@ def test_the_widest_memory_bound_block_is_the_one_a_search_through_all_finds(key
 
 def test_the_block_to_train_is_the_largest_usual_one_that_is_free() -> None:
     assert [to_train(widest) for widest in (0, 4, 15, 16, 31, 32, 500)] == [4, 4, 8, 16, 16, 32, 64]
-    told = analyzed(DEVICES["h200"], ASKED)
+    told = analyze(DEVICES["h200"], ASKED)
     assert told["block_to_train"] == to_train(told["widest_memory_bound_block"][0]["block"])
     assert [entry["batch"] for entry in told["widest_memory_bound_block"]] == [1, 8]
 
@@ -126,7 +126,7 @@ def test_caches_are_read_as_the_system_tells_them(tmp_path: Path, monkeypatch: p
         (tmp_path / name).mkdir()
         (tmp_path / name / "size").write_text(text + "\n")
     assert local_cpu.last_cache() == 32 << 20
-    assert local_cpu.far_beyond_caches() <= 4 * 32 << 20
+    assert local_cpu.choose_buffer_size() <= 4 * 32 << 20
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine measured in a moment, and so wrongly."""
     monkeypatch.setattr(local_cpu, "SECONDS", 0.0)
     monkeypatch.setattr(local_cpu, "ROWS", 2)
-    monkeypatch.setattr(local_cpu, "far_beyond_caches", lambda: 1 << 20)
+    monkeypatch.setattr(local_cpu, "choose_buffer_size", lambda: 1 << 20)
 
 
 @pytest.mark.usefixtures("quick")

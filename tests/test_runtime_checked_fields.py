@@ -12,7 +12,7 @@ from runtime.checked_fields import (
     OBJECT,
     PRINTABLE,
     TEXT,
-    first_wrong,
+    find_first_wrong,
     number,
     one_of,
     optional,
@@ -49,7 +49,7 @@ def test_sound_values_become_the_dataclass() -> None:
     assert found == Sample(1, 0.5, "a", "x", (0, 3), {}, False, None, 1)  # type: ignore[arg-type]
     assert parse_fields(Sample, {**SOUND, "note": "n"}, "it", note=str.upper).note == "N"
     for inside in ({"count": 8}, {"share": 0}, {"share": 1}, {"most": NUMBER_LIMIT}, {"most": None}, {"ids": (7,)}):
-        assert first_wrong(Sample, {**SOUND, **inside}) is None
+        assert find_first_wrong(Sample, {**SOUND, **inside}) is None
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_sound_bundle_is_tried_once_and_then_known(bundle: Path, monkeypatch: 
     monkeypatch.setattr(load_check, "attempt", lambda *given: (tried.append(given), attempt(*given)))
     answers = [load(bundle).generate([5, 6], max_new_tokens=8).result.token_ids for _ in range(2)]
     assert len(tried) == 1 and answers[0] == answers[1]
-    assert len(trust_records.seen()) == 3  # the graph, the tokenizer, the template
+    assert len(trust_records.read_seen()) == 3  # the graph, the tokenizer, the template
     load(bundle, verify="always")
     assert len(tried) == 2
 
@@ -70,7 +70,7 @@ def test_a_file_that_is_refused_is_not_remembered(bundle: Path) -> None:
     put(bundle, "tokenizer", b"{}")
     for _ in range(2):
         assert "is not a tokenizer" in refusal(lambda: load(bundle))
-    assert trust_records.seen() == {}
+    assert trust_records.read_seen() == {}
 
 
 def test_a_template_that_does_not_end_is_stopped(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_what_crashes_is_told_by_its_signal(bundle: Path, monkeypatch: pytest.Mo
     told = refusal(lambda: load(bundle))
     assert (
         told.startswith(f"engine ort-fp32 of {bundle} crashed (SIGSEGV) in the isolated load check")
-        and trust_records.seen() == {}
+        and trust_records.read_seen() == {}
     )
     for verdict in ("no word", f"{interpreter.MARK}no word", f"{interpreter.MARK}[]"):
         monkeypatch.setattr(load_check, "CHILD", child(f"print({verdict!r}); raise SystemExit('broken')"))
@@ -134,7 +134,7 @@ def test_a_child_that_was_ended_from_outside_is_no_word_against_the_bundle(
     monkeypatch.setattr(load_check, "CHILD", child(f"import signal; signal.signal({number}, signal.SIG_DFL)"
         f"if {number} != 9 else 0; os.kill(os.getpid(), {number})"))  # fmt: skip
     told = refusal(lambda: load(bundle))
-    assert f"ended from outside ({name})" in told and "harm" not in told and trust_records.seen() == {}
+    assert f"ended from outside ({name})" in told and "harm" not in told and trust_records.read_seen() == {}
 
 
 def test_the_command_says_one_line_and_ends_with_2(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

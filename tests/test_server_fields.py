@@ -13,7 +13,7 @@ from speaking import speaker
 from runtime.server.auth import host_name
 from runtime.server.conversation import read_messages
 from runtime.server.http_errors import Refusal
-from runtime.server.neutral_fields import ANY, NEUTRAL, SAMPLING, check_neutral, same
+from runtime.server.neutral_fields import ANY, NEUTRAL, SAMPLING, check_neutral, is_same
 from runtime.server.request import CHAT, COMPLETIONS
 
 TEMPLATE = "{% for m in messages %}{{ m['role'][0] }}:{{ m['content'] }} {% endfor %}a:"
@@ -59,7 +59,7 @@ def test_its_other_values_are_refused_by_the_field_s_name(server: Served, field:
     for value in (7, "nonsense", ["nonsense"], *(int(v) for v in NEUTRAL[field] if isinstance(v, bool))):
         param, line = refusal_of(server.post({**BODIES["/v1/completions"], field: value}))
         assert param == field and line.startswith(field), value
-    assert not any(same(True, value) for value in NEUTRAL[field] if value is not True)
+    assert not any(is_same(True, value) for value in NEUTRAL[field] if value is not True)
 
 
 def test_what_only_narrows_sampling_changes_nothing_at_a_temperature_of_0(server: Served) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from runtime.errors import UserError
-from runtime.text.chat_template import check, check_arguments, render, with_arguments, with_defaults
+from runtime.text.chat_template import add_arguments, add_defaults, check, check_arguments, render
 
 SYSTEM = {"role": "system", "content": ' Be <brief> & "kind". '}
 USER = {"role": "user", "content": "  How many apples?\n"}
@@ -224,7 +224,7 @@ def test_default_arguments_are_those_of_a_call_that_gives_them(name: str) -> Non
     template = TEMPLATES[name]
     for messages in CONVERSATIONS:
         for arguments in ARGUMENTS:
-            written = with_defaults(template, {**TOKENS, **arguments})
+            written = add_defaults(template, {**TOKENS, **arguments})
             assert ours(written, messages, {}) == ours(template, messages, {**TOKENS, **arguments})
 
 
@@ -254,16 +254,16 @@ READING = "{{ enable_thinking }}/{{ budget }}/{% macro m() %}{{ enable_thinking 
 
 
 def test_arguments_of_a_call_overrule_newer_defaults_and_these_older_ones() -> None:
-    template = with_arguments(READING, {"enable_thinking": False, "budget": None})
+    template = add_arguments(READING, {"enable_thinking": False, "budget": None})
     assert render(template, [USER]) == "False/None/False"
-    template = with_arguments(template, {"enable_thinking": True})
+    template = add_arguments(template, {"enable_thinking": True})
     assert render(template, [USER]) == "True/None/True"
     assert render(template, [USER], {"enable_thinking": "no", "budget": 3}) == "no/3/no"
 
 
 def test_defaults_leave_the_template_s_first_line_where_it_was() -> None:
     template = "  {% if true %}\n x\n  {% endif %}\n"
-    assert render(with_defaults(template, {"a": 1, "b": "\n"}), [USER]) == render(template, [USER])
+    assert render(add_defaults(template, {"a": 1, "b": "\n"}), [USER]) == render(template, [USER])
 
 
 @pytest.mark.parametrize(
@@ -295,9 +295,9 @@ def test_arguments_nested_beyond_all_stacks_are_refused() -> None:
 
 def test_an_argument_that_the_template_does_not_read_is_refused_by_name() -> None:
     with pytest.raises(UserError, match="does not read enable_thinkin; check the spelling"):
-        with_arguments(READING, {"enable_thinkin": False})
+        add_arguments(READING, {"enable_thinkin": False})
     with pytest.raises(UserError, match="no chat template to give arguments to"):
-        with_arguments(None, {"enable_thinking": False})
+        add_arguments(None, {"enable_thinking": False})
 
 
 def test_a_template_that_renders_no_conversation_is_refused_and_one_that_renders_some_is_not() -> None:
@@ -316,5 +316,5 @@ def test_a_template_that_renders_no_conversation_is_refused_and_one_that_renders
 
 @pytest.mark.parametrize("value", [None, True, -1.5, 1e300, "a\"'\\\n{%}}é😀\u2028", [], {"a": [None, {"b": "c"}]}])
 def test_any_json_value_is_a_default_argument(value: Any) -> None:
-    rendered = render(with_defaults("{{ a | tojson }}", {"a": value}), [USER])
+    rendered = render(add_defaults("{{ a | tojson }}", {"a": value}), [USER])
     assert json.loads(rendered) == value

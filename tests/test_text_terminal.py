@@ -11,7 +11,7 @@ from speaking import every_other, speaker
 
 from runtime.decoding.request_state import Result
 from runtime.model import Model
-from runtime.text.terminal import Lines, Screen, columns_of, printable, show_steps, summary, wrap
+from runtime.text.terminal import Lines, Screen, columns_of, make_printable, show_steps, summary, wrap
 
 PROMPT = "say it"
 
@@ -81,7 +81,7 @@ def test_on_a_terminal_the_redrawn_screen_ends_as_the_answer(
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("LINES", "24")
     model = speaker(tmp_path, PROMPT, answer, every_other, block=block, canvas=96, capacity=128, alignment=alignment)
-    text = printable(model.generate(PROMPT, max_new_tokens=wanted).text)
+    text = make_printable(model.generate(PROMPT, max_new_tokens=wanted).text)
     expected = ["".join(char for char, _ in part) for line in text.split("\n") for part in wrap_text(line, columns - 1)]
     assert played(drawn(model, Screen, wanted), columns, 24) == [*expected, ""]
 
@@ -96,7 +96,7 @@ def test_wide_and_combining_characters_take_their_columns() -> None:
 
 
 def test_what_a_terminal_would_obey_is_not_shown() -> None:
-    assert printable("a\x1b[2J\u202e\x07\ufffd\tb\nc") == "a·[2J··· b\nc"
+    assert make_printable("a\x1b[2J\u202e\x07\ufffd\tb\nc") == "a·[2J··· b\nc"
 
 
 def test_the_summary_counts_separate_commits_on_both_sides(tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def opened(bundle: Bundle, name: str = "trt", cuda: FakeCuda | None = None, trus
             raise UserError("tensorrt_rtx cannot be imported (not here); pip install 'blockstep[rtx]'")
         return library
 
-    return open_engines(bundle, bundle.matching(name), trust=trust, cuda=Cuda(calls), library=installed)
+    return open_engines(bundle, bundle.find_engines(name), trust=trust, cuda=Cuda(calls), library=installed)
 
 
 def refused(*arguments: Any, **options: Any) -> str:
@@ -110,10 +110,10 @@ def test_an_engine_is_named_or_the_first_of_its_kind(name: str | None, found: li
     add_ort(path)
     add_engine(path, tiny.contract())
     bundle = add_engine(path, tiny.contract(), dialect="plain", target="sm87")
-    assert [engine.name for engine in bundle.matching(name)] == found
+    assert [engine.name for engine in bundle.find_engines(name)] == found
     assert bundle.engine(name).name == found[0]
     with pytest.raises(UserError, match="has no engine 'int8'; it has ort-fp32, trt-fp32-sm89-64, plain"):
-        bundle.matching("int8")
+        bundle.find_engines("int8")
 
 
 def test_a_graph_that_no_engine_was_built_of_is_told_so(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_graph_that_no_engine_was_built_of_is_told_so(tmp_path: Path) -> None:
     manifest["engines"][0].update(model=manifest["engines"][0].pop("build")["onnx"], target="any")
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"graphs for TensorRT, but no engine .*: blockstep export trt --bundle"):
-        read(path).matching("trt")
+        read(path).find_engines("trt")
     assert read(path).engine("trt-fp32-sm89-64").build is None
 
 
@@ -239,9 +239,9 @@ def test_of_several_engines_those_for_this_machine_are_taken(tmp_path: Path) -> 
     assert [engine.name for engine in opened(bundle).engines] == ["trt-fp32-sm80-32"]
     exact = opened(bundle, "trt-fp32-sm89-64")
     assert [engine.name for engine in exact.engines] == ["trt-fp32-sm89-64"] and exact.contract.capacity == 64
-    newest = [e.name for e in admission.siblings(bundle.engines, bundle.matching("trt-fp32-sm89-64")[0])]
+    newest = [e.name for e in admission.siblings(bundle.engines, bundle.find_engines("trt-fp32-sm89-64")[0])]
     assert newest == ["trt-fp32-sm89-32", "trt-fp32-sm89-64"]
-    first, *others = bundle.matching("trt-fp32-sm89-64")[0], *bundle.engines
+    first, *others = bundle.find_engines("trt-fp32-sm89-64")[0], *bundle.engines
     for other in ({"decision_temperature": 1.5}, {"gate": GateSpec()}):
         assert admission.siblings([replace(first, **other), *others], first) == admission.siblings(others, first)
 

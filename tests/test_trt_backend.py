@@ -22,7 +22,7 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.engines.trt.profile import Widths, choose_profile
 from runtime.errors import UserError
-from runtime.perf.latency import canvas, commit, fused, time_forwards
+from runtime.perf.latency import canvas, commit, make_fused, time_forwards
 from train.torch_backend import TorchBackend
 
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2, 35)  # 35: more than the widest profile takes at once
@@ -202,7 +202,7 @@ def test_a_replayed_graph_says_what_plain_launches_say(tmp_path: Path) -> None:
     plain, _, _ = fake_backend(tmp_path, model, contract, graphs=False)
     for backend in (replayed, plain):
         backend.open(1, 64)
-    for make in (canvas, commit, fused):
+    for make in (canvas, commit, make_fused):
         for past in (0, 8, 20):
             one, other = replayed.forward(make(contract, past)), plain.forward(make(contract, past))
             assert np.array_equal(one.token, other.token) and np.array_equal(one.confidence, other.confidence)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, FAILED, add_options, at_least_1, command_parser, dataclass_of, option, print_json
+from runtime.cli import DONE, FAILED, add_options, command_parser, dataclass_of, option, parse_at_least_1, print_json
 from runtime.cli import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
@@ -268,7 +268,7 @@ OPTIONS = (
     option("--task", default="math,code", help="sample tasks, with commas, if no report is given (default: math,code)"),
     option(
         "--count",
-        type=at_least_1,
+        type=parse_at_least_1,
         default=COUNT,
         help=f"maximum number of problems per task, without a report (default: {COUNT})",
     ),

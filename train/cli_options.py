@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import TEMPLATE_OPTION, Option, add_options, at_least_1, option, parse_number, parse_whole
+from runtime.cli import TEMPLATE_OPTION, Option, add_options, option, parse_at_least_1, parse_number, parse_whole
 from runtime.contract import ALIGNMENTS, ATTENTIONS, GateSpec
 from runtime.errors import UserError
 
@@ -151,7 +151,9 @@ TRAINING_OPTIONS = (  # for commands that train
     option("--seed", type=seed_number, default=0, metavar="N", help="seed of weights, data and noise (default: 0)"),
     option("--optimizer", choices=("adamw", "muon"), default="adamw", help=HELP["optimizer"]),
     option("--dropout", type=share_below_1, default=0.0, metavar="SHARE", help=HELP["dropout"]),
-    option("--save-every", type=at_least_1, default=500, help="updates between resumable checkpoints (default: 500)"),
+    option(
+        "--save-every", type=parse_at_least_1, default=500, help="updates between resumable checkpoints (default: 500)"
+    ),
     DEVICE_OPTION,
     option(
         "--compile",

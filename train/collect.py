@@ -18,9 +18,9 @@ import torch
 from tqdm import tqdm
 
 from runtime import files
-from runtime.cli import DONE, at_least_1, command_parser, option, print_json
+from runtime.cli import DONE, command_parser, option, parse_at_least_1, print_json
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.block_layout import block_bounds, committed_prompt, longest_answer
+from runtime.decoding.block_layout import block_bounds, compute_longest_answer, count_committed
 from runtime.decoding.loop import steps
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
@@ -89,7 +89,7 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec =
     If the gate accepts several tokens in a step, they are numbered from left to right, as if unmasked one by one.
     """
     contract, width = backend.contract, backend.model.config.width
-    positions = longest_answer(contract)
+    positions = compute_longest_answer(contract)
     tokens = torch.full((len(asked), positions), contract.pad_id)
     order = torch.full((len(asked), positions), NEVER_ACCEPTED)
     hidden = torch.zeros(len(asked), positions, width, dtype=torch.float16)
@@ -112,7 +112,7 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec =
 
 def block_starts(contract: Contract, prompt: int) -> list[int]:
     """Returns each block's start relative to the prompt's end; the first is negative if it has tokens of the prompt."""
-    begins = block_bounds(contract, prompt, longest_answer(contract))[0][committed_prompt(contract, prompt) :]
+    begins = block_bounds(contract, prompt, compute_longest_answer(contract))[0][count_committed(contract, prompt) :]
     found: list[int] = (np.unique(begins) - prompt).tolist()
     return found
 
@@ -244,14 +244,14 @@ OPTIONS = (
     option("--out", type=Path, required=True, help="folder of shards to write; a second run continues"),
     option("--task", default="math,code", help="sample tasks, with commas (default: math,code)"),
     option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
-    option("--count", type=at_least_1, default=1500, help="number of prompts, over all tasks (default: 1500)"),
+    option("--count", type=parse_at_least_1, default=1500, help="number of prompts, over all tasks (default: 1500)"),
     option(
         "--temperatures",
         default="0,0.5",
         help="sampling temperatures, with commas; each prompt is answered at each (default: 0,0.5)",
     ),
-    option("--batch", type=at_least_1, default=64, help="answers decoded at once (default: 64)"),
-    option("--shard", type=at_least_1, default=256, help=HELP["shard"]),
+    option("--batch", type=parse_at_least_1, default=64, help="answers decoded at once (default: 64)"),
+    option("--shard", type=parse_at_least_1, default=256, help=HELP["shard"]),
     option("--threshold", type=float, metavar="P", help=HELP["threshold"]),
     option("--seed", type=int, default=0, help="seed of prompts and sampling (default: 0)"),
     DEVICE_OPTION,

@@ -39,7 +39,7 @@ class Output:
 
     def check(self, student: Checkpoint) -> None:
         """Raises UserError if the student cannot be written, before it is trained."""
-        if files.real_path(self.path) == files.real_path(self.teacher):
+        if files.resolve_path(self.path) == files.resolve_path(self.teacher):
             raise UserError(f"--out {self.path} is the teacher; give the student a path of its own")
         if self.path.suffix == ".pt":
             return self._check_file(student)

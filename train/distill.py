@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from runtime import files
-from runtime.cli import at_least_1, command_parser, option
+from runtime.cli import command_parser, option, parse_at_least_1
 from runtime.contract import MODES, Contract
-from runtime.decoding.block_layout import longest_answer
+from runtime.decoding.block_layout import compute_longest_answer
 from runtime.errors import UserError
 
 from . import distributed, open_checkpoint, tasks
@@ -168,7 +168,7 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
     check_blocks(args.method, contract_of(saved))
     if args.student is None:
         return
-    if files.real_path(args.out) == files.real_path(args.teacher):
+    if files.resolve_path(args.out) == files.resolve_path(args.teacher):
         raise UserError(f"--out {args.out} is the teacher; give the student a path of its own")
     ours, theirs = shared(student), shared(saved)
     if other := next((name for name, value in ours.items() if value != theirs[name]), None):
@@ -205,7 +205,7 @@ def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool, stepwi
     found = [t for t in everything if t.right or not only_right]
     if not found:
         raise UserError(f"no trajectory in {args.trajectories[0]} is right; collect more, or give --no-only-right")
-    longest = longest_answer(contract_of(saved))
+    longest = compute_longest_answer(contract_of(saved))
     for width, positions in {(t.hidden.shape[1], len(t.tokens)) for t in found}:
         if width != saved.model.width or positions != longest:
             raise UserError(
@@ -243,10 +243,10 @@ OPTIONS = (
     option("--dtype", choices=DTYPES, default="fp32", help=HELP["dtype"]),
     option("--task", default="math,code", help=HELP["task"]),
     option("--next-token", type=float, default=0.0, help=HELP["next-token"]),
-    option("--steps", type=at_least_1, default=2500, help="number of updates (default: 2500)"),
+    option("--steps", type=parse_at_least_1, default=2500, help="number of updates (default: 2500)"),
     option(
         "--batch",
-        type=at_least_1,
+        type=parse_at_least_1,
         default=32,
         help="trajectories or examples per update; for cdlm, of each (default: 32)",
     ),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from runtime.bundle.store import sha256
 from runtime.errors import UserError
-from runtime.text.chat_template import with_arguments
+from runtime.text.chat_template import add_arguments
 
 from .checkpoint import Checkpoint
 from .huggingface import reader
@@ -28,7 +28,7 @@ def load(path: Path, overrides: Overrides | None = None) -> Checkpoint:
         saved = student_pt.read(path)
     if overrides is None or not overrides.template_args:
         return saved
-    return replace(saved, chat_template=with_arguments(saved.chat_template, overrides.template_args))
+    return replace(saved, chat_template=add_arguments(saved.chat_template, overrides.template_args))
 
 
 def _refuse(overrides: Overrides | None, path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.cli import at_least_1, command_parser, option
+from runtime.cli import command_parser, option, parse_at_least_1
 from runtime.contract import Contract
 from runtime.errors import UserError
 
@@ -221,25 +221,28 @@ OPTIONS = (
     ),
     option("--init", type=Path, help="checkpoint to start from, with its tokenizer (default: a new model)"),
     option("--task", default="math,code", help="sample tasks, with commas (default: math,code)"),
-    option("--steps", type=at_least_1, default=10000, help="number of updates (default: 10000)"),
-    option("--batch", type=at_least_1, default=64, help="examples per update (default: 64)"),
+    option("--steps", type=parse_at_least_1, default=10000, help="number of updates (default: 10000)"),
+    option("--batch", type=parse_at_least_1, default=64, help="examples per update (default: 64)"),
     option("--learning-rate", type=above_0, default=2e-3, help="peak learning rate (default: 2e-3)"),
     option("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"]),
     option("--causal-every", type=int, help=HELP["causal-every"]),
-    option("--block", type=at_least_1, default=16, help="tokens per block (default: 16)"),
-    option("--canvas", type=at_least_1, help=HELP["canvas"]),
+    option("--block", type=parse_at_least_1, default=16, help="tokens per block (default: 16)"),
+    option("--canvas", type=parse_at_least_1, help=HELP["canvas"]),
     option(
-        "--context", type=at_least_1, default=512, help="maximum tokens of prompt and answer together (default: 512)"
+        "--context",
+        type=parse_at_least_1,
+        default=512,
+        help="maximum tokens of prompt and answer together (default: 512)",
     ),
     option(
         "--vocab",
-        type=at_least_1,
+        type=parse_at_least_1,
         default=1280,
         help="maximum vocabulary of a new tokenizer, in tokens (default: 1280)",
     ),
-    option("--layers", type=at_least_1, help=HELP["layers"]),
+    option("--layers", type=parse_at_least_1, help=HELP["layers"]),
     *(
-        option(f"--{name}", type=at_least_1, default=size, help=f"{what} of a new model (default: {size})")
+        option(f"--{name}", type=parse_at_least_1, default=size, help=f"{what} of a new model (default: {size})")
         for name, what, size in (
             ("width", "hidden size, in channels,", 192),
             ("heads", "query heads", 3),

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from runtime.backend import Forward, Proposal, check_candidates
 from runtime.contract import Contract, parse_contract
-from runtime.engines.ort.threads import physical_cores
+from runtime.engines.ort.threads import count_physical_cores
 
 from .checkpoint import Checkpoint
 from .transformer.network import Transformer
@@ -59,7 +59,7 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidat
 
 
 def limit_threads(threads: int | None = None, parameters: int | None = None) -> None:
-    """Sets PyTorch's number of threads; the default is PyTorch's own choice, but at most `physical_cores`.
+    """Sets PyTorch's number of threads; the default is PyTorch's own choice, but at most `count_physical_cores`.
 
     PyTorch's own choice ignores CPU quotas. If the user set OMP_NUM_THREADS, the default changes nothing.
 
@@ -68,7 +68,7 @@ def limit_threads(threads: int | None = None, parameters: int | None = None) -> 
     engine's threads.
     """
     if threads is not None or "OMP_NUM_THREADS" not in os.environ:
-        most = 1 if parameters is not None and parameters < LITTLE else physical_cores()
+        most = 1 if parameters is not None and parameters < LITTLE else count_physical_cores()
         torch.set_num_threads(threads or min(torch.get_num_threads(), most))
 
 

@@ -176,9 +176,9 @@ class Bundle:
 
     def engine(self, name: str | None = None) -> Engine:
         """Returns the first of the engines that `matching` finds."""
-        return self.matching(name)[0]
+        return self.find_engines(name)[0]
 
-    def matching(self, name: str | None = None) -> tuple[Engine, ...]:
+    def find_engines(self, name: str | None = None) -> tuple[Engine, ...]:
         """Returns the engine called `name`, or else all engines of that kind (`ort`, `trt`) or dialect.
 
         None means `ort`. Raises UserError, listing the bundle's engines, if none matches.
@@ -205,7 +205,7 @@ def read(path: Path) -> Bundle:
     manifest = path / MANIFEST
     if not os.path.lexists(manifest):  # False, too, for a path that is too long or holds a null character
         raise UserError(f"no bundle at {path}: expected a folder with {MANIFEST}; make one with blockstep export onnx")
-    regular(manifest)
+    check_regular(manifest)
     try:
         values = strict_json.read(manifest)
     except (OSError, ValueError) as error:
@@ -299,7 +299,7 @@ def _text(values: Any, place: str) -> tuple[str, str]:
 
 def _template(file: Path) -> str:
     try:
-        with open(regular(file), "rb") as handle:
+        with open(check_regular(file), "rb") as handle:
             content = handle.read(TEMPLATE + 1)
         text = content.decode("utf-8")
     except OSError as error:
@@ -311,7 +311,7 @@ def _template(file: Path) -> str:
     return text
 
 
-def regular(file: Path) -> Path:
+def check_regular(file: Path) -> Path:
     """Returns `file` if it is a regular file or a link to one, as in caches and Kubernetes volumes.
 
     Raises UserError for anything else, which must not be opened: a FIFO or a device might never end.

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from ..backend import Floats, Forward, Ints
 from ..contract import Contract
 from ..errors import UserError
-from .manifest import MANIFEST, RecordedReference, regular
+from .manifest import MANIFEST, RecordedReference, check_regular
 
 FILE_LIMIT = 1 << 20  # bytes of a file
 ARRAY_LIMIT = 16 << 20  # bytes of all its arrays together, unpacked
@@ -134,7 +134,7 @@ def write_reference(file: Path, reference: Reference) -> None:
 
 def read_reference(folder: Path, recorded: RecordedReference, contract: Contract) -> Reference:
     """Reads the reference that a manifest names. Raises UserError for a file that is damaged or does not fit."""
-    file = regular(folder / recorded.file)
+    file = check_regular(folder / recorded.file)
     try:
         with open(file, "rb") as handle:
             content = handle.read(FILE_LIMIT + 1)

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from .. import files
-from ..contract import Contract, GateSpec, led_by
+from ..contract import Contract, GateSpec, put_first
 from ..engines.registry import KINDS
 from ..errors import UserError
 from . import strict_json, trust_records
-from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, parse, read, regular
+from .manifest import FORMAT, MANIFEST, Build, Bundle, Engine, check_regular, parse, read
 
 __all__ = [
     "Build",
@@ -62,15 +62,15 @@ def verify_files(
     """
     if policy not in ("first", "always"):
         raise UserError(f"verify is {policy!r}; expected first or always")
-    known = trust_records.seen() if policy == "first" else {}
+    known = trust_records.read_seen() if policy == "first" else {}
     found = {}
     for name, expected in {**engine.hashed_files, **bundle.texts}.items():
-        file = regular(bundle.path / name)
+        file = check_regular(bundle.path / name)
         tried = _mark(file, expected)
         hashed = [*tried, UNTRIED]
         before = known.get(str(file.resolve()))
         if before != tried and (before != hashed or name not in not_tried):
-            if before != hashed and _readable_sha256(file) != expected:
+            if before != hashed and _hash_readable_file(file) != expected:
                 raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy or export the bundle again")
             found[str(file.resolve())] = hashed if name in not_tried else tried
     if found and check_load is not None and not check_load():
@@ -86,7 +86,7 @@ def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapp
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a link that leads nowhere; remove it, or give --out another path")
     if path.exists():
-        _others(path, contract, engine, provenance)
+        _keep_others(path, contract, engine, provenance)
 
 
 def write(
@@ -115,8 +115,8 @@ def write(
         raise ValueError(f"{recorded} is not among the artifacts, or has another content")
     new = replace(engine, files={name: digest for name, digest in hashes.items() if name != recorded})
     texts = {"tokenizer": (tokenizer, "json"), "chat_template": (chat_template, "jinja")}
-    with _locked(path):
-        engines = (*_others(path, contract, new, provenance), new)
+    with _hold_lock(path):
+        engines = (*_keep_others(path, contract, new, provenance), new)
         try:
             for file in artifacts:
                 if file.parent.resolve() != path.resolve():
@@ -138,7 +138,7 @@ def set_gate(path: Path, engine: str, gate: GateSpec, mode: str | None = None) -
     """
     contract = read(path).contract
     gate.own_threshold(contract.vocab)
-    modes = contract.modes if mode is None else led_by(contract.modes, mode)
+    modes = contract.modes if mode is None else put_first(contract.modes, mode)
     return _change_engines(path, engine, {"gate": asdict(gate)}, modes)
 
 
@@ -152,7 +152,7 @@ def set_decision_temperature(path: Path, engine: str, temperature: float) -> Bun
 
 def _change_engines(path: Path, engine: str, change: Mapping[str, Any], modes: Sequence[str] = ()) -> Bundle:
     """Sets fields of all engines of an engine's dialect and precision, and the order of modes, by one rename."""
-    with _locked(path):
+    with _hold_lock(path):
         chosen = read(path).engine(engine)
         values = strict_json.read(path / MANIFEST)
         for entry in values["engines"]:
@@ -184,7 +184,7 @@ def _mark(file: Path, digest: str) -> list[Any]:
     return [status.st_size, status.st_mtime_ns, status.st_ino, digest]
 
 
-def _readable_sha256(file: Path) -> str:
+def _hash_readable_file(file: Path) -> str:
     try:
         return sha256(file)
     except OSError as error:
@@ -195,11 +195,11 @@ def _remember(path: Path, hashes: Mapping[str, str]) -> None:
     """Remembers files as verified: they were hashed when they were written, and the export ran them."""
     written = {path / name: digest for name, digest in hashes.items()}
     trust_records.see(
-        {**trust_records.seen(), **{str(file.resolve()): _mark(file, digest) for file, digest in written.items()}}
+        {**trust_records.read_seen(), **{str(file.resolve()): _mark(file, digest) for file, digest in written.items()}}
     )
 
 
-def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str, Any]) -> list[Engine]:
+def _keep_others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str, Any]) -> list[Engine]:
     """Returns the engines that stay next to the new one."""
     if not (path / MANIFEST).is_file():
         if foreign := [name for name in os.listdir(path) if not OURS.fullmatch(name)]:
@@ -222,8 +222,8 @@ def _others(path: Path, contract: Contract, new: Engine, provenance: Mapping[str
 
 def tidy(path: Path) -> None:
     """Removes what a killed run left in and next to an existing, whole bundle."""
-    files.sweep(files.real_path(path))
-    with _locked(path):
+    files.sweep(files.resolve_path(path))
+    with _hold_lock(path):
         _sweep(path)
 
 
@@ -239,7 +239,7 @@ def _sweep(path: Path) -> None:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _hold_lock(path: Path) -> Iterator[None]:
     """Holds a bundle's lock, which is on its folder; makes a missing folder, and removes it if it stays empty."""
     if path.exists() and not path.is_dir():
         raise UserError(f"{path} is a file; expected a bundle's folder or a path that is free")

@@ -28,14 +28,14 @@ def parse(text: str) -> Any:
     """Returns the values of a JSON text, which may begin with a BOM. Raises ValueError naming what is wrong with it."""
     try:
         return json.loads(
-            text.removeprefix(BOM), object_pairs_hook=unique, parse_int=whole, parse_float=_number,
+            text.removeprefix(BOM), object_pairs_hook=check_unique, parse_int=parse_whole, parse_float=_number,
             parse_constant=_number,
         )  # fmt: skip
     except RecursionError:
         raise ValueError("nested too deeply") from None
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def check_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Makes an object from its pairs, as an `object_pairs_hook`. Raises ValueError if a key occurs twice."""
     values = dict(pairs)
     if len(values) != len(pairs):
@@ -44,7 +44,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def whole(text: str) -> int:
+def parse_whole(text: str) -> int:
     """Parses a whole number, as a `parse_int`. Raises ValueError for one of more digits than Python reads."""
     try:
         return int(text)

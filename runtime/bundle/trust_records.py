@@ -20,7 +20,7 @@ def folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "blockstep"
 
 
-def seen() -> dict[str, Any]:
+def read_seen() -> dict[str, Any]:
     """Returns the verified files: by path, the size, time, inode and sha256 that each had."""
     try:
         known = json.loads((folder() / "verified.json").read_text(encoding="utf-8"))

@@ -68,7 +68,7 @@ class HostCalls:
             raise Differs("; ".join(f"{check.name}: {check.detail}" for check in proof.checks if not check.ok))
 
     def generate(self, model: Any, request: Any, decoding: Any, out: Any) -> None:
-        pool, _ = self._loaded(model)
+        pool, _ = self._find_loaded(model)
         asked = pool.models[0].request(
             self._prompt(request),
             max_new_tokens=request.max_new_tokens or None,
@@ -92,7 +92,7 @@ class HostCalls:
         return self._put(out, done, result)
 
     def decide(self, model: Any, request: Any, schema: Any, deciding: Any, out: Any) -> None:
-        pool, _ = self._loaded(model)
+        pool, _ = self._find_loaded(model)
         if request.max_new_tokens or request.on_block:
             raise UserError("max_new_tokens or on_block is given, which a decision has no use for; leave them 0")
         text, prompt = self._text(schema, "schema"), self._prompt(request)
@@ -129,10 +129,10 @@ class HostCalls:
         self._put_decision(out, decided, time.perf_counter() - started)
 
     def describe(self, model: Any, out: Any) -> None:
-        out[0] = self._loaded(model)[1][0]
+        out[0] = self._find_loaded(model)[1][0]
 
     def close(self, model: Any) -> None:
-        self._loaded(model)
+        self._find_loaded(model)
         self._models.pop(self._number(model), None)
 
     def _run(
@@ -203,7 +203,7 @@ class HostCalls:
     def _number(self, model: Any) -> int:
         return int(self._ffi.cast("uintptr_t", model))
 
-    def _loaded(self, model: Any) -> tuple[ModelPool, tuple[Any, ...]]:
+    def _find_loaded(self, model: Any) -> tuple[ModelPool, tuple[Any, ...]]:
         found = self._models.get(self._number(model))
         if found is None:
             raise UserError("the model is NULL or was closed; expected one that blockstep_load gave, load it again")
@@ -227,10 +227,10 @@ def bind(ffi: Any, lib: Any) -> None:
     """Makes a HostCalls the target of C's calls. `ffi` and `lib` are those of the module that cffi embeds."""
     library = HostCalls(ffi, lib)
     for call in (library.load, library.verify, library.generate, library.decide, library.describe, library.close):
-        ffi.def_extern(name=f"python_{call.__name__}", error=lib.BLOCKSTEP_INTERNAL)(_coded(lib, call))
+        ffi.def_extern(name=f"python_{call.__name__}", error=lib.BLOCKSTEP_INTERNAL)(_wrap_with_code(lib, call))
 
 
-def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
+def _wrap_with_code(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
     """Wraps a call so that it returns a code, and keeps its error's line for the calling thread."""
     kinds = (
         (UserError, lib.BLOCKSTEP_MISTAKE),
@@ -240,7 +240,7 @@ def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
         (ModuleNotFoundError, lib.BLOCKSTEP_PYTHON),
     )
 
-    def coded(*given: Any) -> int:
+    def call_with_code(*given: Any) -> int:
         try:
             call(*given)
         except BaseException as error:  # no exception may reach the host
@@ -255,4 +255,4 @@ def _coded(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
             return int(lib.BLOCKSTEP_INTERNAL)
         return int(lib.BLOCKSTEP_OK)
 
-    return coded
+    return call_with_code

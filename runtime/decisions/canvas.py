@@ -15,7 +15,14 @@ import numpy as np
 
 from ..backend import Backend, Floats, Forkable, Forward, Ints, Proposal
 from ..contract import Contract
-from ..decoding.block_layout import block_bounds, block_ends, check_ids, check_room, committed_ends, positions_for
+from ..decoding.block_layout import (
+    block_bounds,
+    block_ends,
+    check_ids,
+    check_room,
+    compute_committed_ends,
+    positions_for,
+)
 from ..errors import NumericalError, UserError
 from .pieces import Ids
 
@@ -76,7 +83,7 @@ class Canvas:
         room = positions_for(contract, len(prompt), tokens)
         self._begins, self._ends = (part.tolist() for part in block_bounds(contract, len(prompt), room - len(prompt)))
         self._canvas_ends = block_ends(contract, len(prompt), room - len(prompt))
-        self._committed = committed_ends(contract, len(prompt), room - len(prompt))
+        self._committed = compute_committed_ends(contract, len(prompt), room - len(prompt))
         if contract.attention == "causal":  # masks see no more than other tokens do
             self._canvas_ends = self._committed
         self.room, self._prompt = room, len(prompt)

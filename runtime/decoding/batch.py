@@ -67,18 +67,18 @@ class Batch:
     @property
     def busy(self) -> bool:
         """Whether any request lacks its answer."""
-        return any(True for _ in self._live())
+        return any(True for _ in self._list_live())
 
     def takes(self, request: Progress) -> bool:
         """Returns whether a place is free and there is room: a forward pass is as wide for all as for the widest."""
-        past = [s.sequence.past for _, s in self._live()]
+        past = [s.sequence.past for _, s in self._list_live()]
         room = self.capacity + PADDED * self._backend.contract.block
         return not past or (len(past) < len(self._slots) and max(past) + request.sequence.width <= room)
 
     @property
     def full(self) -> bool:
         """Whether every place is taken."""
-        return sum(1 for _ in self._live()) == len(self._slots)
+        return sum(1 for _ in self._list_live()) == len(self._slots)
 
     def reach(self, request: Progress) -> None:
         """Grows the KV cache to what a request needs, also for its next forward pass together with the others.
@@ -86,7 +86,7 @@ class Batch:
         So a batch that grows takes requests at the same steps as one that was opened at full length.
         """
         contract = self._backend.contract
-        beside = max((s.sequence.past for _, s in self._live()), default=0) + request.sequence.width
+        beside = max((s.sequence.past for _, s in self._list_live()), default=0) + request.sequence.width
         needed = min(max(request.room, beside - PADDED * contract.block), contract.capacity)
         if needed > self.capacity and isinstance(self._backend, Growable):
             self._backend.grow(needed)
@@ -108,7 +108,7 @@ class Batch:
     def fit(self, waiting: int = 0, patience: int = 0) -> None:
         """Makes places for the running requests and `waiting` more. If many places are free, gives them up: at once if
         no request runs, otherwise if many were free at the `patience` calls before, too."""
-        live = [slot for slot, _ in self._live()]
+        live = [slot for slot, _ in self._list_live()]
         if not live:  # no request has run since the last step
             self._clock = time.perf_counter()
         needed = min(max(1, len(live) + waiting), self._most)
@@ -126,13 +126,13 @@ class Batch:
         only: the one request to step; None for all. Raises NumericalError for scores that are not numbers. After that,
         or an error of the backend, no request has advanced, and each may be stepped alone.
         """
-        live = dict(self._live())
+        live = dict(self._list_live())
         chosen = {slot: s for slot, s in live.items() if only in (None, s)}
         inputs = {slot: own for slot, s in chosen.items() if (own := s.inputs()) is not None}
         ready = {slot: s for slot, s in chosen.items() if slot not in inputs}
         if inputs:
             out = self._backend.forward(self._assemble(live, inputs))
-            if not _numbers(out, inputs):
+            if not _has_numbers(out, inputs):
                 raise NumericalError(
                     "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
                 )
@@ -143,7 +143,7 @@ class Batch:
                 s.prefilled = s.started if s.forwards or slot not in inputs else self._clock
         return self._decide(ready, inputs) if ready else []
 
-    def _live(self) -> Iterator[tuple[int, Progress]]:
+    def _list_live(self) -> Iterator[tuple[int, Progress]]:
         for slot, s in enumerate(self._slots):
             if s is not None and s.result is None:
                 yield slot, s
@@ -198,13 +198,13 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
     )
 
 
-def _numbers(out: Proposal, slots: Iterable[int]) -> bool:
+def _has_numbers(out: Proposal, slots: Iterable[int]) -> bool:
     """Returns whether all scores of these slots are numbers. Other slots do not count: a failed request may have
     left NaN there, which nothing reads."""
-    return _finite(out.parts()) or all(_finite([part[slot] for part in out.parts()]) for slot in slots)
+    return _is_finite(out.parts()) or all(_is_finite([part[slot] for part in out.parts()]) for slot in slots)
 
 
-def _finite(parts: Sequence[NDArray[Any]]) -> bool:
+def _is_finite(parts: Sequence[NDArray[Any]]) -> bool:
     """Returns whether a proposal's scores are numbers, by their sum, which is cheaper to check than each of them. A top
     token's log-probability may be -inf."""
     known = math.isfinite(float(parts[1].sum()) + float(parts[2].sum()))

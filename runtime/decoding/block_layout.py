@@ -11,7 +11,7 @@ from ..contract import Contract, GateSpec
 from ..errors import UserError
 
 
-def committed_prompt(contract: Contract, prompt: int) -> int:
+def count_committed(contract: Contract, prompt: int) -> int:
     """Returns how many of a prompt's tokens are prefilled; the rest, only with `absolute`, begins the first canvas."""
     absolute = contract.has_cache and contract.alignment == "absolute"
     return prompt // contract.block * contract.block if absolute else prompt
@@ -21,10 +21,10 @@ def block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[Ints, In
     """Returns where each position's block begins and ends, for a prompt and `answer` positions after it.
 
     The answer's blocks are decoded one after the other. Decoding, trajectories and training get block bounds only from
-    here and from `whole_blocks`, so that block sizes may differ, up to `contract.block` tokens. int64
+    here and from `round_up_to_blocks`, so that block sizes may differ, up to `contract.block` tokens. int64
     [prompt + answer] each
     """
-    block, short = contract.block, committed_prompt(contract, prompt) % contract.block  # short: an incomplete first's
+    block, short = contract.block, count_committed(contract, prompt) % contract.block  # short: an incomplete first's
     begins = (np.arange(prompt + answer, dtype=np.int64) - short) // block * block + short
     return begins, begins + block
 
@@ -41,7 +41,7 @@ def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
     return np.maximum(ends, prompt) if contract.alignment == "prompt" else ends
 
 
-def committed_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
+def compute_committed_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
     """Returns how far each position sees once it is committed: to itself in causal models, else as in `block_ends`.
 
     int64 [prompt + answer]
@@ -51,7 +51,7 @@ def committed_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
     return block_ends(contract, prompt, answer)
 
 
-def token_by_token(contract: Contract) -> Contract:
+def decode_token_by_token(contract: Contract) -> Contract:
     """Returns the contract of the same model decoded as an autoregressive one: blocks of one token, each predicted by
     the row before."""
     return replace(
@@ -70,7 +70,7 @@ def check_reuse(contract: Contract) -> None:
         )
 
 
-def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
+def count_reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
     """Returns how many of a prompt's first tokens need no prefill because the KV cache holds them.
 
     held [length]: the committed ids of the request before, whose prompt had `earlier` tokens. Only whole blocks are
@@ -79,8 +79,8 @@ def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
     masked canvas follows: its row predicts the canvas's first token.
     """
     if contract.commits_causally:
-        contract = token_by_token(contract)
-    block, start = contract.block, committed_prompt(contract, len(prompt))
+        contract = decode_token_by_token(contract)
+    block, start = contract.block, count_committed(contract, len(prompt))
     short = len(prompt) % block if contract.alignment == "end" else 0
     if contract.alignment == "end" and earlier % block != short:
         return 0
@@ -91,18 +91,18 @@ def reusable(contract: Contract, held: Ints, earlier: int, prompt: Ints) -> int:
     return short + (most - short) // block * block if most >= short else 0
 
 
-def whole_blocks(contract: Contract, prompt: int, tokens: int) -> int:
+def round_up_to_blocks(contract: Contract, prompt: int, tokens: int) -> int:
     """Returns where the last block of an answer of `tokens` tokens ends, in positions from the prompt's first token."""
-    start = committed_prompt(contract, prompt)
+    start = count_committed(contract, prompt)
     return start - (start - prompt - tokens) // contract.block * contract.block
 
 
 def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
     """Returns how many positions are occupied by one request at most: prompt and whole blocks, or prompt and canvas."""
-    return whole_blocks(contract, prompt, tokens) if contract.has_cache else prompt + contract.canvas
+    return round_up_to_blocks(contract, prompt, tokens) if contract.has_cache else prompt + contract.canvas
 
 
-def longest_answer(contract: Contract) -> int:
+def compute_longest_answer(contract: Contract) -> int:
     """Returns how many positions at most belong to an answer of `contract.canvas` tokens, its last block complete."""
     lengths = range(contract.block, 2 * contract.block)
     return max(positions_for(contract, prompt, contract.canvas) - prompt for prompt in lengths)
@@ -112,7 +112,7 @@ def room_for_answer(contract: Contract, prompt: int) -> int:
     """Returns the most tokens that an answer to a prompt of `prompt` tokens may have; 0 if none fits."""
     if not contract.has_cache:
         return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
-    start = committed_prompt(contract, prompt)
+    start = count_committed(contract, prompt)
     return max(0, start + (contract.capacity - start) // contract.block * contract.block - prompt)
 
 
@@ -143,7 +143,7 @@ def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
     """
     if not contract.has_cache:
         return contract.canvas - suffix
-    return contract.block - (prompt - committed_prompt(contract, prompt)) - suffix
+    return contract.block - (prompt - count_committed(contract, prompt)) - suffix
 
 
 def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> None:

@@ -50,17 +50,17 @@ NATS = Unit(math.log, strict=False, grid=(0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0
 FACTOR = Unit(lambda vocab: math.inf, strict=False, grid=(0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0), shown=4.0)
 
 
-def those_that_compare(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
+def select_by_threshold(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
     """Returns the positions in `free` whose score passes the comparison with the threshold. [batch, block]"""
     return COMPARE[spec.comparator](metric, threshold.astype(metric.dtype)) & free  # 0.9 in fp32 is not 0.9 in fp64
 
 
-def longest_run(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
+def select_longest_run(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
     """Returns the n most confident positions, for the largest n that `factor_count` finds. [batch, block]"""
     return ranked() < factor_count(metric, free, threshold)[:, None]
 
 
-def fixed_count(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
+def select_fixed_count(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
     """Returns the `spec.min` best positions, held-back end tokens only if there are too few others. [batch, block]"""
     return ranked() < spec.min
 
@@ -83,9 +83,9 @@ class Rule:
 
 
 RULES = {
-    "threshold": Rule(those_that_compare, {"confidence": PROBABILITY, "entropy": NATS}, compares=True),
-    "factor": Rule(longest_run, {"confidence": FACTOR}),
-    "count": Rule(fixed_count, {"confidence": None, "entropy": None}),
+    "threshold": Rule(select_by_threshold, {"confidence": PROBABILITY, "entropy": NATS}, compares=True),
+    "factor": Rule(select_longest_run, {"confidence": FACTOR}),
+    "count": Rule(select_fixed_count, {"confidence": None, "entropy": None}),
 }
 
 
@@ -113,7 +113,7 @@ class Gate:
         spec, guard = self.spec, self.spec.eos_guard
         metric = confidence if spec.metric == "confidence" else entropy
         held = np.isin(token, self.eos_ids) & (np.asarray(progress, np.float32)[:, None] < guard) if guard else None
-        eligible = masked if spec.sub_block is None else first_sub_block(masked, spec.sub_block)
+        eligible = masked if spec.sub_block is None else keep_first_sub_block(masked, spec.sub_block)
         free = eligible if held is None else eligible & ~held
         ranked = cache(lambda: ranks(metric if spec.metric == "confidence" else -metric, eligible, held))
         accepted = RULES[spec.rule].accept(spec, metric, free, ranked, np.asarray(threshold).reshape(-1, 1))
@@ -124,7 +124,7 @@ class Gate:
         return accepted & eligible
 
 
-def first_sub_block(masked: Bools, size: int) -> Bools:
+def keep_first_sub_block(masked: Bools, size: int) -> Bools:
     """Returns `masked` in the first sub-block of `size` positions that has a masked one, else False. [batch, block]"""
     place = np.arange(masked.shape[1]) // size  # [block]
     here: Bools = masked & (place == place[masked.argmax(axis=1)][:, None])

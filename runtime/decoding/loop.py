@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from ..backend import Backend
 from ..contract import Contract, GateSpec
 from .batch import Batch, Step
-from .block_layout import token_by_token
+from .block_layout import decode_token_by_token
 from .gate import Gate
-from .options import OptionKeywords, Request, settle, threshold_reader, token_ids
+from .options import OptionKeywords, Request, convert_token_ids, settle, threshold_reader
 from .request_state import BlockProgress, Progress, Result
 from .sampling import sampler
 from .speculation import SpeculativeProgress
@@ -125,13 +125,13 @@ class Beginning:
         if options.mode == "speculative":
             return SpeculativeProgress(contract, row, request.prompt, wanted, reader, options.fused, past, drawing)
         return BlockProgress(
-            contract if options.mode == "block" else token_by_token(contract),
+            contract if options.mode == "block" else decode_token_by_token(contract),
             row,
             request.prompt,
             wanted=wanted,
             threshold=reader,
             fused=options.fused,
-            suffix=token_ids(options.suffix),
+            suffix=convert_token_ids(options.suffix),
             past=past,
             sampler=drawing,
             mode=options.mode or "block",

@@ -11,7 +11,14 @@ import numpy as np
 from ..backend import Ints
 from ..contract import Contract, GateSpec
 from ..errors import UserError
-from .block_layout import check_ids, check_room, check_suffix, room_before_suffix, room_for_answer, token_by_token
+from .block_layout import (
+    check_ids,
+    check_room,
+    check_suffix,
+    decode_token_by_token,
+    room_before_suffix,
+    room_for_answer,
+)
 from .sampling import check_sampling, sampler
 
 NEW_TOKENS = 256  # default of max_new_tokens; fewer if the prompt leaves less room
@@ -84,8 +91,8 @@ def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOp
     mode = mode_of(contract, options.mode)
     if mode != "block":
         _check_ungated(options, mode)
-    contract = decoded_contract(contract, mode)
-    suffix, wanted = token_ids(options.suffix), new_tokens(contract, prompt, options)
+    contract = choose_contract(contract, mode)
+    suffix, wanted = convert_token_ids(options.suffix), count_new_tokens(contract, prompt, options)
     check_ids(contract, prompt)
     check_room(contract, len(prompt), wanted)
     check_suffix(contract, len(prompt), wanted, suffix)
@@ -105,9 +112,9 @@ def mode_of(contract: Contract, mode: str | None) -> str:
     return mode
 
 
-def decoded_contract(contract: Contract, mode: str) -> Contract:
+def choose_contract(contract: Contract, mode: str) -> Contract:
     """Returns the contract that gives a request's room in this mode: all modes but `block` go token by token."""
-    return contract if mode == "block" else token_by_token(contract)
+    return contract if mode == "block" else decode_token_by_token(contract)
 
 
 def _check_ungated(options: DecodeOptions, mode: str) -> None:
@@ -118,7 +125,7 @@ def _check_ungated(options: DecodeOptions, mode: str) -> None:
         raise UserError(f"a suffix was given with mode {mode}, which sees nothing after a token; leave one of them out")
 
 
-def new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -> int:
+def count_new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -> int:
     """Returns how many tokens the answer may have: the option, or NEW_TOKENS, or fewer if there is less room."""
     if options.max_new_tokens is not None:
         return options.max_new_tokens
@@ -136,7 +143,7 @@ def threshold_reader(threshold: Threshold | None, spec: GateSpec, vocab: int) ->
     return lambda: fixed
 
 
-def token_ids(prompt: Sequence[int] | Ints | str) -> Ints:
+def convert_token_ids(prompt: Sequence[int] | Ints | str) -> Ints:
     """Returns ids as int64 [length]. Raises UserError if they are not a row of whole numbers."""
     ids = np.asarray(prompt if len(prompt) else np.zeros(0, np.int64))
     if ids.ndim != 1 or ids.dtype.kind not in "iu":

@@ -10,7 +10,7 @@ import numpy as np
 from ..backend import Backend, Ints
 from ..contract import GateSpec
 from .batch import Batch, Step
-from .block_layout import check_reuse, reusable
+from .block_layout import check_reuse, count_reusable
 from .loop import Beginning
 from .options import OptionKeywords, Request
 from .request_state import Progress
@@ -39,8 +39,8 @@ class Session:
         """Yields what `loop.steps` yields. If it is closed early, what was committed until then is kept."""
         contract = self._backend.contract
         begin = Beginning(contract, self._gate, options)
-        held, earlier = self._held()
-        progress = begin(0, request, reusable(contract, held, earlier, request.prompt))
+        held, earlier = self._find_held()
+        progress = begin(0, request, count_reusable(contract, held, earlier, request.prompt))
         batch = self._batch or Batch(self._backend, begin.rule, 1, contract.capacity)
         batch.clear()
         batch.add(progress)
@@ -55,7 +55,7 @@ class Session:
         """Counts nothing as committed any more, after another use of the backend."""
         self._batch = self._last = None
 
-    def _held(self) -> tuple[Ints, int]:
+    def _find_held(self) -> tuple[Ints, int]:
         """Returns the ids that are committed in the KV cache [length], and the length of their request's prompt."""
         if self._last is None:
             return NOTHING, 0

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .block_layout import block_bounds, committed_prompt, positions_for
+from .block_layout import block_bounds, count_committed, positions_for
 from .sampling import Sampler
 from .sequence import NOTHING, CachedBlocks, Inputs, Sequence, WholeCanvas
 
@@ -45,8 +45,8 @@ class Result:
 
     @property
     def one_a_step(self) -> int:
-        """Returns the fewest forward passes for as many tokens at one per step; see the function `one_a_step`."""
-        return one_a_step(self.mode, len(self.token_ids), self.steps, self.forwards)
+        """Returns the fewest forward passes for as many tokens at one per step; see the function `count_one_a_step`."""
+        return count_one_a_step(self.mode, len(self.token_ids), self.steps, self.forwards)
 
 
 class Progress(ABC):
@@ -185,10 +185,10 @@ class BlockProgress(Progress):
         self.ends = block_bounds(contract, len(prompt), len(self.ahead))[1]  # where each position's block ends
         self.most = wanted if len(suffix) else len(self.ahead)  # nothing after the suffix is requested
         self.draws, self.seeding = 0, False  # seeding: whether only the block's first token is decided now
-        self.latest = nothing_yet(contract.block, contract.top_k if sampler else 0)
+        self.latest = make_empty_proposal(contract.block, contract.top_k if sampler else 0)
         kind: type[CachedBlocks | WholeCanvas] = CachedBlocks if contract.has_cache else WholeCanvas
         self.sequence = kind(contract, prompt, self.ahead, past, fused)
-        self._begin_block(prompt[committed_prompt(contract, len(prompt)) :])
+        self._begin_block(prompt[count_committed(contract, len(prompt)) :])
 
     def _begin_block(self, given: Ints) -> None:
         prompt, done = len(self.ends) - len(self.ahead), len(self.answer) - len(given)
@@ -199,7 +199,7 @@ class BlockProgress(Progress):
         if len(place) == len(self.latest.token):
             self.latest.confidence.fill(0)
         else:
-            self.latest = nothing_yet(len(place), self.contract.top_k if self.sampler else 0)
+            self.latest = make_empty_proposal(len(place), self.contract.top_k if self.sampler else 0)
         self.tail, self.closed = len(given), len(place) - np.count_nonzero(self.open)
         self.blocks += 1
 
@@ -251,7 +251,7 @@ class BlockProgress(Progress):
             self._begin_block(NOTHING)
 
 
-def one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
+def count_one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
     """Returns the fewest forward passes that `tokens` tokens take at one token per step.
 
     In the mode `block` separate commits (`forwards - steps`) are added; in the others the prompt's forward pass gives
@@ -260,7 +260,7 @@ def one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
     return tokens + forwards - steps if mode == "block" else max(0, tokens - 1)
 
 
-def nothing_yet(block: int, top_k: int) -> Proposal:
+def make_empty_proposal(block: int, top_k: int) -> Proposal:
     """Returns an empty proposal for a canvas of `block` positions, to be filled with the latest predictions."""
     most = (np.zeros((block, top_k), np.int64), np.zeros((block, top_k), np.float32)) if top_k else ()
     return Proposal(np.zeros(block, np.int64), np.zeros(block, np.float32), np.zeros(block, np.float32), *most)

@@ -102,7 +102,7 @@ class RunningBatch:
 
         Returns the batch, and the errors of requests that are refused since the KV cache cannot grow to what they need.
         """
-        capacity, refused = self._needed(), dict[int, Exception]()
+        capacity, refused = self._compute_needed(), dict[int, Exception]()
         long = self._batch is not None and bool(self._waiting) and self._batch.capacity > LONG * capacity
         if not self._running and (self._damaged or long):
             self._batch, self._damaged = None, False
@@ -123,7 +123,7 @@ class RunningBatch:
                 self._batch.add(progress)
         return self._batch, refused
 
-    def _needed(self) -> int:
+    def _compute_needed(self) -> int:
         """Returns the capacity to open a batch with: what waiting requests need if it can grow, else the contract's."""
         if not isinstance(self._backend, Growable):
             return self._backend.contract.capacity

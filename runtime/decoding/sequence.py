@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import Bools, Ints
 from ..contract import Contract
-from .block_layout import block_ends, committed_ends, committed_prompt
+from .block_layout import block_ends, compute_committed_ends, count_committed
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -53,10 +53,10 @@ class CachedBlocks:
     def __init__(self, contract: Contract, prompt: Ints, answer: Ints, past: int, fused: bool) -> None:
         self._contract, self._fused = contract, fused and contract.block > 1 and not contract.seeded
         self._first = int(contract.shift or contract.seeded)  # canvas positions that the last committed row predicts
-        self.past, self.pending = past, prompt[past : committed_prompt(contract, len(prompt))]
+        self.past, self.pending = past, prompt[past : count_committed(contract, len(prompt))]
         # How far each position sees while its block is in progress, and once it is committed; [prompt + answer]
         self._ends = block_ends(contract, len(prompt), len(answer))
-        self._committed = committed_ends(contract, len(prompt), len(answer))
+        self._committed = compute_committed_ends(contract, len(prompt), len(answer))
 
     @property
     def width(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .request_state import Progress, nothing_yet
+from .request_state import Progress, make_empty_proposal
 from .sampling import Sampler
 from .sequence import NOTHING, Inputs
 
@@ -165,7 +165,7 @@ class SpeculativeProgress(Progress):
     def _show(self, size: int) -> None:
         """Makes a canvas of `size` masks, without predictions."""
         self.canvas, self.open = np.full(size, self.contract.mask_id), np.ones(size, np.bool_)
-        self.latest, self.confirmed = nothing_yet(size, 0), False
+        self.latest, self.confirmed = make_empty_proposal(size, 0), False
 
     def draw(self) -> None:
         """Does nothing: confirmed tokens were sampled in `receive`, and drafts are top-1 tokens."""

@@ -109,7 +109,7 @@ def choose_engines(bundle: Bundle, name: str | None, device: str) -> Sequence[En
     """Returns the engines for a name and a device, all of one kind, best first. Raises UserError if there are none."""
     if device not in DEVICES:
         raise UserError(f"device is {device!r}; expected {' or '.join(DEVICES)}")
-    found = bundle.matching(name)
+    found = bundle.find_engines(name)
     kind = found[0].kind
     if device != DEVICES[0] and device not in kind.devices:
         raise UserError(f"{found[0].name} does not run on {device}; use --device {kind.devices[0]}")

@@ -95,7 +95,7 @@ def to_train(widest: int) -> int:
     return max((block for block in TRAINED if block <= widest), default=TRAINED[0])
 
 
-def analyzed(device: Device, question: Question) -> dict[str, Any]:
+def analyze(device: Device, question: Question) -> dict[str, Any]:
     """Returns all results for a device as plain values. The block to train is that of the first batch."""
     q = question
     widest = {batch: device.widest_block(q.shape, q.precision, batch, q.past) for batch in q.batches}

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from ..engines.ort.threads import physical_cores
+from ..engines.ort.threads import count_physical_cores
 from ..engines.registry import KINDS
 from ..model import Model
 
@@ -22,7 +22,7 @@ def describe_conditions(
     contract = model.contract
     return {
         "processor": processor_name(),
-        "cores": physical_cores(),
+        "cores": count_physical_cores(),
         "logical_cores": os.cpu_count(),
         "threads": getattr(model.backend, "threads", None),  # CPU threads; a TensorRT engine has none
         "engine": model.engine,
@@ -36,7 +36,7 @@ def describe_conditions(
         "warmup": warmup,
         "versions": {
             "python": platform.python_version(),
-            **{name: found for name in PACKAGES if (found := installed_version(name))},
+            **{name: found for name in PACKAGES if (found := find_version(name))},
         },
     }
 
@@ -51,7 +51,7 @@ def processor_name() -> str:
     return names[0] if names else platform.processor() or platform.machine()
 
 
-def installed_version(package: str) -> str | None:
+def find_version(package: str) -> str | None:
     """Returns a package's version, None if it is not installed."""
     try:
         return version(package)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..backend import Backend, Forward, Ints, Proposal
 from ..contract import Contract
 from ..decoding import loop
-from ..decoding.block_layout import committed_ends, committed_prompt
+from ..decoding.block_layout import compute_committed_ends, count_committed
 from ..decoding.options import Request
 from ..model import Model
 
@@ -87,14 +87,14 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
         kinds += [("step", forward) for forward in block_steps(contract)]
     else:
         pasts = places(contract.capacity - 2 * contract.block, contract.block)
-        for name, make in repeated(contract):
+        for name, make in list_repeated(contract):
             kinds += [(name, make(contract, past)) for past in pasts]
         kinds += [("prefill", prefill(contract, length)) for length in prefill_lengths(contract)]
     for name, forward in kinds:
         past, width = int(forward.past_length[0]), forward.input_ids.shape[1]
         if past + width <= contract.capacity:
             backend.open(1, past + width)
-            seconds = timed(lambda forward=forward: backend.forward(forward), repeat, warmup)  # type: ignore[misc]
+            seconds = time_calls(lambda forward=forward: backend.forward(forward), repeat, warmup)  # type: ignore[misc]
             yield Latency(name, past, width, forward.rows.shape[1], percentiles(1000 * seconds))
 
 
@@ -111,8 +111,8 @@ def time_candidates(backend: Backend, repeat: int, warmup: int) -> list[Candidat
     past, width, rows = int(step.past_length[0]), step.input_ids.shape[1], step.rows.shape[1]
     counts = sorted({0, contract.candidates, *(count for count in CANDIDATES if count < contract.candidates)})
     backend.open(1, past + width)
-    works = [partial(backend.forward, with_candidates(contract, step, count)) for count in counts]
-    seconds = timed_by_turns(works, repeat, warmup)
+    works = [partial(backend.forward, add_candidates(contract, step, count)) for count in counts]
+    seconds = time_by_turns(works, repeat, warmup)
     ratios = np.median(seconds / seconds[0], axis=1).tolist()
     return [
         CandidateLatency(count, past, width, rows, percentiles(1000 * own), ratio)
@@ -120,16 +120,16 @@ def time_candidates(backend: Backend, repeat: int, warmup: int) -> list[Candidat
     ]
 
 
-def repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int], Forward]]]:
+def list_repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int], Forward]]]:
     """Returns the forward passes that the modes of a model with a KV cache repeat: each with its name."""
     found: list[tuple[str, Callable[[Contract, int], Forward]]] = []
     if "block" in contract.modes:
-        found += [("step", canvas), ("step, half open", half), ("commit", commit)]
-        found += [] if contract.seeded else [("fused step", fused)]
+        found += [("step", canvas), ("step, half open", make_half), ("commit", commit)]
+        found += [] if contract.seeded else [("fused step", make_fused)]
     if "speculative" in contract.modes:
         found += [("verification", verification)]
     if "causal" in contract.modes:
-        found += [("token", token)]
+        found += [("token", make_token)]
     return found
 
 
@@ -163,7 +163,7 @@ def canvas(contract: Contract, past: int) -> Forward:
     return _step(contract, past, contract.block - contract.shift)
 
 
-def half(contract: Contract, past: int) -> Forward:
+def make_half(contract: Contract, past: int) -> Forward:
     """Returns the step over a block whose second half is masked."""
     return _step(contract, past, contract.block // 2)
 
@@ -176,17 +176,17 @@ def _step(contract: Contract, past: int, n: int) -> Forward:
 
 def commit(contract: Contract, past: int) -> Forward:
     """Returns the commit of a finished block as a pass of its own; it predicts the last row."""
-    return _forward(contract, past, committed(contract, past), np.array([contract.block - 1]))
+    return _forward(contract, past, list_committed_ends(contract, past), np.array([contract.block - 1]))
 
 
-def fused(contract: Contract, past: int) -> Forward:
+def make_fused(contract: Contract, past: int) -> Forward:
     """Returns the forward pass that commits a finished block and runs the next canvas."""
     block = contract.block
-    visible = np.append(committed(contract, past), np.full(block, past + 2 * block))
+    visible = np.append(list_committed_ends(contract, past), np.full(block, past + 2 * block))
     return _forward(contract, past, visible, block + np.arange(block) - contract.shift)
 
 
-def committed(contract: Contract, past: int) -> Ints:
+def list_committed_ends(contract: Contract, past: int) -> Ints:
     """Returns each token's attention prefix length in a finished block. int64 [block]"""
     block = contract.block
     return past + (np.arange(1, block + 1) if contract.commits_causally else np.full(block, block))
@@ -205,17 +205,17 @@ def verification(contract: Contract, past: int) -> Forward:
     return _forward(contract, past, visible, np.arange(width))
 
 
-def token(contract: Contract, past: int) -> Forward:
+def make_token(contract: Contract, past: int) -> Forward:
     """Returns a forward pass of one token, for a model that decodes token by token."""
     return _forward(contract, past, np.array([past + 1]), np.zeros(1, np.int64))
 
 
 def prefill(contract: Contract, length: int) -> Forward:
     """Returns the prefill of a prompt's committed tokens; it predicts the last row."""
-    return _forward(contract, 0, committed_ends(contract, length), np.array([length - 1]))
+    return _forward(contract, 0, compute_committed_ends(contract, length), np.array([length - 1]))
 
 
-def whole(contract: Contract, prompt: int) -> Forward:
+def make_whole(contract: Contract, prompt: int) -> Forward:
     """Returns a step of a model without a KV cache, over prompt and canvas; it predicts the canvas's first block."""
     width = prompt + contract.canvas
     return _forward(contract, 0, np.full(width, width), prompt + np.arange(contract.block) - contract.shift)
@@ -224,11 +224,11 @@ def whole(contract: Contract, prompt: int) -> Forward:
 def block_steps(contract: Contract) -> list[Forward]:
     """Returns the step over a masked block at the start, middle and end of the capacity."""
     if not contract.has_cache:
-        return [whole(contract, prompt) for prompt in places(contract.capacity - contract.canvas, 1)]
+        return [make_whole(contract, prompt) for prompt in places(contract.capacity - contract.canvas, 1)]
     return [canvas(contract, past) for past in places(contract.capacity - 2 * contract.block, contract.block)]
 
 
-def with_candidates(contract: Contract, forward: Forward, count: int) -> Forward:
+def add_candidates(contract: Contract, forward: Forward, count: int) -> Forward:
     """Returns the forward pass with `count` candidates per row, distinct tokens from all over the vocabulary."""
     if not count:
         return forward
@@ -254,11 +254,11 @@ def prefill_lengths(contract: Contract) -> list[int]:
     The room is the prompt's: the capacity without one block.
     """
     room = min(contract.capacity - contract.block, contract.max_prompt or contract.capacity)
-    lengths = {committed_prompt(contract, length) for length in (contract.block, room // 4, room // 2, room)}
+    lengths = {count_committed(contract, length) for length in (contract.block, room // 4, room // 2, room)}
     return sorted(length for length in lengths if length > 0)
 
 
-def timed(work: Callable[[], object], repeat: int, warmup: int) -> NDArray[np.float64]:
+def time_calls(work: Callable[[], object], repeat: int, warmup: int) -> NDArray[np.float64]:
     """Returns the seconds of each of `repeat` calls, after `warmup` calls that are not counted. [repeat]"""
     seconds = []
     for _ in range(warmup + repeat):
@@ -268,7 +268,7 @@ def timed(work: Callable[[], object], repeat: int, warmup: int) -> NDArray[np.fl
     return np.array(seconds[warmup:])
 
 
-def timed_by_turns(
+def time_by_turns(
     works: Sequence[Callable[[], object]], rounds: int, warmup: int, pause: float = 0.0
 ) -> NDArray[np.float64]:
     """Returns the seconds of calls that take turns, so that a machine that gets slower slows all. [works, rounds]
@@ -280,7 +280,7 @@ def timed_by_turns(
     for number in range(warmup + rounds):
         for place in range(len(works))[:: 1 if number % 2 else -1]:
             time.sleep(pause)
-            seconds[place, number] = timed(works[place], 1, 1)[0]
+            seconds[place, number] = time_calls(works[place], 1, 1)[0]
     return seconds[:, warmup:]
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..engines.ort.threads import physical_cores
+from ..engines.ort.threads import count_physical_cores
 from ..errors import UserError
 from .data_sheets import Device
-from .latency import timed
+from .latency import time_calls
 
 SLICE = 1 << 16  # bytes; a thread's part of the buffer is a multiple of it
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
@@ -38,16 +38,16 @@ def measure_processor(name: str, threads: int | None = None) -> Device:
 
     int4 has the rate of int8, as ONNX Runtime multiplies int4 weights as int8. Raises UserError without onnxruntime.
     """
-    threads = threads or physical_cores()
+    threads = threads or count_physical_cores()
     rates = {precision: product_rate(precision, threads) / 1e12 for precision in PRODUCTS}
-    size = far_beyond_caches()
+    size = choose_buffer_size()
     source = f"measured: {threads} threads, {size / 1e9:.2f} GB read, products of {ROWS} x {INNER} x {COLUMNS}"
     return Device(name, bandwidth(size, threads), rates | {"int4": rates["int8"]}, "fp32", source)
 
 
 def bandwidth(size: int, threads: int | None = None) -> float:
     """Returns the GB (1e9 bytes) per second at which all threads together read a buffer of `size` bytes."""
-    threads = threads or physical_cores()
+    threads = threads or count_physical_cores()
     part = max(SLICE, size // threads // SLICE * SLICE)
     parts = [np.ones(part // 8, np.int64) for _ in range(threads)]  # ones, as pages never written are all one page
     times = 1
@@ -56,9 +56,9 @@ def bandwidth(size: int, threads: int | None = None) -> float:
         def read_all() -> None:
             list(pool.map(read, parts, [times] * threads))
 
-        while timed(read_all, 1, 0)[0] < SECONDS:
+        while time_calls(read_all, 1, 0)[0] < SECONDS:
             times *= 2
-        return float(times * part * threads / timed(read_all, TRIES, 0).min() / 1e9)
+        return float(times * part * threads / time_calls(read_all, TRIES, 0).min() / 1e9)
 
 
 def read(part: NDArray[np.int64], times: int) -> None:
@@ -67,7 +67,7 @@ def read(part: NDArray[np.int64], times: int) -> None:
         np.bitwise_or.reduce(part)
 
 
-def far_beyond_caches() -> int:
+def choose_buffer_size() -> int:
     """Returns a buffer's bytes: four times the last-level cache, but at most a quarter of the free memory."""
     try:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -92,7 +92,7 @@ def kilobytes(path: Path) -> int:
 
 def product_rate(precision: str, threads: int) -> float:
     """Returns the best operations per second of a large product in ONNX Runtime. Raises UserError without it."""
-    return float(2 * ROWS * INNER * COLUMNS / timed(product(precision, threads), TRIES, 1).min())
+    return float(2 * ROWS * INNER * COLUMNS / time_calls(product(precision, threads), TRIES, 1).min())
 
 
 def product(precision: str, threads: int) -> Callable[[], Any]:

@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass, fields
 from typing import Annotated, Any
 
-from ..checked_fields import first_wrong, whole
+from ..checked_fields import find_first_wrong, whole
 from ..errors import UserError
 
 
@@ -86,7 +86,7 @@ class WeightSize:
     block: int | None
     number: int | None
 
-    def stored(self, inputs: int, outputs: int) -> float:
+    def count_stored_bytes(self, inputs: int, outputs: int) -> float:
         """Returns the bytes of a matrix with its scales."""
         scales = 0 if self.block is None else outputs * math.ceil(inputs / (self.block or inputs))
         return inputs * outputs * self.bits / 8 + 4 * scales
@@ -148,7 +148,7 @@ def work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -
 
 def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float:
     """Returns the bytes of weights that a forward pass of `tokens` tokens reads; norms and biases are fp32."""
-    mixed, stored = shape.heads * shape.head_dim, precision.stored
+    mixed, stored = shape.heads * shape.head_dim, precision.count_stored_bytes
     layer = stored(shape.hidden, shape.packed // shape.hidden) + stored(mixed, shape.hidden)
     layer += 2 * stored(shape.hidden, shape.ffn) + stored(shape.ffn, shape.hidden)
     looked_up = 0 if shape.tied else min(tokens, shape.vocab) * shape.hidden * precision.bits / 8
@@ -163,7 +163,7 @@ def shape_of(values: Any, whose: str) -> ModelShape:
     needed = [name for name, field in known.items() if field.default is field.default_factory]
     if wrong := [*sorted(values.keys() - known.keys()), *(name for name in needed if name not in values)]:
         raise UserError(f"{wrong[0]} of {whose} is unknown or missing; expected {', '.join(known)}")
-    if found := first_wrong(ModelShape, values):
+    if found := find_first_wrong(ModelShape, values):
         name, value, expected = found
         raise UserError(f"{name} of {whose} is {value!r}; expected {expected}")
     return ModelShape(**values)

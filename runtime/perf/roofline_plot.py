@@ -28,7 +28,7 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
 
     Raises UserError if matplotlib is missing or the file cannot be written.
     """
-    figure = new_figure("--plot", SIZE, DOTS)
+    figure = make_figure("--plot", SIZE, DOTS)
     axes = figure.add_subplot()
     q, batch = question, question.batches[0]
     placed = [(device, [p for p in points(device, q) if p.batch == batch]) for device in devices]
@@ -85,7 +85,7 @@ def _name_modes(axes: Any, listed: Sequence[DecodingCost]) -> None:
         )
 
 
-def new_figure(what: str, size: tuple[float, float], dots: int) -> Any:
+def make_figure(what: str, size: tuple[float, float], dots: int) -> Any:
     """Makes an empty figure. size: inches; dots: per inch. Raises UserError without matplotlib, which `what` needs."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg  # no display, and no state of pyplot

@@ -20,7 +20,7 @@ from ..bundle.manifest import Bundle, Engine
 from ..bundle.reference import read_reference
 from ..engines.registry import OpenOptions
 from ..errors import DeviceError, NumericalError, UserError
-from ..perf.conditions import installed_version
+from ..perf.conditions import find_version
 from .judge import Check, prove
 
 NVIDIA = Path("/proc/driver/nvidia")  # version: the driver's; gpus/*/information: their models
@@ -39,7 +39,7 @@ def remember(engine: Engine, device: str) -> None:
 
 def key_of(engine: Engine, device: str) -> str:
     """Returns a hash of what an engine's numbers depend on: its files, its reference, the machine, the library."""
-    packages = {name: installed_version(name) for name in ("numpy", *engine.kind.packages)}
+    packages = {name: find_version(name) for name in ("numpy", *engine.kind.packages)}
     files = [engine.files[engine.model], *sorted(engine.hashed_files.values())]
     judged = engine.reference and [engine.reference.bounds, engine.reference.first_load_bounds]
     parts = [files, judged, device, platform.machine(), cpu_features(), packages]
@@ -72,7 +72,7 @@ def gpu_description(root: Path = NVIDIA) -> list[str]:
     return found
 
 
-def first_checks(bundle: Bundle, engine: Engine, backend: Backend) -> list[Check]:
+def check_first_load(bundle: Bundle, engine: Engine, backend: Backend) -> list[Check]:
     """Replays the part of an engine's reference that a first load has time for. Raises UserError if it is damaged."""
     recorded = engine.reference
     if recorded is None:
@@ -87,7 +87,7 @@ def refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptio
     The line names what differs, and what to do: which engine of the bundle to use instead, or what to export.
     """
     try:
-        wrong = [check for check in first_checks(bundle, engine, backend) if not check.ok]
+        wrong = [check for check in check_first_load(bundle, engine, backend) if not check.ok]
     except (DeviceError, NumericalError) as error:
         wrong = [Check("forward pass", False, str(error))]
     if not wrong:
@@ -103,7 +103,7 @@ def refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptio
 def advice(bundle: Bundle, engine: Engine, options: OpenOptions) -> str:
     """Returns what to do about an engine that is refused."""
     others = [each for each in bundle.engines if each.kind is engine.kind and each.name != engine.name]
-    passing = None if engine.kind.native_code else passing_engine(bundle, others, options)
+    passing = None if engine.kind.native_code else find_passing_engine(bundle, others, options)
     if passing:
         return f"use --engine {passing}, which passes here"
     exact = "fp32" if options.device == "cpu" else "fp16"
@@ -112,14 +112,14 @@ def advice(bundle: Bundle, engine: Engine, options: OpenOptions) -> str:
     return f"export it again with --precision {exact}: blockstep export onnx --ckpt CHECKPOINT --out {bundle.path}"
 
 
-def passing_engine(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions) -> str | None:
+def find_passing_engine(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions) -> str | None:
     """Returns the name of the first engine that has a reference and passes here, None if there is none."""
     for engine in engines:
         try:
             if engine.reference is None:
                 continue
             _, backend = engine.kind.open(bundle, [engine], options)
-            if all(check.ok for check in first_checks(bundle, engine, backend)):
+            if all(check.ok for check in check_first_load(bundle, engine, backend)):
                 return engine.name
         except (UserError, DeviceError, NumericalError, MemoryError):
             continue

@@ -36,7 +36,7 @@ def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> Replaye
             backend.open(1, positions_of(forwards, place))
         forward = recorded.forward
         proposals.append(backend.forward(forward))
-        norms.append(new_norms(backend, int(forward.past_length[0]), forward.input_ids.shape[1]))
+        norms.append(measure_new_norms(backend, int(forward.past_length[0]), forward.input_ids.shape[1]))
     top = [out.top_logprob[0] for out in proposals if out.top_logprob is not None]
     with np.errstate(divide="ignore", invalid="ignore"):  # the judge refuses probabilities of 0 or NaN
         log_prob = np.log(np.concatenate([out.confidence[0] for out in proposals]))
@@ -59,7 +59,7 @@ def positions_of(forwards: Sequence[RecordedForward], place: int) -> int:
     return needed
 
 
-def new_norms(backend: Inspectable, past: int, width: int) -> NDArray[np.float64]:
+def measure_new_norms(backend: Inspectable, past: int, width: int) -> NDArray[np.float64]:
     """Returns mean norms of the keys and values that a forward pass wrote. fp64 [layers, 2]; [0, 2] without KV cache"""
     if not backend.contract.has_cache:
         return np.zeros((0, 2))

@@ -18,8 +18,8 @@ from starlette.routing import Route
 from ..errors import UserError
 from .auth import Door
 from .handler import complete
-from .http_errors import Refusal, in_json, refused
-from .request import CHAT, COMPLETIONS, RESPONSES, unknown_model
+from .http_errors import Refusal, make_json_response, make_refusal_response
+from .request import CHAT, COMPLETIONS, RESPONSES, refuse_unknown_model
 from .service import Service
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'; img-src data:"
@@ -37,17 +37,17 @@ def make_app(service: Service) -> Starlette:
     return Starlette(
         routes=[
             _get("/", lambda _: HTMLResponse(page, headers={"content-security-policy": POLICY})),
-            _get("/v1/models", lambda _: in_json({"object": "list", "data": [service.card()]})),
+            _get("/v1/models", lambda _: make_json_response({"object": "list", "data": [service.card()]})),
             _get("/v1/models/{name:path}", partial(_card, service)),
             Route("/v1/completions", partial(complete, service, COMPLETIONS), methods=["POST"]),
             Route("/v1/chat/completions", partial(complete, service, CHAT), methods=["POST"]),
             Route("/v1/responses", partial(complete, service, RESPONSES), methods=["POST"]),
-            _get("/healthz", lambda _: in_json({"status": "ok"})),
+            _get("/healthz", lambda _: make_json_response({"status": "ok"})),
             _get("/readyz", partial(_ready, service)),
             _get("/metrics", partial(_metrics, service)),
         ],
         middleware=[Middleware(Door, service.hosts, service.keys, service.counters.request)],
-        exception_handlers={Refusal: _refuse, UserError: _mistake, HTTPException: _unknown},  # type: ignore[dict-item]
+        exception_handlers={Refusal: _refuse, UserError: _mistake, HTTPException: _answer_unknown},  # type: ignore[dict-item]
         lifespan=lifespan,
     )
 
@@ -62,13 +62,13 @@ def _get(path: str, answer: Callable[[Request], Response]) -> Route:
 def _card(service: Service, request: Request) -> Response:
     name = request.path_params["name"].removesuffix("/")  # a final slash, which other paths redirect
     if name != service.name:
-        raise unknown_model(name, service.name)
-    return in_json(service.card())
+        raise refuse_unknown_model(name, service.name)
+    return make_json_response(service.card())
 
 
 def _ready(service: Service, request: Request) -> Response:
     broken = service.workers.broken
-    return in_json({"ready": not broken, "proved": service.model.proved}, 503 if broken else 200)
+    return make_json_response({"ready": not broken, "proved": service.model.proved}, 503 if broken else 200)
 
 
 def _metrics(service: Service, request: Request) -> Response:
@@ -77,12 +77,12 @@ def _metrics(service: Service, request: Request) -> Response:
 
 
 async def _refuse(request: Request, error: Refusal) -> Response:
-    return refused(error)
+    return make_refusal_response(error)
 
 
 async def _mistake(request: Request, error: UserError) -> Response:
-    return refused(Refusal(400, " ".join(str(error).split())))
+    return make_refusal_response(Refusal(400, " ".join(str(error).split())))
 
 
-async def _unknown(request: Request, error: HTTPException) -> Response:
-    return refused(Refusal(error.status_code, error.detail, headers=error.headers or {}))
+async def _answer_unknown(request: Request, error: HTTPException) -> Response:
+    return make_refusal_response(Refusal(error.status_code, error.detail, headers=error.headers or {}))

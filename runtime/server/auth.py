@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .http_errors import Refusal, refused
+from .http_errors import Refusal, make_refusal_response
 
 PATHS = frozenset(
     ("/", "/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/healthz", "/readyz", "/metrics")
@@ -44,7 +44,7 @@ class Door:
             return
         status = LEFT
 
-        async def counted(message: Message) -> None:
+        async def note_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -52,7 +52,7 @@ class Door:
 
         try:
             refusal = self._refusal(Headers(scope=scope), scope["path"])
-            await (self._app if refusal is None else refused(refusal))(scope, receive, counted)
+            await (self._app if refusal is None else make_refusal_response(refusal))(scope, receive, note_status)
         except Exception:
             status = 500  # the server sends this reply outside of the middleware
             raise

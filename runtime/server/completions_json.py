@@ -39,7 +39,7 @@ class Reply:
         """Returns the body of a non-streamed reply. answers: each choice's blocks and End, in the requests' order."""
         choices = [self._choice(index, *answer) for index, answer in enumerate(answers)]
         ends = [end for _, end in answers]
-        own = [own_fields(ask, self.cached, end) for ask, end in zip(self.asks, ends, strict=True)]
+        own = [make_own_fields(ask, self.cached, end) for ask, end in zip(self.asks, ends, strict=True)]
         alone = len(own) == 1
         if not alone:
             choices = [{**choice, "blockstep": counted} for choice, counted in zip(choices, own, strict=True)]
@@ -93,7 +93,7 @@ class Reply:
         After the last choice, a chunk with the usage follows if it is requested.
         """
         last = self._chunk(index, {} if self.ask.chat else "", None, _reason(end))
-        last["blockstep"] = own_fields(self.asks[index], self.cached, end)
+        last["blockstep"] = make_own_fields(self.asks[index], self.cached, end)
         call = self._call(end)
         chunks = [] if call is None else [self._chunk(index, {"tool_calls": [{"index": 0, **call}]}, None, None)]
         self._ends.append(end)
@@ -142,7 +142,7 @@ class Reply:
         return {"tokens": texts, "token_logprobs": logs, "top_logprobs": top, "text_offset": offsets}
 
 
-def own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
+def make_own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any]:
     """Returns the values for which OpenAI's API has no field."""
     done = end.counts
     low, high = end.thresholds or (None, None)

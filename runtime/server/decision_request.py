@@ -13,7 +13,7 @@ from ..decisions.form import Probability
 from ..decisions.schema import Budget, SchemaForm, read_schema
 from ..errors import UserError
 from .http_errors import Refusal, json_type, quote_value
-from .neutral_fields import same, without_nulls
+from .neutral_fields import drop_nulls, is_same
 
 FUNCTIONS = 128  # maximum per request, as at OpenAI
 NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -83,7 +83,7 @@ def _check_text_fields(fields: Mapping[str, Any], free: bool) -> None:
     """
     for name in OF_TEXT if free else (*OF_TEXT, "threshold"):
         value = fields.get(name)
-        neutral = name in ("temperature", "top_logprobs") and same(value, 0)
+        neutral = name in ("temperature", "top_logprobs") and is_same(value, 0)
         if neutral or value in (None, [], False) or (name == "mode" and value == "block"):
             continue
         advice = {
@@ -174,4 +174,4 @@ def _schema(schema: Any, place: str, param: str, budget: Budget) -> SchemaForm:
 def _object(value: Any, place: str, param: str | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise Refusal(400, f"{place} is {json_type(value)}; expected an object", param or place)
-    return dict(without_nulls(value))
+    return dict(drop_nulls(value))

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..decoding.batch import Step
 from ..decoding.options import Threshold, mode_of
-from ..decoding.request_state import one_a_step
+from ..decoding.request_state import count_one_a_step
 from ..model import Block, BlockReader, Model
 from ..text.terminal import end_of_canvas, tokens_text
 from .deciding import Decided, decide
@@ -58,7 +58,7 @@ class Counts:
     @property
     def one_a_step(self) -> int:
         """Returns how many forward passes these tokens would take at one token per step."""
-        return one_a_step(self.mode, self.tokens, self.steps, self.forwards)
+        return count_one_a_step(self.mode, self.tokens, self.steps, self.forwards)
 
 
 @dataclass(frozen=True, slots=True)

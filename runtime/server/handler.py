@@ -18,10 +18,10 @@ from starlette.responses import Response, StreamingResponse
 from .auth import LEFT
 from .completions_json import Reply, refusal_of
 from .events import End, Event, Failure, Finished
-from .http_errors import Refusal, in_json
+from .http_errors import Refusal, make_json_response
 from .intake import parse_body
 from .request import RESPONSES, Api, ServerRequest, read_server_requests
-from .responses_json import ResponsesReply, writable
+from .responses_json import ResponsesReply, make_writable
 from .service import Service
 from .worker_pool import Job
 
@@ -45,7 +45,7 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     def read() -> tuple[Any, tuple[ServerRequest, ...]]:
         body, most = parse_body(content), service.workers.most
         asks = read_server_requests(service.model, service.name, service.most, api, body, most)
-        return writable(body) if api is RESPONSES and asks[0].decision is not None else body, asks
+        return make_writable(body) if api is RESPONSES and asks[0].decision is not None else body, asks
 
     body, asks = await service.intake.run(len(content), read)
     feed: Feed = asyncio.Queue()
@@ -58,7 +58,7 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     if asks[0].stream:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(_lines(reply, events), headers=headers, media_type="text/event-stream")
-    return await _whole(reply, events, len(jobs))
+    return await _reply_whole(reply, events, len(jobs))
 
 
 async def _body(request: Request, limit: int) -> bytes:
@@ -133,7 +133,7 @@ def _withdraw(service: Service, jobs: Sequence[Job]) -> None:
         service.workers.withdraw(job)
 
 
-async def _whole(
+async def _reply_whole(
     reply: Reply | ResponsesReply, events: AsyncGenerator[tuple[int, Event], None], count: int
 ) -> Response:
     finished, ends = [list[Finished]() for _ in range(count)], dict[int, End]()
@@ -147,12 +147,12 @@ async def _whole(
                 if event.finish == "cancelled":
                     return Response(status_code=LEFT)
                 ends[index] = event
-    return await run_in_threadpool(_written, reply, [(finished[index], ends[index]) for index in range(count)])
+    return await run_in_threadpool(_write_json, reply, [(finished[index], ends[index]) for index in range(count)])
 
 
-def _written(reply: Reply | ResponsesReply, answers: Sequence[tuple[Sequence[Finished], End]]) -> Response:
+def _write_json(reply: Reply | ResponsesReply, answers: Sequence[tuple[Sequence[Finished], End]]) -> Response:
     """Returns the reply's JSON; with log-probabilities it takes long enough to need a thread."""
-    return in_json(reply.whole(answers))
+    return make_json_response(reply.whole(answers))
 
 
 async def _lines(

@@ -39,12 +39,12 @@ def blame(field: str, name: str | None = None) -> Iterator[None]:
         raise Refusal(400, f"{name or field}: {' '.join(str(error).split())}", field) from None
 
 
-def refused(refusal: Refusal) -> Response:
+def make_refusal_response(refusal: Refusal) -> Response:
     """Returns the refusal as a response."""
-    return in_json(refusal.body, refusal.status, refusal.headers)
+    return make_json_response(refusal.body, refusal.status, refusal.headers)
 
 
-def in_json(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+def make_json_response(body: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
     """Returns a JSON response in ASCII: a client's names may hold half a surrogate pair, which UTF-8 cannot encode."""
     return Response(json.dumps(body, allow_nan=False), status, headers, "application/json")
 

@@ -56,7 +56,9 @@ def parse_body(content: bytes) -> Any:
         text = content.decode(json.detect_encoding(content), "surrogatepass")
         if has_many_containers(text):
             raise Refusal(400, f"the body has more than {CONTAINERS} lists and objects; send fewer")
-        return json.loads(text, object_pairs_hook=strict_json.unique, parse_int=strict_json.whole, parse_float=_float)
+        return json.loads(
+            text, object_pairs_hook=strict_json.check_unique, parse_int=strict_json.parse_whole, parse_float=_float
+        )
     except (ValueError, RecursionError) as error:
         raise Refusal(400, f"the body is not JSON ({str(error)[:100]})") from None
 

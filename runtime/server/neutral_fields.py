@@ -63,10 +63,10 @@ def check_neutral(fields: Mapping[str, Any], known: Collection[str], template: s
 
     template: the chat template, which decides whether the model may think.
     """
-    greedy = "temperature" in fields and same(fields["temperature"], 0)
+    greedy = "temperature" in fields and is_same(fields["temperature"], 0)
     for name, value in fields.items():
-        values, bare = NEUTRAL.get(name, []), without_nulls(value)
-        if name in known or values == ANY or any(same(bare, one) for one in values):
+        values, bare = NEUTRAL.get(name, []), drop_nulls(value)
+        if name in known or values == ANY or any(is_same(bare, one) for one in values):
             continue
         if greedy and name in SAMPLING and type(value) in (int, float):
             continue
@@ -78,11 +78,11 @@ def check_neutral(fields: Mapping[str, Any], known: Collection[str], template: s
         raise Refusal(400, f"{shown} is not supported here{takes}; {advice}", shown, "unsupported_field")
 
 
-def without_nulls(value: Any) -> Any:
+def drop_nulls(value: Any) -> Any:
     """Returns an object without its null fields, and other JSON values as they are."""
     return {key: one for key, one in value.items() if one is not None} if isinstance(value, dict) else value
 
 
-def same(value: Any, other: Any) -> bool:
+def is_same(value: Any, other: Any) -> bool:
     """Returns whether two JSON values are equal. Unlike in Python, True does not equal 1."""
     return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)

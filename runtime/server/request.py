@@ -10,7 +10,7 @@ from ..backend import Ints
 from ..checked_fields import FLAG, TEXT, Expected, optional
 from ..contract import Contract
 from ..decoding.block_layout import check_ids, check_room
-from ..decoding.options import DecodeOptions, Request, decoded_contract, mode_of, new_tokens, token_ids
+from ..decoding.options import DecodeOptions, Request, choose_contract, convert_token_ids, count_new_tokens, mode_of
 from ..decoding.sampling import check_sampling
 from ..errors import UserError
 from ..model import Model
@@ -82,7 +82,7 @@ def read_server_requests(
     fields = {key: value for key, value in body.items() if value is not None}
     check_neutral(fields, api.fields.union((api.prompt, *api.limits)), model.tokenizer.chat_template or "")
     if fields.get("model") not in (None, "", name):
-        raise unknown_model(fields["model"], name)
+        raise refuse_unknown_model(fields["model"], name)
     chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
     decision = read_decision(fields, api is CHAT) if chat else None
     requests = _requests(model, api, fields, most, places)
@@ -94,7 +94,7 @@ def read_server_requests(
     threshold = _threshold(model, fields, requests[0].options.mode)
     made = []
     for request in requests:
-        tokens = new_tokens(model.contract, request.prompt, request.options)
+        tokens = count_new_tokens(model.contract, request.prompt, request.options)
         limited = tokens if most is None else min(most, tokens)
         options = replace(request.options, max_new_tokens=limited, threshold=threshold)
         if decision is not None:
@@ -106,14 +106,14 @@ def read_server_requests(
     return tuple(made)
 
 
-def unknown_model(asked: Any, name: str) -> Refusal:
+def refuse_unknown_model(asked: Any, name: str) -> Refusal:
     """Returns the refusal for a model that is not the one served as `name`."""
     return Refusal(404, f"model {quote_value(asked)} is not served here; expected {name}", "model", "model_not_found")
 
 
 def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
     """Returns temperature and seed. Raises Refusal if they are out of bounds or the engine cannot sample."""
-    temperature, seed = _number(fields, "temperature", 0.0), _whole(fields, "seed")
+    temperature, seed = _number(fields, "temperature", 0.0), _read_whole(fields, "seed")
     for name, asked in (("temperature", (temperature, None)), ("seed", (0.0, seed))):
         try:
             check_sampling(model.contract, *asked)
@@ -128,12 +128,12 @@ def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | Non
     temperature, seed = _sampling(model, fields)
     with blame("mode"):
         mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None))
-    contract = decoded_contract(model.contract, mode)
+    contract = choose_contract(model.contract, mode)
     limit, wanted = _room(fields, api.limits, most)
     prompts, made = _prompts(api, fields, places), list[Request]()
     for field, value in prompts.items():
         with blame(field):
-            prompt = token_ids(_prompt(model, api, fields, field, value, contract))
+            prompt = convert_token_ids(_prompt(model, api, fields, field, value, contract))
             check_ids(contract, prompt)
             check_room(contract, len(prompt), 1)
         with blame(limit, f"{limit} of {field}" if len(prompts) > 1 else limit):
@@ -145,7 +145,7 @@ def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) 
     """Returns the field that limits the new tokens, and its value: None if no limit is given, or llama.cpp's -1."""
     fields = {name: fields[name] for name in limits if fields.get(name, -1) != -1}
     given = [*fields] or [limits[0]]
-    numbers = [_whole(fields, name) for name in given]
+    numbers = [_read_whole(fields, name) for name in given]
     name, wanted = given[0], numbers[0]
     if wanted != numbers[-1]:
         raise Refusal(400, f"both {' and '.join(given)} are given; send one", given[-1])
@@ -201,17 +201,17 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
 def _logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
     """Returns whether log-probabilities are requested, and whether the top-1 token's are too."""
     if not chat:
-        top = None if fields.get("logprobs") is False else _whole(fields, "logprobs")
-        _at_most_one("logprobs", top, drawn)
+        top = None if fields.get("logprobs") is False else _read_whole(fields, "logprobs")
+        _check_at_most_one("logprobs", top, drawn)
         return top is not None, top == 1
-    wanted, top = _flag(fields, "logprobs"), _whole(fields, "top_logprobs")
-    _at_most_one("top_logprobs", top, drawn)
+    wanted, top = _flag(fields, "logprobs"), _read_whole(fields, "top_logprobs")
+    _check_at_most_one("top_logprobs", top, drawn)
     if top and not wanted:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
     return wanted, top == 1
 
 
-def _at_most_one(name: str, value: int | None, drawn: bool) -> None:
+def _check_at_most_one(name: str, value: int | None, drawn: bool) -> None:
     if drawn and value:
         raise Refusal(
             400, f"{name} is {value}; at a temperature only the sampled token is returned, so expected 0", name
@@ -262,7 +262,7 @@ def _flag(fields: Mapping[str, Any], name: str) -> bool:
     return bool(_read(fields, name, FLAG, False))
 
 
-def _whole(fields: Mapping[str, Any], name: str) -> int | None:
+def _read_whole(fields: Mapping[str, Any], name: str) -> int | None:
     value = _read(fields, name, WHOLE, None)
     return None if value is None else int(value)
 

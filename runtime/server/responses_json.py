@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from itertools import count
 from typing import Any
 
-from .completions_json import own_fields
+from .completions_json import make_own_fields
 from .events import End, Event, Failure, Finished, ShownBlock
 from .http_errors import Refusal
 from .request import ServerRequest
@@ -126,7 +126,7 @@ class ResponsesReply:
         status = "incomplete" if cut else "completed"
         details = {"reason": "max_output_tokens"} if cut else None
         output = [self._call(end, status) or self._message(status, [_part(self._text)])]
-        own = own_fields(self._ask, self._cached, end)
+        own = make_own_fields(self._ask, self._cached, end)
         return self._response(status, output, incomplete_details=details, usage=usage) | {"blockstep": own}
 
     def _response(self, status: str, output: list[Any], **changes: Any) -> dict[str, Any]:
@@ -148,7 +148,7 @@ class ResponsesReply:
         return {"type": kind, "sequence_number": next(self._numbers), **fields}
 
 
-def writable(body: Mapping[str, Any]) -> dict[str, Any]:
+def make_writable(body: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a request's body in which what is echoed can be written as JSON: infinity and NaN, which Python's JSON
     reads, are null. Raises Refusal 400 if it is nested more deeply than Python writes."""
     nested: Any = {name: body[name] for name in ECHOED if name in body}

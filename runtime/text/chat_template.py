@@ -84,7 +84,7 @@ def check_arguments(arguments: Any) -> dict[str, Any]:
     return arguments
 
 
-def with_arguments(template: str | None, arguments: Arguments) -> str:
+def add_arguments(template: str | None, arguments: Arguments) -> str:
     """Returns the template with these default arguments.
 
     Raises UserError for an argument that `check_arguments` refuses or that the template does not read.
@@ -94,10 +94,10 @@ def with_arguments(template: str | None, arguments: Arguments) -> str:
     for name in check_arguments(arguments):
         if not reads(template, name):
             raise UserError(f"the chat template does not read {name}; check the spelling, or leave it out")
-    return with_defaults(template, arguments)
+    return add_defaults(template, arguments)
 
 
-def with_defaults(template: str, arguments: Arguments) -> str:
+def add_defaults(template: str, arguments: Arguments) -> str:
     """Returns the template with defaults, which override its older ones; arguments given to `render` override them."""
     # The newline is not printed (trim_blocks). It puts the template's own text at the start of a line, since
     # lstrip_blocks strips only there.
@@ -114,24 +114,24 @@ def reads(template: str, name: str) -> bool:
 
 
 def _render(template: str, messages: Sequence[Message], arguments: Arguments) -> str:
-    given = {**_plain(arguments), "tools": None, "documents": None, "add_generation_prompt": True}
+    given = {**_copy_plain(arguments), "tools": None, "documents": None, "add_generation_prompt": True}
     return str(_compile(template).render({**given, "messages": [_message(message) for message in messages]}))
 
 
 def _message(message: Message) -> dict[str, Any]:
     """Returns a copy without null values, which templates would print as `none`, and with reasoning under both names
     that templates read."""
-    found = {key: _plain(value) for key, value in message.items() if value is not None}
+    found = {key: _copy_plain(value) for key, value in message.items() if value is not None}
     reasoning = next((found[key] for key in REASONING if key in found), None)
     return found if reasoning is None else {"thinking": reasoning, **found, "reasoning_content": reasoning}
 
 
-def _plain(value: Any) -> Any:
+def _copy_plain(value: Any) -> Any:
     """Returns a copy in JSON's types, since the sandbox does not know which methods of other types do harm."""
     if isinstance(value, Mapping):
-        return {_plain(key): _plain(each) for key, each in value.items()}
+        return {_copy_plain(key): _copy_plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
+        return [_copy_plain(each) for each in value]
     for kind in (str, int, float):  # members of enums, and numpy's scalars, may be subclasses of these
         if isinstance(value, kind) and not isinstance(value, bool):
             return kind(value) if kind is not str else str.__str__(value)

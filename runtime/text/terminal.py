@@ -71,7 +71,7 @@ class Screen:
         last, head, cells = end_of_canvas(step, self._eos_ids, self._before), self._head, []
         if step.result is None and not step.open.any():
             tokens = head + step.tokens[step.given :].tolist()
-            self._head = unfinished(self._tokenizer, tokens)  # shown with the next block
+            self._head = find_unfinished(self._tokenizer, tokens)  # shown with the next block
             self._before += len(step.open) - step.given
             last -= len(self._head)
             if last < step.given:
@@ -139,14 +139,14 @@ def tokens_text(tokenizer: Tokenizer, head: list[int], step: Step, last: int) ->
             places.append(place)
             continue
         if parts:
-            yield printable(tokenizer.decode(parts)), places
+            yield make_printable(tokenizer.decode(parts)), places
             parts, places = [], []
-        yield printable(text), [place]
+        yield make_printable(text), [place]
     if parts:
-        yield printable(tokenizer.decode(parts)), places
+        yield make_printable(tokenizer.decode(parts)), places
 
 
-def unfinished(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
+def find_unfinished(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     """Returns the last tokens, as far as they are parts of characters, if the last character is not whole."""
     start = len(tokens)
     while start and BROKEN in tokenizer.decode([tokens[start - 1]]):
@@ -154,12 +154,12 @@ def unfinished(tokenizer: Tokenizer, tokens: list[int]) -> list[int]:
     return tokens[start:] if tokenizer.decode(tokens[start:]).endswith(BROKEN) else []
 
 
-def printable(text: str) -> str:
+def make_printable(text: str) -> str:
     """Replaces characters that a terminal would obey, not show; newlines stay, other white space becomes spaces."""
-    return "".join(_printable(char) for char in text)
+    return "".join(_make_printable(char) for char in text)
 
 
-def _printable(char: str) -> str:
+def _make_printable(char: str) -> str:
     if char in "\n\u200d" or (char.isprintable() and char != BROKEN):  # U+200D joins emoji
         return char
     return " " if char.isspace() else UNREADABLE

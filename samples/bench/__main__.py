@@ -22,9 +22,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from runtime.cli import DONE, Parser, expect, parse_counts, print_json, run
-from runtime.engines.ort.threads import physical_cores
+from runtime.engines.ort.threads import count_physical_cores
 from runtime.errors import UserError
-from runtime.perf.conditions import installed_version, processor_name
+from runtime.perf.conditions import find_version, processor_name
 from runtime.perf.local_cpu import measure_processor as this_machine
 from runtime.perf.op_counts import SHAPES, parse_shape, shape_of
 from train.storage.output_files import check_file, replace_file
@@ -82,10 +82,10 @@ def with_conditions(
     """Returns a section with the conditions that its figures depend on."""
     load, started = os.getloadavg()[0], time.perf_counter()
     found = measure(args)
-    versions = {"python": platform.python_version(), **{name: installed_version(name) for name in PACKAGES}}
+    versions = {"python": platform.python_version(), **{name: find_version(name) for name in PACKAGES}}
     conditions = {
-        "cpu": processor_name(), "cores": physical_cores(), "threads": args.threads, "load": load, "versions": versions,
-        "seconds": time.perf_counter() - started,
+        "cpu": processor_name(), "cores": count_physical_cores(), "threads": args.threads, "load": load,
+        "versions": versions, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     return {"conditions": conditions, **found}
 
@@ -150,7 +150,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     p.add_argument("--no-install", dest="install", action="store_false",
         help="host: leave out the size of a runtime-only environment (default: let pip install one)")  # fmt: skip
     args = p.parse_args(argv)
-    args.given, args.threads = args.threads, physical_cores() if args.threads is None else args.threads
+    args.given, args.threads = args.threads, count_physical_cores() if args.threads is None else args.threads
     counts = ("threads", "rounds", "steps", "count", "repeat", "starts")
     if wrong := [name for name in counts if getattr(args, name) < 1]:
         raise UserError(f"--{wrong[0]} is {getattr(args, wrong[0])}; expected at least 1")

@@ -34,7 +34,7 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
-from runtime.perf.conditions import installed_version, processor_name
+from runtime.perf.conditions import find_version, processor_name
 from train import open_checkpoint, tasks
 from train.checkpoint import Checkpoint
 from train.data.batches import canvas_for, survey
@@ -253,7 +253,7 @@ def command(args: argparse.Namespace) -> int:
     limit_threads(args.threads)
     with TemporaryDirectory() as spare:
         made = compare(args, ways, Path(spare))
-    versions = {name: installed_version(name) for name in PACKAGES}
+    versions = {name: find_version(name) for name in PACKAGES}
     conditions = {
         "cpu": processor_name(),
         "threads": torch.get_num_threads(),

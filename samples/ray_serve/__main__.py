@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.store import read
-from runtime.cli import DONE, Parser, at_least_1, port, run
-from runtime.engines.ort.threads import physical_cores
+from runtime.cli import DONE, Parser, parse_at_least_1, port, run
+from runtime.engines.ort.threads import count_physical_cores
 from runtime.engines.registry import choose_engines
 from runtime.errors import UserError
 from runtime.serve import options as server_options
@@ -49,7 +49,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--replicas", type=span, default=(2, 2), metavar="LEAST:MOST",
         help="range of the number of replicas, which follows the load; or one number (default: 2)")  # fmt: skip
-    add("--ongoing", type=at_least_1, default=4, metavar="N",
+    add("--ongoing", type=parse_at_least_1, default=4, metavar="N",
         help=(
                 "target of requests per replica, waiting ones included; more of them start another replica (default: "
                 "4)"
@@ -76,7 +76,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
 def span(text: str) -> tuple[int, int]:
     """Parses LEAST:MOST, or one number for both."""
     least, _, most = text.partition(":")
-    found = at_least_1(least), at_least_1(most or least)
+    found = parse_at_least_1(least), parse_at_least_1(most or least)
     if found[0] > found[1]:
         raise argparse.ArgumentTypeError(f"{found[0]} is more than {found[1]}")
     return found
@@ -134,7 +134,7 @@ def start_ray(args: argparse.Namespace) -> None:
     if args.address is not None:
         ray.init(address=args.address, **told)
         return
-    cores = max(physical_cores(), math.ceil(args.replicas[1] * args.cpus))
+    cores = max(count_physical_cores(), math.ceil(args.replicas[1] * args.cpus))
     ray.init(address="local", num_cpus=cores, object_store_memory=STORE, include_dashboard=False, **told)
 
 

@@ -20,7 +20,7 @@ from typing import Any
 from runtime.cli import DONE, command_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
-from runtime.perf.conditions import installed_version, processor_name
+from runtime.perf.conditions import find_version, processor_name
 from train.cli_options import parse_numbers
 from train.evaluation.intervals import proportion
 from train.storage.output_files import check_file, replace_file
@@ -128,7 +128,7 @@ def command(args: argparse.Namespace) -> int:
             main = [f"{name} {row[split][name]:.4f} {row[split][f'{name}_95']}" for name in names_of(row[split])]
             print(f"{size:>7} {split:<13} {', '.join(main)}", file=sys.stderr if args.json else sys.stdout, flush=True)
     report = {"count": args.count, "regularization": args.regularization, "rows": rows} | {
-        "scikit-learn": installed_version("scikit-learn"), "cpu": processor_name()
+        "scikit-learn": find_version("scikit-learn"), "cpu": processor_name()
     }  # fmt: skip
     if args.out:
         text = json.dumps(report, indent=1) + "\n"

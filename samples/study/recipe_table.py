@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from runtime.cli import DONE, Parser, run
 from runtime.errors import UserError
-from runtime.perf.conditions import installed_version, processor_name
+from runtime.perf.conditions import find_version, processor_name
 from train.evaluation.evaluation_run import read_evaluation
 from train.evaluation.intervals import paired_difference
 from train.storage.output_files import replace_file
@@ -101,7 +101,7 @@ def record(runs: Path) -> dict[str, Any]:
     return {
         "commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
         "python": platform.python_version(), "cpu": processor_name(), "cores": os.cpu_count(),
-        "versions": {name: installed_version(name) for name in PACKAGES}, "minutes": minutes,
+        "versions": {name: find_version(name) for name in PACKAGES}, "minutes": minutes,
         "total_minutes": round(sum(minutes.values()), 1),
         "sha256": {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in hashed},
     }  # fmt: skip

@@ -41,7 +41,7 @@ def attempt(number: int, folder: Path) -> str:
     made, older = read(bundle), original(bundle.name)
     flat(made)
     if bundle.name == "trt.bundle":
-        return "read" if made.matching("trt") else ""
+        return "read" if made.find_engines("trt") else ""
     model = untried(bundle)
     answer = model.generate(PROMPT, max_new_tokens=TOKENS, raw=True)
     sound(model.contract, answer.result.token_ids, answer.result.finish, answer.result.steps)

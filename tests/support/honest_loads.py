@@ -25,7 +25,7 @@ from runtime.bundle.store import read
 from runtime.engines.ort.saturation import u8s8_saturates
 from runtime.engines.registry import OpenOptions
 from runtime.errors import UserError
-from runtime.perf.conditions import installed_version
+from runtime.perf.conditions import find_version
 from runtime.proof.first_load import cpu_features
 from runtime.proof.judge import judge_answers, judge_figures, judge_tokens, measure
 from runtime.proof.replay import replay
@@ -60,7 +60,7 @@ def replayed(bundle: Bundle, engine: Engine, threads: int, whole: bool) -> dict[
 
 def loads(cpu: str, folder: Path, part: str) -> Iterator[dict[str, Any]]:
     """Yields a record per bundle, count of threads, engine and part of the reference."""
-    versions = {name: installed_version(name) for name in ("onnxruntime", "numpy")}
+    versions = {name: find_version(name) for name in ("onnxruntime", "numpy")}
     for path in sorted(folder.glob("*.bundle")):
         bundle = read(path)
         for threads in THREADS:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cffi import FFI
 
-from runtime.capi import SOURCES, declarations, found_compiler, python_flags
+from runtime.capi import SOURCES, declarations, find_compiler, python_flags
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def run(*words: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]
 def needs_tools() -> None:
     """Skips the test where a library cannot be built or linked."""
     try:
-        python_flags(), found_compiler()
+        python_flags(), find_compiler()
     except UserError as error:
         pytest.skip(str(error))
     if missing := [name for name in ("cc", "c++", "make") if shutil.which(name) is None]:
@@ -51,7 +51,7 @@ def build_all(folder: Path) -> Path:
     """The library, the samples' hosts and tests/support/soak.c in a folder."""
     make_samples(folder)
     soak = ["-std=gnu11", "-O1", "-g", "-Wall", "-Wextra", "-Werror", f"-I{SOURCES}", Path(__file__).parent / "soak.c"]
-    made = run(*found_compiler(), *soak, "-o", folder / "soak", "-pthread", "-ldl")
+    made = run(*find_compiler(), *soak, "-o", folder / "soak", "-pthread", "-ldl")
     assert made.returncode == 0, made.stderr
     return folder
 

@@ -76,5 +76,5 @@ def fake_backend(
     )
     if library is not None:
         library(fake)
-    backend = open_engines(bundle, bundle.matching("trt"), cuda=Cuda(cuda), library=lambda _: fake, graphs=graphs)
+    backend = open_engines(bundle, bundle.find_engines("trt"), cuda=Cuda(cuda), library=lambda _: fake, graphs=graphs)
     return backend, cuda, fake

@@ -70,7 +70,7 @@ def unquantized(bundle: Path | None, engine: str | None) -> str:
 
     made = read(bundle)
     chosen = made.engine(engine)
-    plain = [each.name for each in made.matching() if each.precision == "fp32" and each.name != chosen.name]
+    plain = [each.name for each in made.find_engines() if each.precision == "fp32" and each.name != chosen.name]
     if not plain:
         raise UserError(
             f"{bundle} has no fp32 engine to hold {chosen.name} to; give --teacher-report, or export fp32 into it"

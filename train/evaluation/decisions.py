@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from runtime.decisions.decide import DecisionOptions, decide
 from runtime.decisions.form import Field, Form, Path
-from runtime.decoding.options import token_ids
+from runtime.decoding.options import convert_token_ids
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer
 from train import tasks
@@ -56,7 +56,9 @@ def decide_with(subject: EvaluatedModel) -> Decide:
     tokenizer = Tokenizer(subject.tokenizer.to_str())
 
     def probabilities(prompt: Sequence[int], form: Form) -> list[Sequence[float]]:
-        made = decide(subject.backend, tokenizer, subject.gate, token_ids(list(prompt)), form, DecisionOptions())
+        made = decide(
+            subject.backend, tokenizer, subject.gate, convert_token_ids(list(prompt)), form, DecisionOptions()
+        )
         return [field.probabilities for field in made.fields]
 
     return probabilities

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.perf.roofline_plot import new_figure
+from runtime.perf.roofline_plot import make_figure
 from train.storage.output_files import replace_file
 
 from .reliability import Bin, expected_error
@@ -31,7 +31,7 @@ def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]], what: str 
 
 def new_axes(across: str, up: str) -> Any:
     """Returns axes with these labels and a grid. Raises UserError if matplotlib is missing."""
-    figure = new_figure("a figure", SIZE, DOTS)
+    figure = make_figure("a figure", SIZE, DOTS)
     from matplotlib import colormaps
 
     axes = figure.add_subplot()

@@ -13,7 +13,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from runtime.backend import Backend, Bools, Floats, Forward
-from runtime.decoding.block_layout import block_bounds, block_ends, committed_ends, committed_prompt, room_for_answer
+from runtime.decoding.block_layout import (
+    block_bounds,
+    block_ends,
+    compute_committed_ends,
+    count_committed,
+    room_for_answer,
+)
 from train.data.batches import Example
 
 BINS = 15
@@ -68,7 +74,7 @@ def _predict_block(backend: Backend, example: Example, rng: random.Random) -> tu
     contract, prompt = backend.contract, len(example.prompt)
     known = np.array(example.prompt + example.answer, np.int64)
     begins, ends = block_bounds(contract, prompt, len(example.answer))
-    low = rng.choice(np.unique(begins[committed_prompt(contract, prompt) :]).tolist())
+    low = rng.choice(np.unique(begins[count_committed(contract, prompt) :]).tolist())
     high = int(ends[low])
     places, ratio = np.arange(low, high), rng.random()
     asked = places >= max(prompt, low + contract.seeded)  # a seeded block's first token is known before the others
@@ -80,7 +86,10 @@ def _predict_block(backend: Backend, example: Example, rng: random.Random) -> tu
     ids[:low] = known[:low]
     filled = np.append(known, np.full(len(places), contract.pad_id))[low:high]
     ids[low:high] = np.where(masked, contract.mask_id, filled)
-    settled, ends = committed_ends(contract, prompt, width - prompt), block_ends(contract, prompt, width - prompt)
+    settled, ends = (
+        compute_committed_ends(contract, prompt, width - prompt),
+        block_ends(contract, prompt, width - prompt),
+    )
     visible = np.concatenate((settled[:low], ends[low:])) if contract.has_cache else ends
     rows = np.maximum(places - contract.shift, 0)
     backend.open(1, width)

@@ -149,7 +149,7 @@ def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
 
     Raises UserError if other files have appeared at `out`, or it cannot be written.
     """
-    out = files.real_path(out)  # for a link, the folder that it points to is replaced
+    out = files.resolve_path(out)  # for a link, the folder that it points to is replaced
     with writing(out) as new:
         new.mkdir()
         write(new)

@@ -11,7 +11,7 @@ from runtime.bundle.store import sha256
 from runtime.checked_fields import FLAG, Expected, whole
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
-from runtime.text.chat_template import reads, with_defaults
+from runtime.text.chat_template import add_defaults, reads
 from train.checkpoint import MOST_IDS, Checkpoint, Decoding
 from train.transformer.network import ABOVE_0, ModelConfig
 from train.transformer.rope import LARGEST, longest, parse_scaling
@@ -55,7 +55,7 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
     template = text.chat_template
     if template is not None:
         arguments = template_args(folder, replace(overrides, template_args=None))
-        template = with_defaults(template, {name: v for name, v in arguments.items() if reads(template, name)})
+        template = add_defaults(template, {name: v for name, v in arguments.items() if reads(template, name)})
     return Checkpoint(shape, decoding, weights, text.tokenizer, template)
 
 

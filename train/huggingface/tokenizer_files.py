@@ -9,7 +9,7 @@ from typing import Any
 from runtime.bundle import strict_json
 from runtime.bundle.manifest import TEMPLATE
 from runtime.errors import UserError
-from runtime.text.chat_template import RESERVED, reads, with_defaults
+from runtime.text.chat_template import RESERVED, add_defaults, reads
 
 from . import token_merging as tokens
 
@@ -87,7 +87,7 @@ def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -
         raise UserError(f"{folder} names a special token {wrong[0]}, a variable that every template gets; rename it")
     # Special tokens that transformers passes to a template become its defaults: a bundle has no other place for them.
     names = [name for name in special if name.isidentifier() and name not in CONSTANTS and reads(found, name)]
-    return with_defaults(found, {name: special[name] for name in names})
+    return add_defaults(found, {name: special[name] for name in names})
 
 
 def _find_template(folder: Path, settings: dict[str, Any]) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import committed_ends
+from runtime.decoding.block_layout import compute_committed_ends
 from train import distributed, losses
 from train.data.batches import Stream
 from train.device import select, send
@@ -116,7 +116,7 @@ def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
     rows, clean = canvas.ids.shape
     visible = torch.ones(rows, clean, dtype=torch.int64)
     for row, (start, length) in enumerate(zip(canvas.start.tolist(), canvas.length.tolist(), strict=True)):
-        visible[row, :length] = torch.from_numpy(committed_ends(contract, start, length - start))
+        visible[row, :length] = torch.from_numpy(compute_committed_ends(contract, start, length - start))
     return torch.arange(clean + noisy) < visible[:, :, None]
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_bounds, committed_prompt, whole_blocks
+from runtime.decoding.block_layout import block_bounds, count_committed, round_up_to_blocks
 from train import distributed
 from train.data.batches import Example, pad
 
@@ -57,8 +57,8 @@ class AnswerBlocks:
         (`absolute`). noisy: as many as the longest answer's whole blocks have, but at least `width`.
         """
         starts = self.start.tolist()
-        first = [committed_prompt(contract, start) for start in starts]
-        reach = [whole_blocks(contract, s, n - s) for s, n in zip(starts, self.length.tolist(), strict=True)]
+        first = [count_committed(contract, start) for start in starts]
+        reach = [round_up_to_blocks(contract, s, n - s) for s, n in zip(starts, self.length.tolist(), strict=True)]
         widest = max(width, *(end - begin for begin, end in zip(first, reach, strict=True)))
         return torch.tensor(first)[:, None] + torch.arange(widest)
 
@@ -121,7 +121,7 @@ def lay_out(examples: Sequence[Example], contract: Contract, canvas: int, genera
     least = canvas if torch.rand(1, generator=generator).item() < 0.5 else 0
     filled = []
     for example in examples:
-        size = max(whole_blocks(contract, len(example.prompt), len(example.answer)) - len(example.prompt), least)
+        size = max(round_up_to_blocks(contract, len(example.prompt), len(example.answer)) - len(example.prompt), least)
         filled.append(Example(example.prompt, example.answer + (contract.pad_id,) * (size - len(example.answer))))
     batch = pad(filled, contract.pad_id)
     end = batch.start + torch.tensor([len(example.answer) for example in examples])

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_bounds, block_ends, committed_ends, whole_blocks
+from runtime.decoding.block_layout import block_bounds, block_ends, compute_committed_ends, round_up_to_blocks
 from train import distributed
 from train.data.batches import width_for
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
@@ -103,14 +103,14 @@ def _prefixes(contract: Contract, prompt: int, reach: int, committed: int) -> Te
 
     committed: how many of the answer's positions are committed.
     """
-    settled, ends = committed_ends(contract, prompt, reach), block_ends(contract, prompt, reach)
+    settled, ends = compute_committed_ends(contract, prompt, reach), block_ends(contract, prompt, reach)
     return torch.from_numpy(np.concatenate((settled[: prompt + committed], ends[prompt + committed :])))
 
 
 def _in_blocks(t: Trajectory, contract: Contract) -> Trajectory:
     """Returns the trajectory padded or cut to the whole blocks of its answer."""
     prompt, stored = len(t.prompt), len(t.tokens)
-    more = whole_blocks(contract, prompt, min(stored, contract.canvas)) - prompt - stored
+    more = round_up_to_blocks(contract, prompt, min(stored, contract.canvas)) - prompt - stored
     tokens, order = (
         F.pad(part, (0, more), value=filler)
         for part, filler in ((t.tokens, contract.pad_id), (t.order, NEVER_ACCEPTED))

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from runtime.checked_fields import first_wrong
+from runtime.checked_fields import find_first_wrong
 from runtime.contract import MODES
 from runtime.errors import UserError
 from train.checkpoint import Decoding
@@ -22,7 +22,7 @@ def check_fields(path: Path, config: dict[str, Any], *kinds: Any) -> dict[str, A
     if unknown or missing:
         wrong = f"unknown config keys {', '.join(unknown)}" if unknown else f"no config keys {', '.join(missing)}"
         raise UserError(f"{path} has {wrong}; it was written by another version, write it again with blockstep train")
-    for name, value, expected in filter(None, (first_wrong(kind, config) for kind in kinds)):
+    for name, value, expected in filter(None, (find_first_wrong(kind, config) for kind in kinds)):
         raise UserError(
             f"{path} has {reprlib.repr(value)} as {name}; expected {expected}; write it again with blockstep train"
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from runtime.contract import led_by
+from runtime.contract import put_first
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint, Decoding
 from train.transformer.network import ModelConfig
@@ -59,7 +59,7 @@ def set_gate(path: Path, gate: Mapping[str, Any], mode: str | None = None) -> No
     lacks that mode, or nothing can be written.
     """
     change: dict[str, Any] = {"gate": dict(gate)}
-    if mode is not None and not path.is_dir() and len(modes := led_by(read(path).decoding.modes, mode)) > 1:
+    if mode is not None and not path.is_dir() and len(modes := put_first(read(path).decoding.modes, mode)) > 1:
         change["modes"] = list(modes)
     _change_config(path, change)
 

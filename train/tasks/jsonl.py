@@ -77,7 +77,7 @@ def _text(path: Path) -> str:
 def _record(line: str) -> dict[str, object]:
     """Parses the object in a line. Raises ValueError naming what is there instead."""
     try:
-        record = json.loads(line, object_pairs_hook=strict_json.unique, parse_int=strict_json.whole)
+        record = json.loads(line, object_pairs_hook=strict_json.check_unique, parse_int=strict_json.parse_whole)
     except json.JSONDecodeError as error:
         raise ValueError(f"{error.msg} at character {error.pos + 1}; expected one whole JSON object") from None
     except RecursionError:

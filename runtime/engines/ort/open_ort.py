@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import UserError
 from . import ort_cuda
-from .threads import usual_threads
+from .threads import choose_threads
 
 if TYPE_CHECKING:
     from ...bundle.manifest import Bundle, Engine
@@ -32,7 +32,7 @@ def open_backend(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions
 
     engine = engines[0]
     size = sum((bundle.path / name).stat().st_size for name in engine.files)
-    threads = options.threads or usual_threads(engine.precision, size)
+    threads = options.threads or choose_threads(engine.precision, size)
     model = bundle.path / engine.model
     return engine, OrtBackend(
         model, bundle.contract, threads, options.device, engine.files, allow_spinning=options.allow_spinning

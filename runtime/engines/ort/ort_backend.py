@@ -19,7 +19,7 @@ from .no_telemetry import ort
 from .ort_files import create_session
 from .ort_values import as_value, numpys, on_host
 from .saturation import require_exact_products
-from .threads import physical_cores
+from .threads import count_physical_cores
 
 SMALLEST = 64  # positions of the shortest KV cache; longer ones double, up to the contract's capacity
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
@@ -114,7 +114,7 @@ class OrtBackend:
     def grow(self, capacity: int) -> None:
         if self._form.capacity is not None or (wanted := self._length(capacity)) <= self.capacity:
             return
-        held = self._held()
+        held = self._export_cache()
         cache = self._zeros(self._batch, wanted)
         cache[..., : self.capacity, :] = held
         self._bindings.clear()
@@ -162,10 +162,10 @@ class OrtBackend:
 
     def read_cache(self) -> NDArray[Any]:
         """Returns the KV cache (from a GPU, a copy), bf16 as fp32. [2 * layers, batch, kv_heads, capacity, head_dim]"""
-        held = self._held()
+        held = self._export_cache()
         return held if self._form.dtype != "bfloat16" else (held.astype(np.uint32) << 16).view(np.float32)
 
-    def _held(self) -> NDArray[Any]:
+    def _export_cache(self) -> NDArray[Any]:
         """Returns the KV cache as `_bind` takes it: on the CPU the array itself, from a GPU a copy."""
         if self.device == "cpu":
             return self.cache
@@ -185,7 +185,7 @@ class OrtBackend:
             raise ValueError(f"rows {rows.tolist()} of a batch of {self._batch}")
         if rows.tolist() == list(range(self._batch)):
             return
-        self._batch, kept = len(rows), np.take(self._held(), rows, axis=1)
+        self._batch, kept = len(rows), np.take(self._export_cache(), rows, axis=1)
         if self._parts:
             self._bind(kept)
         self._bindings.clear()
@@ -333,7 +333,7 @@ def load_session(
         UserError: if ONNX Runtime cannot load the file or use the device.
     """
     options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or physical_cores()
+    options.intra_op_num_threads = threads or count_physical_cores()
     options.log_severity_level = 3  # errors
     for name, value in [(SPINNING, "0")] * (not allow_spinning) + [(NO_PREPACKING, "1")] * (not prepacking):
         options.add_session_config_entry(name, value)

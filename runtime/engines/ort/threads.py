@@ -19,16 +19,16 @@ QUOTAS = (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us"))  # files with
 LITTLE = 16 << 20  # bytes; a smaller int8 engine runs on one thread by default
 
 
-def usual_threads(precision: str, size: int) -> int:
+def choose_threads(precision: str, size: int) -> int:
     """Returns the default number of threads per forward pass: the physical cores, or 1 for a small int8 engine.
 
     In a small int8 engine a product could end before a second thread has woken, but would wait for it. LOG.md has the
     size at which both are equally fast. size: bytes of the engine's files.
     """
-    return 1 if precision == "int8" and size < LITTLE else physical_cores()
+    return 1 if precision == "int8" and size < LITTLE else count_physical_cores()
 
 
-def physical_cores(root: Path = ROOT) -> int:
+def count_physical_cores(root: Path = ROOT) -> int:
     """Counts the physical cores that this process may run on, within its CPU quota; at least 1.
 
     A quota of 2.5 CPUs gives 2: threads of a forward pass spin while they wait for each other, so a third thread would

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ...bundle import trust_records
-from ...bundle.manifest import Build, Engine, regular
+from ...bundle.manifest import Build, Engine, check_regular
 from ...errors import UserError
 from .cuda import Gpu
 
@@ -72,7 +72,7 @@ def content(folder: Path, engine: Engine, trust: bool) -> bytes:
             f"{engine.name} was not built on this machine, and an engine is native code: build it here with "
             f"blockstep export trt --bundle {folder}, or give --trust-engine if you trust whoever made it"
         )
-    file = regular(folder / engine.model)
+    file = check_regular(folder / engine.model)
     found = file.read_bytes()
     if hashlib.sha256(found).hexdigest() != expected:
         raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy the bundle or build again")

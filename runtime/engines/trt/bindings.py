@@ -19,9 +19,9 @@ def call(name: str, method: Callable[..., Any], *arguments: Any) -> Any:
     except (DeviceError, UserError):
         raise
     except RAISED as error:
-        raise DeviceError(f"{name} failed: {one_line(str(error)) or type(error).__name__}") from None
+        raise DeviceError(f"{name} failed: {shorten_to_line(str(error)) or type(error).__name__}") from None
 
 
-def one_line(text: str) -> str:
+def shorten_to_line(text: str) -> str:
     """Returns the beginning of a library's text as one line."""
     return " ".join(text.split())[:300]

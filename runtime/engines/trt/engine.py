@@ -12,7 +12,7 @@ import numpy as np
 from ...backend import Floats, Forward, Ints, Proposal
 from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, TOP, Contract, cache_names
 from ...errors import DeviceError, UserError, warn_once
-from .bindings import call, one_line
+from .bindings import call, shorten_to_line
 from .cuda import FOR_CUDA_12, Cuda
 from .kv_cache import DeviceCache
 from .profile import ProfileRunner, Widths, choose_profile
@@ -228,7 +228,7 @@ class TrtEngine:
 
     def _take_messages(self) -> str:
         """Returns the library's error messages since the last call of this method, as one line."""
-        messages, self._messages[:] = one_line(" ".join(self._messages)), []
+        messages, self._messages[:] = shorten_to_line(" ".join(self._messages)), []
         return messages or "it gave no reason"
 
 

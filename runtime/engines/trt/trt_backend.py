@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ...backend import PADDED, Floats, Forward, Proposal, check_candidates
 from ...bundle.manifest import Build, Bundle, Engine
 from ...contract import Contract
-from ...decoding.block_layout import committed_ends
+from ...decoding.block_layout import compute_committed_ends
 from ...errors import UserError
 from ..registry import DEFAULT
 from .admission import content, siblings, why_not
@@ -50,9 +50,9 @@ class TrtBackend:
         self._trust, self._graphs = trust, graphs
         self._loaded: dict[str, TrtEngine] = {}
         self._slots = np.arange(0)
-        flavor = built(self.engines[0]).flavor
+        flavor = get_build(self.engines[0]).flavor
         self._name = f"{NAMES[flavor]} {library.__version__} on {gpu.name} (sm{gpu.capability})"
-        self.contract = self._shared()
+        self.contract = self._limit_contract()
         self._active = self._load(self.engines[0])
 
     @property
@@ -76,7 +76,7 @@ class TrtBackend:
         if not 1 <= capacity <= self.contract.capacity:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
         needed = capacity + slack(self.contract)
-        self._active = self._load(next(e for e in self.engines if reach(built(e), self.contract) >= needed))
+        self._active = self._load(next(e for e in self.engines if reach(get_build(e), self.contract) >= needed))
         self._active.reset()
         self._slots = np.arange(batch)
 
@@ -89,7 +89,7 @@ class TrtBackend:
             return join_proposals([self.forward(part(forward, start, start + most)) for start in range(0, n, most)])
         whole: dict[str, NDArray[Any]] = {}  # by field name of Proposal
         for piece in pieces(forward, engine.widest):
-            out = engine.forward(self._whole_batch(piece.forward))
+            out = engine.forward(self._fill_batch(piece.forward))
             for name in Proposal.__slots__:
                 if (new := getattr(out, name)) is not None:
                     kept = whole.setdefault(name, np.zeros((len(self._slots), *new.shape[1:]), new.dtype))
@@ -115,7 +115,7 @@ class TrtBackend:
             file = content(self._bundle.path, engine, self._trust)
             loaded = TrtEngine(file, contract, self._cuda, self._library, self._graphs, self._kernels_of(engine))
             self._loaded[engine.name] = loaded
-            if tuple((p.least, p.most) for p in loaded.profiles) != built(engine).profiles:
+            if tuple((p.least, p.most) for p in loaded.profiles) != get_build(engine).profiles:
                 self.close()
                 raise UserError(f"{engine.name} has other profiles than its manifest lists; build it again")
         return self._loaded[engine.name]
@@ -125,17 +125,17 @@ class TrtBackend:
         parts = (engine.files[engine.model], self._library.__version__, self._gpu.name, str(self._gpu.capability))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
-    def _shared(self) -> Contract:
+    def _limit_contract(self) -> Contract:
         """Returns the contract for checking requests: the largest engine's, limited to what its profiles can run."""
-        contract, build = engine_contract(self._bundle.contract, self.engines[-1]), built(self.engines[-1])
+        contract, build = engine_contract(self._bundle.contract, self.engines[-1]), get_build(self.engines[-1])
         widest = max(most for _, most in build.profiles)
         if not contract.has_cache:
             return replace(contract, capacity=reach(build, contract))
         capacity = contract.capacity - slack(contract)
-        limited = committed_ends(contract, max(1, capacity))[0] > widest  # a prompt's first token sees further
+        limited = compute_committed_ends(contract, max(1, capacity))[0] > widest  # a prompt's first token sees further
         return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
 
-    def _whole_batch(self, forward: Forward) -> Forward:
+    def _fill_batch(self, forward: Forward) -> Forward:
         """Fills the engine's other rows with padding tokens, which see one position and whose results are not read."""
         batch, slots = self.contract.batch, self._slots
         if batch == 1:
@@ -177,7 +177,7 @@ def reach(build: Build, contract: Contract) -> int:
     return build.capacity if contract.has_cache else min(build.capacity, max(most for _, most in build.profiles))
 
 
-def built(engine: Engine) -> Build:
+def get_build(engine: Engine) -> Build:
     if engine.build is None:
         raise ValueError(f"{engine.name} is not a TensorRT engine")
     return engine.build
@@ -185,7 +185,7 @@ def built(engine: Engine) -> Build:
 
 def engine_contract(contract: Contract, engine: Engine) -> Contract:
     """Returns a bundle's contract with one engine's capacity, batch, dtype and cache."""
-    build = built(engine)
+    build = get_build(engine)
     cache = engine.cache if contract.has_cache else "none"
     return replace(contract, capacity=build.capacity, batch=build.batch, dtype=build.dtype, cache=cache)
 
@@ -210,7 +210,7 @@ def open_engines(
         raise UserError(f"the engine is built; running it needs {cuda.why_no_gpu()}; {otherwise(bundle)}")
     reasons = []
     for engine in engines:
-        build = built(engine)
+        build = get_build(engine)
         try:
             module = library(build.flavor)
         except UserError as error:
