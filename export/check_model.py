@@ -27,7 +27,7 @@ from train import open_checkpoint
 from train.checkpoint import Checkpoint
 from train.cli_options import add_directory_options, overrides_of
 from train.huggingface.reader import read_settings
-from train.huggingface.weights import expected_shapes
+from train.huggingface.weights import list_expected_shapes
 
 from .contract_from_checkpoint import make_export_contract
 from .graph.ort_graph import ORT_PRECISIONS
@@ -174,7 +174,7 @@ def facts_of(args: argparse.Namespace, source: Checkpoint, contract: Contract) -
     return {
         "family": settings.family.name,
         "model_type": settings.values.get("model_type"),
-        "parameters": sum(math.prod(each) for each in expected_shapes(shape).values()),
+        "parameters": sum(math.prod(each) for each in list_expected_shapes(shape).values()),
         **{name: value for name, value in asdict(shape).items() if name != "vocab"},
         "embeddings": shape.vocab,
         **{name: getattr(contract, name) for name in names},

@@ -12,7 +12,7 @@ from runtime.files import is_in_cache, name_of, resolve_name
 from runtime.text import chat_template
 from train.checkpoint import Checkpoint
 from train.torch_backend import contract_of
-from train.transformer.rope import QUERY_SCALE, longest
+from train.transformer.rope import QUERY_SCALE, find_longest
 
 CAPACITY = 1024  # positions, by default
 
@@ -35,7 +35,7 @@ def default_out(ckpt: Path) -> Path:
 
 def check_query_scale(source: Checkpoint, capacity: int) -> None:
     """Raises UserError if, within the capacity, the model scales queries by position, which no graph here computes."""
-    most = longest(source.model.rope_scaling)
+    most = find_longest(source.model.rope_scaling)
     if most is not None and capacity > most:
         raise UserError(
             f"--capacity is {capacity}, but from position {most} on this model scales its queries (Llama 4's "

@@ -326,7 +326,7 @@ def test_several_collections_are_learned_from_together(school: School, tmp_path:
     assert call(collect.main, school.collect("--seed 9").replace(str(school.trajectories), str(more))) == 0
     words = f"--teacher {school.teacher} --out {tmp_path / 's.pt'} --trajectories {school.trajectories}"
     found = [
-        distill.usable(
+        distill.choose_usable(
             distill.parser().parse_args(f"{words} {extra}".split()), open_checkpoint.load(school.teacher), False, True
         )
         for extra in ("", more)

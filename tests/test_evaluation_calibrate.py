@@ -41,8 +41,8 @@ def test_bins_hold_what_lies_in_them_and_the_error_is_the_mean_distance() -> Non
     assert [each.right for each in bins] == pytest.approx([1 / 3, 3 / 4])
     assert [each.confidence for each in bins] == pytest.approx([0.95 / 3, 0.9])
     error = (3 * abs(0.95 / 3 - 1 / 3) + 4 * abs(0.9 - 0.75)) / 7
-    assert reliability.expected_error(bins) == pytest.approx(error)
-    assert reliability.reliability(confidence[:0], right[:0]) == [] and reliability.expected_error([]) == 0
+    assert reliability.compute_expected_error(bins) == pytest.approx(error)
+    assert reliability.reliability(confidence[:0], right[:0]) == [] and reliability.compute_expected_error([]) == 0
 
 
 class Recording:
@@ -159,7 +159,9 @@ def test_a_sweep_compares_with_the_teacher_on_the_same_problems() -> None:
     spec = tiny.contract(vocab=BYTES + 256, canvas=BLOCK)
     engine = byte_tokenizer()
     backend = tiny.Scripted(spec, hasty)
-    subject = evaluated_model.EvaluatedModel(backend, engine, prompts.plain(engine), spec.gate, 1, "scripted")
+    subject = evaluated_model.EvaluatedModel(
+        backend, engine, prompts.make_plain_encoder(engine), spec.gate, 1, "scripted"
+    )
     problems = [tasks.Problem(f"p{i}", "ab", "own") for i in range(4)]
 
     def grade(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> list[bool]:

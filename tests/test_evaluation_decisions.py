@@ -42,21 +42,21 @@ def test_the_right_values_are_those_that_the_answer_was_filled_with() -> None:
     fields = [part for part in form.parts if isinstance(part, Field)]
     assert [field.path for field in fields] == [(name,) for name in intents.FIELDS]
     for problem in TASK.problems("train", 200, 0):
-        found = decisions.right_indices(form, problem.answer)
+        found = decisions.find_right_indices(form, problem.answer)
         values = json.loads(problem.answer)
         assert fill(form, found) == problem.answer
         assert [json.loads(field.values[i]) for field, i in zip(fields, found, strict=True)] == [*values.values()]
     rng = random.Random(0)
     for _ in range(50):
         chosen = [rng.randrange(len(field.values)) for field in fields]
-        assert decisions.right_indices(form, fill(form, chosen)) == chosen
+        assert decisions.find_right_indices(form, fill(form, chosen)) == chosen
 
 
 def test_an_answer_that_fills_the_form_in_no_way_or_in_two_is_refused() -> None:
-    assert decisions.right_indices(FORM, "a 220.no") == [2, 1, 0]
+    assert decisions.find_right_indices(FORM, "a 220.no") == [2, 1, 0]
     for answer, ways in (("a 3", 0), ("a 10.", 0), ("a 10.no!", 0), ("", 0), ("a 120.no", 2)):
         with pytest.raises(UserError, match=f"in {ways} ways"):
-            decisions.right_indices(FORM, answer)
+            decisions.find_right_indices(FORM, answer)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_the_form_s_parts_encoded_apart_are_the_answer_s_tokens(learned: str) ->
     form, spec = intents.form(), tiny.contract(vocab=5000, candidates=64)
     pieces = encode_form(form, tokenizer.encode, spec)
     for problem in TASK.problems("valid", 60, 0):
-        chosen = iter(decisions.right_indices(form, problem.answer))
+        chosen = iter(decisions.find_right_indices(form, problem.answer))
         apart = [token for p in pieces for token in (p.values[next(chosen)] if isinstance(p, Slot) else p)]
         assert apart == tokenizer.encode(problem.answer).tolist()
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from train.evaluation import intervals
-from train.evaluation.intervals import NORMAL_95, paired_difference, proportion
+from train.evaluation.intervals import NORMAL_95, estimate_paired_difference, proportion
 
 
 def pairs(both: int, won: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -53,16 +53,16 @@ def test_the_paired_interval_is_the_published_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(intervals, "NORMAL_95", level)
-    found = paired_difference(*pairs(*counts))
+    found = estimate_paired_difference(*pairs(*counts))
     assert (found.mean, found.low, found.high) == pytest.approx((mean, low, high), abs=5e-4)
 
 
 def test_models_that_never_differ_are_not_known_to_be_equal() -> None:
     same = [True] * 390 + [False] * 10
-    found, z2 = paired_difference(same, same), NORMAL_95**2
+    found, z2 = estimate_paired_difference(same, same), NORMAL_95**2
     assert found.mean == 0  # the closed form of this case: z² / (n + z²), nearly one point of 400 problems
     assert (found.low, found.high) == pytest.approx((-z2 / (400 + z2), z2 / (400 + z2)), abs=1e-9)
-    wider = paired_difference(same[380:], same[380:])
+    wider = estimate_paired_difference(same[380:], same[380:])
     assert wider.low < found.low and wider.high > found.high
 
 
@@ -71,17 +71,17 @@ def test_at_its_ends_the_interval_is_what_the_score_test_just_rejects() -> None:
     rng = random.Random(seed)
     for _ in range(4):
         both, won, lost, neither = (rng.randrange(1, 30) for _ in range(4))
-        found, n = paired_difference(*pairs(both, won, lost, neither)), both + won + lost + neither
+        found, n = estimate_paired_difference(*pairs(both, won, lost, neither)), both + won + lost + neither
         for end, score in ((found.low, NORMAL_95), (found.high, -NORMAL_95)):
             assert slow_score(end, won, lost, n) == pytest.approx(score, abs=2e-3), f"seed {seed}"
 
 
 def test_a_paired_difference_turns_with_its_sides_and_stays_inside_minus_one_and_one() -> None:
     ours, theirs = pairs(3, 4, 1, 2)
-    there, back = paired_difference(ours, theirs), paired_difference(theirs, ours)
+    there, back = estimate_paired_difference(ours, theirs), estimate_paired_difference(theirs, ours)
     assert there.mean == pytest.approx(0.3)
     assert (back.mean, back.low, back.high) == pytest.approx((-there.mean, -there.high, -there.low))
-    always = paired_difference([True] * 4, [False] * 4)
+    always = estimate_paired_difference([True] * 4, [False] * 4)
     assert always.mean == always.high == 1 and 0 < always.low < 1
     with pytest.raises(ValueError, match="shorter"):
-        paired_difference(ours, theirs[:2])
+        estimate_paired_difference(ours, theirs[:2])

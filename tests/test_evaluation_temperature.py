@@ -15,7 +15,7 @@ from runtime.errors import UserError
 from train.evaluation.temperature import (
     HIGHEST,
     LOWEST,
-    at_temperature,
+    apply_temperature,
     calibration,
     collect,
     fit_temperature,
@@ -64,11 +64,11 @@ def test_the_fitted_temperature_is_that_of_the_least_loss_and_undoes_overconfide
 def test_a_temperature_changes_no_choice_and_a_value_that_is_not_there_stays_away() -> None:
     decided = collect([[0.7, 0.3], [0.1, 0.2, 0.7], [0.0, 1.0]], [0, 1, 1])
     for temperature in (LOWEST, 0.5, 1.0, HIGHEST):
-        shares = at_temperature(decided, temperature)
+        shares = apply_temperature(decided, temperature)
         assert shares.argmax(-1).tolist() == [0, 2, 1] and shares.sum(-1) == pytest.approx(1)
         assert shares[0, 2] == shares[2, 2] == 0
-    assert at_temperature(decided, 1.0)[1] == pytest.approx([0.1, 0.2, 0.7])
-    assert at_temperature(decided, 2.0)[0] == pytest.approx(np.sqrt([0.7, 0.3, 0]) / np.sqrt([0.7, 0.3]).sum())
+    assert apply_temperature(decided, 1.0)[1] == pytest.approx([0.1, 0.2, 0.7])
+    assert apply_temperature(decided, 2.0)[0] == pytest.approx(np.sqrt([0.7, 0.3, 0]) / np.sqrt([0.7, 0.3]).sum())
 
 
 def test_at_the_ends_of_the_range() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from runtime.errors import UserError
 from train.huggingface import directory_writer
-from train.huggingface.packed_weights import PackedWeight, packed_weight
+from train.huggingface.packed_weights import PackedWeight, read_packed_weight
 from train.huggingface.quantization_config import Scheme, find_scheme
 from train.huggingface.reader import load_directory
 from train.huggingface.stored_tensor import StoredTensor, read_header
@@ -185,7 +185,7 @@ def test_what_is_not_read_is_refused_by_name_in_one_line(name: str, tmp_path: Pa
 def test_a_weight_that_does_not_fill_words_is_refused(layout: str, bits: int, shape: tuple[int, int]) -> None:
     stored = [StoredTensor(Path("x.safetensors"), "m.qweight", (2, 32), "I32")]
     with pytest.raises(UserError, match=r"^x.safetensors: m.weight is \[.*do not fill whole words") as found:
-        packed_weight("m.weight", shape, Scheme(layout, bits, 16, False, False, False), stored)
+        read_packed_weight("m.weight", shape, Scheme(layout, bits, 16, False, False, False), stored)
     assert "\n" not in str(found.value)
 
 

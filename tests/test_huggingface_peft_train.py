@@ -17,7 +17,7 @@ from torch import Tensor
 from train.huggingface import peft_merge, peft_train
 from train.huggingface.families import FAMILIES, Overrides
 from train.huggingface.peft_train import LowRank
-from train.huggingface.weights import expected_shapes, stored_names
+from train.huggingface.weights import list_expected_shapes, map_stored_names
 from train.open_checkpoint import load
 from train.trainer.training_loop import Recipe, train_model
 from train.transformer.network import Transformer, prefix_mask
@@ -79,7 +79,7 @@ def test_an_adapter_begins_as_nothing_and_depends_on_its_seed_alone() -> None:
 def test_what_is_merged_computes_what_was_trained(tmp_path: Path) -> None:
     model, _ = trained(tmp_path / "run")
     learned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    whole = peft_merge.merged(tiny.model(0).state_dict(), peft_train.pairs(learned), LOW_RANK.scale)
+    whole = peft_merge.merge_pairs(tiny.model(0).state_dict(), peft_train.pairs(learned), LOW_RANK.scale)
     merged, base = tiny.model(0), tiny.model(0)
     merged.load_state_dict(whole)
     ids, visible = torch.arange(6)[None], torch.full((1, 6), 6)
@@ -97,14 +97,16 @@ def test_a_written_adapter_is_one_to_peft_and_to_us(name: str, tmp_path: Path) -
     saved = load(tmp_path / "base", Overrides(block=foreign.BLOCK, canvas=foreign.CANVAS))
     generator = torch.Generator().manual_seed(3)
     pairs: peft_merge.Pairs = {}
-    for target, shape in expected_shapes(saved.model).items():
+    for target, shape in list_expected_shapes(saved.model).items():
         if target.split(".")[-2] in peft_train.LINEARS and target.endswith("weight"):
             a, b = (torch.randn(size, generator=generator) * 0.3 for size in ((2, shape[1]), (shape[0], 2)))
             pairs[target] = {"A": a, "B": b}
     (tmp_path / "lora").mkdir()
-    peft_merge.write(tmp_path / "lora", pairs, 3.0, stored_names(tmp_path / "base", family.renames), tmp_path / "base")
+    peft_merge.write(
+        tmp_path / "lora", pairs, 3.0, map_stored_names(tmp_path / "base", family.renames), tmp_path / "base"
+    )
     read = peft_merge.merge(saved.weights, tmp_path / "lora", family.renames)
-    expected = peft_merge.merged(saved.weights, pairs, 1.5)
+    expected = peft_merge.merge_pairs(saved.weights, pairs, 1.5)
     assert read.keys() == expected.keys() and all(torch.equal(read[each], expected[each]) for each in read)
     stored = load_file(tmp_path / "lora" / "adapter_model.safetensors")
     if name == "llada":

@@ -86,8 +86,8 @@ def test_a_processs_rows_with_the_masks_of_all_rows_are_predicted_as_among_all(a
     masked, short = all_blocks.noise(laid, contract, 2, generator), laid.length - laid.start < 8
     assert short.any() and not short.all()
     with torch.no_grad():
-        whole = all_blocks.predicting(model, all_blocks.copies(laid, contract, masked))
-        alone = all_blocks.predicting(model, all_blocks.copies(laid.rows(short), contract, masked[short]))
+        whole = all_blocks.run_predicting(model, all_blocks.copies(laid, contract, masked))
+        alone = all_blocks.run_predicting(model, all_blocks.copies(laid.rows(short), contract, masked[short]))
     assert torch.allclose(whole[short][masked[short]], alone[masked[short]], atol=1e-4), f"seed {seed}"
 
 
@@ -129,6 +129,6 @@ def test_blocks_are_masked_independently_of_each_other_and_whole_most_often() ->
 @pytest.mark.parametrize("shift", [False, True])
 def test_rows_that_predict_keep_the_order_of_what_they_predict(shift: bool) -> None:
     masked = torch.tensor([[False, True, True, False, True], [False, False, False, True, False]])
-    rows = noise.predicting(masked, shift)
+    rows = noise.find_predicting_rows(masked, shift)
     place = torch.arange(5).expand(2, 5)
     assert place[rows].tolist() == [at - shift for at in place[masked].tolist()] and rows.sum() == masked.sum()

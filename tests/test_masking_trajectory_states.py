@@ -129,13 +129,13 @@ def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
     model, rng = tiny.model(seed), np.random.default_rng(seed)
     backend = TorchBackend(model, contract, keep_hidden=True)
     prompts = [rng.integers(3, tiny.VOCAB, length) for length in range(1, 2 * tiny.BLOCK + 2)]
-    found = collect.answered(backend, [prompt.tolist() for prompt in prompts], 4)
+    found = collect.decode_prompts(backend, [prompt.tolist() for prompt in prompts], 4)
     for t, prompt in zip(found, prompts, strict=True):
         answer = loop.generate(backend, Request(prompt, DecodeOptions(contract.canvas)), gate=collect.ONE_A_STEP)
         assert tuple(t.tokens[: len(answer.token_ids)].tolist()) == answer.token_ids, f"seed {seed}"
         states = trajectory_states.draw_states([t] * 12, contract, target, torch.Generator().manual_seed(seed))
         with torch.no_grad():
-            hidden = model(states.earlier, states.visible)[noise.predicting(states.unmasked, shift)]
+            hidden = model(states.earlier, states.visible)[noise.find_predicting_rows(states.unmasked, shift)]
         rows, places = states.unmasked.nonzero(as_tuple=True)
         order = t.order[places - len(prompt)]
         for row in range(12):

@@ -67,7 +67,7 @@ def units_of(laid: AnswerBlocks, blocks: bool) -> noise.Units:
 def test_masked_counts_are_those_of_the_authors(
     size: int, chance: tuple[float, float], masked: tuple[int, int]
 ) -> None:
-    assert cd4lm.masked_counts(size, chance) == masked
+    assert cd4lm.sample_masked_counts(size, chance) == masked
 
 
 def test_the_teachers_masks_are_some_of_the_students_and_all_lie_on_the_canvas() -> None:
@@ -75,7 +75,7 @@ def test_the_teachers_masks_are_some_of_the_students_and_all_lie_on_the_canvas()
     generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, ((5, 30), (40, 9), (3, 2)))
     seen = torch.zeros(laid.ids.shape, dtype=torch.bool)
     for _ in range(200):
-        student, teacher = cd4lm.nested_masks(laid, units_of(laid, True), 0, generator)
+        student, teacher = cd4lm.sample_nested_masks(laid, units_of(laid, True), 0, generator)
         assert not (teacher & ~student).any() and not (student & ~laid.inside()).any(), f"seed {seed}"
         share = student.sum(1) / (laid.length - laid.start)
         assert 0.4 - 1 / 32 <= share[0] <= 0.9 and 1 <= teacher[0].sum() < student[0].sum(), f"seed {seed}"
@@ -107,11 +107,12 @@ def test_a_share_of_the_units_is_masked_from_a_drawn_place_to_its_end(unit: int 
 def test_in_a_drawn_unit_the_student_has_its_end_masked_alone_and_the_teacher_some_of_that() -> None:
     laid = laid_out(0, ((5, 30), (40, 9), (3, 2)))
     plain, mixed = (
-        cd4lm.nested_masks(laid, units_of(laid, True), share, torch.Generator().manual_seed(3)) for share in (0.0, 0.5)
+        cd4lm.sample_nested_masks(laid, units_of(laid, True), share, torch.Generator().manual_seed(3))
+        for share in (0.0, 0.5)
     )
     changed = (plain[0] != mixed[0]).any(1)
     assert changed[:2].all() and torch.equal(mixed[1], plain[1] & mixed[0])
-    student, teacher = cd4lm.nested_masks(laid, units_of(laid, False), 1, torch.Generator().manual_seed(5))
+    student, teacher = cd4lm.sample_nested_masks(laid, units_of(laid, False), 1, torch.Generator().manual_seed(5))
     for row in range(len(student)):
         flags = student[row][laid.inside()[row]].tolist()
         assert flags[-1] and flags == sorted(flags)
@@ -212,7 +213,7 @@ def test_a_teacher_that_shares_the_students_weights_speaks_without_the_adapter()
             torch.nn.init.ones_(parameter)
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ids, seen = torch.arange(3, 9)[None], torch.full((1, 6), 6)
-    with Teacher(model, tiny.contract(), adapted=True).speaking() as frozen:
+    with Teacher(model, tiny.contract(), adapted=True).activate() as frozen:
         said = frozen(ids, seen)
         assert torch.equal(said, plain(ids, seen))
     after = model(ids, seen)
@@ -346,7 +347,7 @@ def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(at
     laid = noise.lay_out(
         lesson.stream.examples(1), contract, lesson.least(), generator
     )  # fmt: skip
-    noisy, less = cd4lm.nested_masks(laid, units_of(laid, attention == "block_causal"), 0.5, generator)
+    noisy, less = cd4lm.sample_nested_masks(laid, units_of(laid, attention == "block_causal"), 0.5, generator)
     assert (noisy & ~less).any() and not (less & ~noisy).any()
     weight, target = noise.weights(laid, noisy, FILLER)[noisy], laid.ids[noisy]
     with torch.no_grad():

@@ -41,7 +41,7 @@ def laid_out(contract: Contract, rows: int, least: int = 0) -> tuple[noise.Answe
     """The trajectory made by hand, in each of `rows` rows."""
     found = [by_hand()] * rows
     laid = noise.lay_out(dparallel.answers(found, contract), contract, least, torch.Generator().manual_seed(0))
-    return tad.with_steps(laid, found)
+    return tad.add_steps(laid, found)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from runtime.bundle import store
 from runtime.errors import UserError
 from runtime.files import stage, sweep
 from train.huggingface.directory_writer import replace_folder
-from train.storage.output_files import check_file, replace_file, writing
+from train.storage.output_files import check_file, replace_file, stage_file
 from train.trainer.resume import path_of
 
 GRAPH = store.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
@@ -42,7 +42,7 @@ def test_a_staging_folder_is_empty_and_gone_afterwards(tmp_path: Path) -> None:
 
 def test_one_writer_at_a_time_and_the_other_is_told(tmp_path: Path) -> None:
     path = tmp_path / "student.pt"
-    with writing(path) as mine:
+    with stage_file(path) as mine:
         mine.write_bytes(b"half")
         for write in (lambda: replace_file(path, Path.touch), lambda: check_file(path)):
             with pytest.raises(UserError, match=r"student\.pt is being written by another run; wait, or give"):

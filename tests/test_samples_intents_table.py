@@ -11,7 +11,7 @@ import pytest
 
 from runtime.decisions.form import Decision, Field, FieldDecision, Form
 from samples.study import intents_table as table
-from train.evaluation.decisions import right_indices
+from train.evaluation.decisions import find_right_indices
 from train.tasks import intents
 
 PROBLEMS = [*intents.problems("test", 12, 0)]
@@ -33,7 +33,7 @@ class Stub:
     def decide_form(self, prompt: str, form: Form, *, probability: str, temperature: float) -> Decision:
         assert temperature == 1.0
         self.calls.append(probability)
-        chosen, fields, parts = iter(right_indices(form, ANSWERS[prompt])), [], []
+        chosen, fields, parts = iter(find_right_indices(form, ANSWERS[prompt])), [], []
         for part in form.parts:
             if not isinstance(part, Field):
                 parts.append(str(part))

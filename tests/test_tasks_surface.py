@@ -226,9 +226,9 @@ def test_a_report_gives_the_accuracy_of_each_change_the_worst_first() -> None:
     assert [*found] == ["order", "name", "newline"] and found["order"] == {
         "problems": 2, "right": 1, "accuracy_95": [0.09453, 0.90547]
     }  # fmt: skip
-    assert evaluate.worst_groups(found) == "order 1 of 2, name 2 of 2, newline 1 of 1"
+    assert evaluate.format_worst_groups(found) == "order 1 of 2, name 2 of 2, newline 1 of 1"
     many = by_group([replace(problem, group=f"{place:02}") for place in range(30)], [True] * 30)
-    assert evaluate.worst_groups(many).endswith("11 1 of 1, …")
+    assert evaluate.format_worst_groups(many).endswith("11 1 of 1, …")
 
 
 def test_a_surface_split_is_compared_with_the_split_that_it_rewrites_and_with_no_other() -> None:

@@ -115,7 +115,7 @@ def test_uncertainty_without_a_right_answer_is_zero_with_a_gradient_of_zero(targ
 
 
 def test_the_barred_mask_token_makes_no_term_infinite() -> None:
-    scores = losses.barred(torch.tensor([[1.0, 9.0, 0.0]], requires_grad=True), 1)
+    scores = losses.bar_mask_token(torch.tensor([[1.0, 9.0, 0.0]], requires_grad=True), 1)
     entropy = losses.uncertainty(scores, torch.tensor([0]), torch.ones(1))
     apart = losses.tempered_distillation(scores, scores.flip(-1), 2.0, torch.ones(1))
     (entropy + apart).backward()

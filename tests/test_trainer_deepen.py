@@ -18,7 +18,7 @@ from train.trainer import deepen
 @pytest.mark.parametrize("layers", [2, 3, 5])
 def test_a_deeper_model_computes_the_same(layers: int) -> None:
     start = tiny.checkpoint(5)
-    deeper = deepen.deepened(start, layers)
+    deeper = deepen.deepen(start, layers)
     ids = torch.arange(3, 13)[None]  # [1, width]
     visible = torch.full_like(ids, 10)
     with torch.no_grad():
@@ -27,7 +27,7 @@ def test_a_deeper_model_computes_the_same(layers: int) -> None:
 
 
 def test_every_layer_that_was_added_learns() -> None:
-    model = deepen.deepened(tiny.checkpoint(5), 5).build()
+    model = deepen.deepen(tiny.checkpoint(5), 5).build()
     before = {name: weight.clone() for name, weight in model.state_dict().items() if name.endswith("down_proj.weight")}
     ids = torch.arange(3, 13)[None]
     model(ids, torch.full_like(ids, 10)).square().sum().backward()

@@ -23,7 +23,7 @@ from train.data.batches import CHUNK, Example, Stream, encode, pad, width_for
 from train.data.bpe import train_tokenizer
 from train.masking import noise
 from train.masking.noise import AnswerBlocks
-from train.teacher import masked_loss
+from train.teacher import make_masked_loss
 from train.torch_backend import contract_of
 from train.trainer.resume import forget
 from train.trainer.training_loop import Loss, Recipe, optimizers_of, train_model
@@ -323,7 +323,7 @@ def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> N
     saved = tiny.checkpoint(attention="full", canvas=4)
     shape = replace(saved.model, vocab=300)
     model = initialize(Transformer(shape), 0)
-    loss_of = masked_loss(
+    loss_of = make_masked_loss(
         model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), contract_of(saved)
     )
     losses = [loss_of(step)[0] for step in range(60)]

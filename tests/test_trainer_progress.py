@@ -16,7 +16,7 @@ from torch import Tensor
 from train import distributed, teacher
 from train.data.batches import Example, Stream, count_tokens
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
-from train.distill import with_next_token
+from train.distill import add_next_token_loss
 from train.trainer import progress, run_fingerprint, training_loop
 from train.trainer.progress import Log, Pace
 from train.trainer.training_loop import Recipe, train_model
@@ -176,7 +176,7 @@ def test_a_teachers_tokens_are_those_of_prompts_and_answers_once(tmp_path: Path)
 
 @pytest.mark.parametrize(("same", "expected"), [(True, 5), (False, 12)])
 def test_examples_that_two_losses_share_count_once(same: bool, expected: int) -> None:
-    both = with_next_token(
+    both = add_next_token_loss(
         lambda step: (torch.tensor(1.0), {"dlm": 0.1, "tokens": 5}),
         lambda step: (torch.tensor(2.0), {"next": 0.2, "tokens": 7}),
         0.5,

@@ -60,7 +60,7 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     def play(rank: int, size: int) -> None:
         monkeypatch.setattr(distributed, "rank", lambda: rank)
         monkeypatch.setattr(distributed, "size", lambda: size)
-        monkeypatch.setattr(distributed, "agreed", lambda act: act())
+        monkeypatch.setattr(distributed, "run_in_every_process", lambda act: act())
         monkeypatch.setattr(distributed, "on_first", lambda act: act() if rank == 0 else None)
 
     return play

@@ -12,11 +12,11 @@ from torch import Tensor
 from train.transformer.network import (
     ModelConfig,
     Transformer,
+    attend_fused,
+    attend_with_basic_operators,
     embedding,
-    fused_attention,
     initialize,
     prefix_mask,
-    written_out_attention,
 )
 
 WIDTH = 11
@@ -100,7 +100,7 @@ def test_fused_attention_equals_attention_written_out(kv_heads: int) -> None:
     key, value = (torch.randn(2, kv_heads, 9, 8, generator=generator) for _ in range(2))
     mask = prefix_mask(torch.randint(1, 10, (2, 5), generator=generator), 9)
     assert (
-        fused_attention(query, key, value, mask) - written_out_attention(query, key, value, mask)
+        attend_fused(query, key, value, mask) - attend_with_basic_operators(query, key, value, mask)
     ).abs().max() <= 1e-5
 
 
@@ -109,7 +109,7 @@ def test_attention_is_the_sum_of_its_definition() -> None:
     query = torch.randn(1, 4, 3, 8, generator=generator)
     key, value = (torch.randn(1, 2, 6, 8, generator=generator) for _ in range(2))
     visible = torch.tensor([[1, 6, 4]])
-    out = written_out_attention(query, key, value, prefix_mask(visible, 6))
+    out = attend_with_basic_operators(query, key, value, prefix_mask(visible, 6))
     for head in range(4):
         for row, seen in enumerate(visible[0].tolist()):
             keys, values = key[0, head // 2, :seen], value[0, head // 2, :seen]

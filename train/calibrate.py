@@ -25,7 +25,7 @@ from .cli_options import overrides_of, parse_numbers
 from .data.batches import encode
 from .evaluation import baseline, decisions, evaluated_model, evaluation_run, plots, reliability
 from .evaluation.baseline import BaselineReport
-from .evaluation.intervals import paired_difference
+from .evaluation.intervals import estimate_paired_difference
 from .evaluation.temperature import calibration, fit_temperature
 from .storage import student_pt
 from .storage.output_files import check_file, replace_file
@@ -85,7 +85,7 @@ def sweep(
         for report in reports:
             how: dict[str, Any] = {"mode": mode, "threshold": threshold}
             found = evaluation_run.evaluate_model(subject, report.task, report.problems, gate, **how)
-            apart = paired_difference(found.right, report.right)
+            apart = estimate_paired_difference(found.right, report.right)
             taken = sum(result.forwards for result in found.results)
             by_task[report.task.name] = {
                 **found.summary(),
@@ -130,13 +130,13 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     evaluated_model.check_model_options(model)  # before the reports: the first mistake is named first
     wanted = parse_numbers(args.thresholds, "--thresholds") if args.thresholds else None
     chosen = () if args.teacher_report else tasks.choose_tasks(args.task, args.data)
-    held_to = [str(path) for path in args.teacher_report] or [baseline.unquantized(args.bundle, args.engine)]
+    held_to = [str(path) for path in args.teacher_report] or [baseline.find_unquantized(args.bundle, args.engine)]
     known = [baseline.read_report(path, args.data) for path in args.teacher_report]
     check_one_per_task(known)
     subject = evaluated_model.open_evaluated_model(model)
     if "block" not in subject.backend.contract.modes:
         raise UserError(f"{args.ckpt or args.bundle} fills no blocks, so that it has no gate; nothing to calibrate")
-    gate = evaluated_model.chosen_gate(subject.gate, args.gate)
+    gate = evaluated_model.choose_gate(subject.gate, args.gate)
     thresholds = thresholds_of(wanted, gate, subject.backend.contract.vocab)
     if not known:
         known = baseline.measure_baseline(replace(model, engine=held_to[0]), chosen, args.count, args.seed)
@@ -196,7 +196,7 @@ def report(
         "chosen": None if best is None else best.threshold,
         "mode": None if best is None else best.mode,
         "written": best is not None and args.write,
-        "calibration_error": {name: round(reliability.expected_error(each), 5) for name, each in bins.items()},
+        "calibration_error": {name: round(reliability.compute_expected_error(each), 5) for name, each in bins.items()},
         "points": [asdict(point) for point in points],
         "reliability": {name: [asdict(each) for each in rows] for name, rows in bins.items()},
     }

@@ -43,9 +43,9 @@ HELP = {  # help texts that do not fit on the line of their option below
 }
 
 
-def above_0(text: str) -> float:
+def parse_above_0(text: str) -> float:
     """Parses a rate, which must be above 0, for argparse."""
-    value = finite_number(text)
+    value = parse_finite_number(text)
     if value is None or not value > 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
     return value
@@ -53,7 +53,7 @@ def above_0(text: str) -> float:
 
 def share_below_1(text: str) -> float:
     """Parses a share from 0 to below 1, for argparse."""
-    value = finite_number(text)
+    value = parse_finite_number(text)
     if value is None or not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a share from 0 to below 1")
     return value
@@ -95,11 +95,11 @@ def number(text: str) -> int | float | str:
     try:
         return parse_whole(text)
     except ValueError:
-        found = finite_number(text)
+        found = parse_finite_number(text)
         return text if found is None else found
 
 
-def finite_number(text: str) -> float | None:
+def parse_finite_number(text: str) -> float | None:
     """Parses a number; returns None for other text and for what is not finite."""
     try:
         return parse_number(text)
@@ -204,7 +204,7 @@ def bf16_is_faster(device: str) -> bool:
 
 def parse_numbers(text: str, option: str) -> list[float]:
     """Parses numbers such as `0,0.5`. Raises UserError for other text and for negative numbers."""
-    found = [finite_number(part) for part in text.split(",")]
+    found = [parse_finite_number(part) for part in text.split(",")]
     numbers = [number for number in found if number is not None and number >= 0]
     if len(numbers) < len(found):
         raise UserError(f"{option} is {text!r}; expected numbers of at least 0 with commas, as in 0,0.5")

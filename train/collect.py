@@ -117,7 +117,7 @@ def block_starts(contract: Contract, prompt: int) -> list[int]:
     return found
 
 
-def graded(
+def grade_trajectories(
     found: Sequence[Trajectory], shard: Shard, tokenizer: checkpoint.Tokenizer, contract: Contract
 ) -> list[Trajectory]:
     """Returns the same trajectories with `right` set by the task's own grading."""
@@ -130,12 +130,12 @@ def graded(
     return [Trajectory(t.prompt, t.tokens, t.order, t.hidden, v) for t, v in zip(found, verdicts, strict=True)]
 
 
-def encoded(shards: Sequence[Shard], encode_prompts: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
+def encode_prompts(shards: Sequence[Shard], encode_prompts: prompts.Encode, contract: Contract) -> dict[str, list[int]]:
     """Returns token ids by prompt, without prompts that leave no room for a whole canvas."""
     different = {(problem.prompt, problem.line): problem for shard in shards for problem in shard.problems}
     problems = list(different.values())
     ids = encode_prompts([problem.prompt for problem in problems])
-    kept = prompts.fitting(ids, [problem.line for problem in problems], contract, contract.canvas)
+    kept = prompts.find_fitting(ids, [problem.line for problem in problems], contract, contract.canvas)
     return {problems[place].prompt: ids[place] for place in kept}
 
 
@@ -152,20 +152,20 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     planned = plan(chosen, args.count, parse_numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
     settings = collection_settings(args, [task.name for task in chosen], saved)
     distributed.check_same(settings)
-    distributed.on_first(lambda: same_settings(args.out / SETTINGS, settings))
+    distributed.on_first(lambda: write_settings(args.out / SETTINGS, settings))
     gate = gate_of(args.threshold)
-    asked = encoded(planned, prompts.of_checkpoint(saved, args.raw), contract)
+    asked = encode_prompts(planned, prompts.of_checkpoint(saved, args.raw), contract)
     shards = [shard for each in planned if (shard := each.of(asked)).problems]
     model = saved.build().to(args.device)
     how = {"keep_hidden": True, "bf16": args.bf16, "barred": saved.missing_ids()}
     tokenizer = saved.read_tokenizer()
     right = total = new = 0
-    for shard in tqdm(distributed.mine(shards), unit="shard", desc="collect"):
+    for shard in tqdm(distributed.take_own_rows(shards), unit="shard", desc="collect"):
         path = args.out / shard.name
         if not path.exists():
             backend = TorchBackend(model, contract, temperature=shard.temperature, seed=shard.seed(args.seed), **how)
-            found = answered(backend, [asked[p.prompt] for p in shard.problems], args.batch, gate)
-            write_shard(path, graded(found, shard, tokenizer, contract))
+            found = decode_prompts(backend, [asked[p.prompt] for p in shard.problems], args.batch, gate)
+            write_shard(path, grade_trajectories(found, shard, tokenizer, contract))
             new += len(found)
         else:
             files.sweep(path)
@@ -187,7 +187,7 @@ def gate_of(threshold: float | None) -> GateSpec:
     return GateSpec(rule="threshold", metric="confidence", comparator=">=", threshold=threshold)
 
 
-def answered(
+def decode_prompts(
     backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int, gate: GateSpec = ONE_A_STEP
 ) -> list[Trajectory]:
     """Decodes prompts, `batch` at a time; returns their trajectories in the same order."""
@@ -227,7 +227,7 @@ def check_teacher(contract: Contract) -> None:
         raise UserError("the teacher decodes token by token and has no states between; give a masked-diffusion one")
 
 
-def same_settings(path: Path, settings: dict[str, object]) -> None:
+def write_settings(path: Path, settings: dict[str, object]) -> None:
     """Writes a collection's settings; raises UserError if the folder was collected with other settings."""
     text = json.dumps(settings, indent=1)
     try:
@@ -274,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def command(args: argparse.Namespace) -> int:
     """Collects and prints the counts."""
-    with distributed.joined(args.device):
+    with distributed.join_processes(args.device):
         settle_bf16(args)
         report = gather(args)
     if args.json:

@@ -16,7 +16,7 @@ from .huggingface import blockstep_json, directory_writer, peft_merge
 from .huggingface.families import Overrides
 from .huggingface.peft_train import LowRank, pairs
 from .huggingface.reader import read_settings, template_args
-from .huggingface.weights import stored_names
+from .huggingface.weights import map_stored_names
 from .storage import student_pt
 
 LARGEST = 10**9  # maximum bytes of weights in a student.pt
@@ -46,7 +46,7 @@ class Output:
         directory_writer.check_directory_place(self.path)
         if self.low_rank is None:
             if not self.teacher.is_dir():
-                directory_writer.plain_family(student)
+                directory_writer.choose_plain_family(student)
         elif not self.teacher.is_dir() or self.overrides.adapter is not None:
             what = "a .pt file" if not self.teacher.is_dir() else "a base with an adapter of its own"
             raise UserError(
@@ -74,7 +74,7 @@ class Output:
                 self.path, lambda folder: self._write_adapter(folder, student, trained)
             )
         if self.low_rank is not None:
-            trained = peft_merge.merged(student.weights, pairs(trained), self.low_rank.scale)
+            trained = peft_merge.merge_pairs(student.weights, pairs(trained), self.low_rank.scale)
         made = replace(student, weights=trained)
         if self.path.suffix == ".pt":
             return student_pt.save(made, self.path, self.dtype)
@@ -86,7 +86,7 @@ class Output:
     def _write_adapter(self, folder: Path, student: Checkpoint, trained: dict[str, Tensor]) -> None:
         assert self.low_rank is not None  # guaranteed by the caller
         family = read_settings(self.teacher, self.overrides).family
-        names = stored_names(self.teacher, family.renames)
+        names = map_stored_names(self.teacher, family.renames)
         peft_merge.write(folder, pairs(trained), self.low_rank.alpha, names, self.teacher)
         arguments = template_args(self.teacher, self.overrides)
         blockstep_json.write(folder, family.name, student.decoding, arguments)

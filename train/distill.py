@@ -27,10 +27,10 @@ from .checkpoint import Checkpoint
 from .cli_options import (
     RAW_OPTION,
     TRAINING_OPTIONS,
-    above_0,
     add_directory_options,
     bf16_option,
     overrides_of,
+    parse_above_0,
     settle_bf16,
 )
 from .data import prompts, trajectories
@@ -73,7 +73,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 }
 
 
-def with_next_token(loss: Loss, kept: Loss, share: float, same: bool) -> Loss:
+def add_next_token_loss(loss: Loss, kept: Loss, share: float, same: bool) -> Loss:
     """Returns `loss` plus `share` times `kept`, the next-token loss.
 
     Without the latter a small student forgets arithmetic (LOG.md). same: whether both losses see the same examples,
@@ -110,14 +110,14 @@ def distill(args: argparse.Namespace) -> Fitted:
     overrides = alike if args.student else overrides_of(args, OWN)
     output = Output(args.out, args.student or args.teacher, overrides, low_rank, DTYPES[args.dtype])
     distributed.on_first(lambda: output.check(student))
-    found = usable(args, saved, values["only_right"], method.stepwise) if method.from_trajectories else []
+    found = choose_usable(args, saved, values["only_right"], method.stepwise) if method.from_trajectories else []
     lesson = lesson_of(args, saved, student, found)
     if method.from_examples or args.next_token > 0:
         lesson.stream.tell_left_out()
     loss_of = plan(lesson)
     if args.next_token > 0:
         kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
-        loss_of = with_next_token(loss_of, kept, args.next_token, method.from_examples)
+        loss_of = add_next_token_loss(loss_of, kept, args.next_token, method.from_examples)
     how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
     recipe = Recipe(args.steps, args.learning_rate, **how)
     # Has the values of the method's options, so that a default and the same value given explicitly are equal.
@@ -170,7 +170,7 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
         return
     if files.resolve_path(args.out) == files.resolve_path(args.teacher):
         raise UserError(f"--out {args.out} is the teacher; give the student a path of its own")
-    ours, theirs = shared(student), shared(saved)
+    ours, theirs = list_shared(student), list_shared(saved)
     if other := next((name for name, value in ours.items() if value != theirs[name]), None):
         raise UserError(
             f"--student {args.student} and the teacher differ in {other}; expected a student with the teacher's tokens "
@@ -189,14 +189,14 @@ def check_blocks(method: str, teacher: Contract) -> None:
         )
 
 
-def shared(saved: Checkpoint) -> dict[str, Any]:
+def list_shared(saved: Checkpoint) -> dict[str, Any]:
     """Returns what a separate student and its teacher must have in common: their tokens and the layout of blocks."""
     values = {name: getattr(saved.decoding, name) for name in SHARED}
     words = saved.read_tokenizer().get_vocab(with_added_tokens=True)
     return {"vocabulary": (words, saved.vocab()), "chat_template": saved.chat_template, **values}
 
 
-def usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool, stepwise: bool) -> list[Trajectory]:
+def choose_usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool, stepwise: bool) -> list[Trajectory]:
     """Returns the trajectories to learn from. Raises UserError if there are none, or another teacher made them."""
     overrides = overrides_of(args, OWN)
     everything = trajectories.read_collections(
@@ -250,7 +250,7 @@ OPTIONS = (
         default=32,
         help="trajectories or examples per update; for cdlm, of each (default: 32)",
     ),
-    option("--learning-rate", type=above_0, default=1e-3, help="peak learning rate (default: 1e-3)"),
+    option("--learning-rate", type=parse_above_0, default=1e-3, help="peak learning rate (default: 1e-3)"),
     *TRAINING_OPTIONS,
     RAW_OPTION,
 )

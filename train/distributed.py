@@ -70,7 +70,7 @@ def run(command: Callable[[], int]) -> int:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[None]:
+def join_processes(device: str) -> Iterator[None]:
     """Joins torchrun's processes, if there are several, in a group: NCCL with one GPU per process, or gloo on CPUs.
 
     Raises UserError if there is no GPU for this process.
@@ -110,7 +110,7 @@ def check_same(values: Mapping[str, Any]) -> None:
     """Raises UserError if the processes' values differ, such as the hashes of files on different machines."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()
     ours = torch.frombuffer(bytearray(digest), dtype=torch.uint8).double()
-    if (total(ours) != ours * size()).any().item():
+    if (sum_over_processes(ours) != ours * size()).any().item():
         told = ", ".join(f"{name} {str(value)[:20]}" for name, value in sorted(values.items()))
         raise UserError(f"the processes differ in their options or files; here they are {told}: give all the same")
 
@@ -138,7 +138,7 @@ def place_frozen(model: Transformer, device: str) -> Transformer:
     return model
 
 
-def mine(rows: Rows) -> Rows:
+def take_own_rows(rows: Rows) -> Rows:
     """Returns this process's rows of a batch: with n processes every n-th row, so that all get similar lengths."""
     return rows[rank() :: size()]
 
@@ -148,17 +148,17 @@ def part(mean: Tensor, weight: Tensor | int) -> Tensor:
     if size() == 1:
         return mean
     here = torch.as_tensor(weight, dtype=torch.float32, device=mean.device)
-    return mean * (here / total(here).clamp_min(1e-6))
+    return mean * (here / sum_over_processes(here).clamp_min(1e-6))
 
 
 def mean(flags: Tensor) -> float:
     """Returns this process's part of the share of flags that are set, among all processes' flags; NaN without any."""
     if size() == 1:
         return flags.float().mean().item()
-    return (flags.sum() / total(torch.tensor(float(flags.numel())))).item()
+    return (flags.sum() / sum_over_processes(torch.tensor(float(flags.numel())))).item()
 
 
-def total(value: Tensor) -> Tensor:
+def sum_over_processes(value: Tensor) -> Tensor:
     """Returns the sum over all processes, without gradients."""
     if size() == 1:
         return value.detach()
@@ -169,17 +169,17 @@ def total(value: Tensor) -> Tensor:
 
 def add_up(parts: Mapping[str, float]) -> dict[str, float]:
     """Returns each figure summed over all processes."""
-    added = total(torch.tensor(list(parts.values()), dtype=torch.float64))
+    added = sum_over_processes(torch.tensor(list(parts.values()), dtype=torch.float64))
     return dict(zip(parts, added.tolist(), strict=True))
 
 
-def own(parameter: nn.Parameter) -> nn.Parameter:
+def take_own_part(parameter: nn.Parameter) -> nn.Parameter:
     """Returns this process's part of a parameter: itself or, if sharded, a plain parameter over the shard's memory."""
     return nn.Parameter(_local(parameter)) if size() > 1 else parameter
 
 
 def take_gradients(learned: Mapping[str, nn.Parameter], owned: Mapping[str, nn.Parameter]) -> None:
-    """Moves the gradients of sharded parameters, already summed over the processes, to what `own` made of them."""
+    """Moves gradients of sharded parameters, already summed over the processes, to what `take_own_part` made of them."""
     if size() == 1:
         return
     for name, parameter in learned.items():
@@ -194,12 +194,12 @@ def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
     if size() == 1:
         return nn.utils.clip_grad_norm_(owned, most)
     norm = nn.utils.get_total_norm([each.grad for each in owned if each.grad is not None])
-    norm = total(norm.square()).sqrt()
+    norm = sum_over_processes(norm.square()).sqrt()
     nn.utils.clip_grads_with_norm_(owned, most, norm)
     return norm
 
 
-def whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def gather_whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gathers tensors sharded like `learned`; returns whole ones on the CPU of the first process, {} in the others."""
     if size() == 1:
         return {name: tensor.cpu() for name, tensor in owned.items()}
@@ -225,17 +225,17 @@ def rows_of(length: int) -> slice:
 
 def on_first(act: Callable[[], object]) -> None:
     """Calls `act` in the first process while the others wait; if it raises UserError, all of them do."""
-    agreed(act if rank() == 0 else lambda: None)
+    run_in_every_process(act if rank() == 0 else lambda: None)
 
 
-def agreed(act: Callable[[], object]) -> None:
+def run_in_every_process(act: Callable[[], object]) -> None:
     """Calls `act` in every process; if it raises UserError in one of them, all of them do."""
     error = None
     try:
         act()
     except UserError as raised:
         error = raised
-    failed = total(torch.tensor(float(error is not None))) if size() > 1 else None
+    failed = sum_over_processes(torch.tensor(float(error is not None))) if size() > 1 else None
     if error is not None:
         raise error
     if failed is not None and failed.item():

@@ -22,17 +22,17 @@ from runtime.errors import UserError
 
 from . import tasks
 from .cli_options import overrides_of
-from .evaluation.evaluated_model import OWN, ModelOptions, add_model_options, chosen_gate, open_evaluated_model
+from .evaluation.evaluated_model import OWN, ModelOptions, add_model_options, choose_gate, open_evaluated_model
 from .evaluation.evaluation_run import (
     Evaluation,
     by_group,
     evaluate_model,
-    fitting_problems,
+    find_fitting_problems,
     measure_task,
     read_evaluation,
     sample_problems,
 )
-from .evaluation.intervals import paired_difference
+from .evaluation.intervals import estimate_paired_difference
 from .storage.output_files import check_file, replace_file
 
 COUNT = 500
@@ -64,10 +64,10 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     other = read_evaluation(args.against) if args.against else None
     task, problems = choose_problems(args)
     subject = open_evaluated_model(dataclass_of(ModelOptions, args, overrides=overrides_of(args, OWN)))
-    mode, gate = mode_of(subject.backend.contract, args.mode), chosen_gate(subject.gate, args.gate, args.threshold)
+    mode, gate = mode_of(subject.backend.contract, args.mode), choose_gate(subject.gate, args.gate, args.threshold)
     if mode != "block" and (args.gate or args.threshold is not None):
         raise UserError(f"--gate or --threshold was given with mode {mode}, which has no gate; leave one of them out")
-    kept = fitting_problems(subject, problems)
+    kept = find_fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})
     problems = [problems[place] for place in kept]
     asked = {"task": task.name, "split": args.split, "seed": args.seed}
@@ -113,7 +113,7 @@ def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:
             print(f"--- {problem.group}\n{problem.prompt}\n{text}\n--- expected\n{problem.answer}", file=sys.stderr)
 
 
-def worst_groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
+def format_worst_groups(groups: Mapping[str, Mapping[str, Any]]) -> str:
     """Returns the worst groups of a report, in one line."""
     shown = [f"{name} {each['right']} of {each['problems']}" for name, each in list(groups.items())[:GROUPS_SHOWN]]
     return ", ".join([*shown, *["…"] * (len(groups) > GROUPS_SHOWN)])
@@ -131,7 +131,7 @@ def check_same(path: Path, other: Mapping[str, Any], where: Mapping[str, Any], l
 def compare(other: Mapping[str, Any], per_problem: Mapping[str, list[int]]) -> dict[str, Any]:
     """Compares this run with an earlier `--out` on the same problems: accuracy difference, ratio of forward passes."""
     theirs = other["per_problem"]
-    difference = paired_difference(per_problem["right"], theirs["right"])
+    difference = estimate_paired_difference(per_problem["right"], theirs["right"])
     return {
         "model": other["model"],
         "difference": round(difference.mean, 5),
@@ -181,7 +181,7 @@ def command(args: argparse.Namespace) -> int:
         print_json(report)
     else:
         for name, value in report.items():
-            print(f"{name:20} {worst_groups(value) if name == 'by_group' else value}")
+            print(f"{name:20} {format_worst_groups(value) if name == 'by_group' else value}")
     return DONE
 
 

@@ -3,8 +3,8 @@
 Sources: `distillation`, `consistency`, `denoising` are CDLM's (arXiv 2511.19269), with q(.|y) the student's prediction
 from a state y of a trajectory; `tempered_distillation` is CD4LM's (arXiv 2601.02236), `uncertainty` dParallel's (arXiv
 2509.26488); TAD (arXiv 2605.09536) takes `denoising` and, at temperature 1, `tempered_distillation`. Scores are fp32
-logits with the mask token barred, see `barred`. With several processes, each gets its part of a mean over the positions
-of all processes (`distributed.part`).
+logits with the mask token barred, see `bar_mask_token`. With several processes, each gets its part of a mean over the
+positions of all processes (`distributed.part`).
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _weigh(losses: Tensor, weight: Tensor) -> Tensor:
     return distributed.part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
 
 
-def barred(logits: Tensor, mask_id: int) -> Tensor:
+def bar_mask_token(logits: Tensor, mask_id: int) -> Tensor:
     """Returns fp32 scores [n, vocab], with the mask token's at -1e9: like the runtime, training never predicts it."""
     # Not -inf, which times a probability of 0 is NaN in a KL divergence or an entropy.
     bar = torch.zeros(logits.shape[-1]).index_fill(0, torch.tensor(mask_id), -1e9)
@@ -82,5 +82,5 @@ def barred(logits: Tensor, mask_id: int) -> Tensor:
 
 
 def log_probs(logits: Tensor, mask_id: int) -> Tensor:
-    """Returns the fp32 log-softmax [n, vocab] of the scores that `barred` gives."""
-    return torch.log_softmax(barred(logits, mask_id), dim=-1)
+    """Returns the fp32 log-softmax [n, vocab] of the scores that `bar_mask_token` gives."""
+    return torch.log_softmax(bar_mask_token(logits, mask_id), dim=-1)

@@ -21,7 +21,7 @@ from runtime.contract import Contract
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
-from .cli_options import TRAINING_OPTIONS, above_0, bf16_option, settle_bf16
+from .cli_options import TRAINING_OPTIONS, bf16_option, parse_above_0, settle_bf16
 from .data import bpe
 from .data.batches import Stream, canvas_for, count_tokens, survey
 from .destination import DTYPES
@@ -58,7 +58,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 }
 
 
-def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
+def make_masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
     """Returns the masked-denoising loss: some rows masked uniformly, the others as in block-wise decoding."""
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -69,16 +69,19 @@ def masked_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, co
         everywhere = noise.uniform_mask(laid, generator)
         masked, decided = noise.block_mask(laid, contract, generator)
         masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
-        laid, masked, decided = laid.mine(), distributed.mine(masked), distributed.mine(decided)
+        laid, masked, decided = laid.mine(), distributed.take_own_rows(masked), distributed.take_own_rows(decided)
         hidden = forward(laid.ids.masked_fill(masked, contract.mask_id), laid.length[:, None].expand_as(laid.ids))
         weight = noise.weights(laid, decided, padding=all_blocks.FILLER)[decided]
-        logits = model.logits(select(hidden, noise.predicting(decided, contract.shift))).float()
+        logits = model.logits(select(hidden, noise.find_predicting_rows(decided, contract.shift))).float()
         target, weight = send(laid.ids[decided], logits.device), send(weight, logits.device)
         losses = F.cross_entropy(logits, target, reduction="none")
         right = distributed.mean((logits.argmax(-1) == target)[weight == 1])
         # a small batch may have no mask at all
         mean = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
-        return distributed.part(mean, weight.sum()), {"masked": right, TOKENS: count_tokens(distributed.mine(examples))}
+        return distributed.part(mean, weight.sum()), {
+            "masked": right,
+            TOKENS: count_tokens(distributed.take_own_rows(examples)),
+        }
 
     return loss_of
 
@@ -119,7 +122,7 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
     if args.init:
         saved = open_checkpoint.load(args.init)
         if args.layers is not None:
-            saved = deepen.deepened(saved, args.layers)
+            saved = deepen.deepen(saved, args.layers)
         return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
     # Rare values of a form become tokens too, if the vocabulary has room: a value of one token takes one forward pass.
@@ -172,7 +175,7 @@ def loss_of(
     next_token = next_token_loss(model, forward, stream, decoding.pad_id)
     if args.objective == "causal":
         return next_token
-    masked = masked_loss(model, forward, stream, contract_of(start))
+    masked = make_masked_loss(model, forward, stream, contract_of(start))
     if not every:
         return masked
     alone = replace(start, decoding=replace(decoding, attention="block_causal"))
@@ -223,7 +226,7 @@ OPTIONS = (
     option("--task", default="math,code", help="sample tasks, with commas (default: math,code)"),
     option("--steps", type=parse_at_least_1, default=10000, help="number of updates (default: 10000)"),
     option("--batch", type=parse_at_least_1, default=64, help="examples per update (default: 64)"),
-    option("--learning-rate", type=above_0, default=2e-3, help="peak learning rate (default: 2e-3)"),
+    option("--learning-rate", type=parse_above_0, default=2e-3, help="peak learning rate (default: 2e-3)"),
     option("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"]),
     option("--causal-every", type=int, help=HELP["causal-every"]),
     option("--block", type=parse_at_least_1, default=16, help="tokens per block (default: 16)"),

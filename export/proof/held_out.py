@@ -69,9 +69,9 @@ def take_recorded_problems(names: str, data: Path | None) -> list[tasks.Problem]
 def make_held_out_requests(
     encode: prompts.Encode, contract: Contract, texts: Sequence[str], lines: Sequence[int] = ()
 ) -> list[Request]:
-    """Makes one request per prompt that fits (`prompts.fitting`), for an answer as long as canvas and room allow."""
+    """Makes one request per prompt that fits (`prompts.find_fitting`), its answer as long as canvas and room allow."""
     encoded = encode(texts)
-    kept = prompts.fitting(encoded, lines, contract)
+    kept = prompts.find_fitting(encoded, lines, contract)
     found = [np.array(encoded[place], np.int64) for place in kept]
     return [Request(ids, DecodeOptions(min(room_for_answer(contract, len(ids)), contract.canvas))) for ids in found]
 

@@ -18,7 +18,7 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
-from train.huggingface.weights import expected_shapes
+from train.huggingface.weights import list_expected_shapes
 from train.torch_backend import TorchBackend
 from train.transformer.network import ModelConfig
 
@@ -70,7 +70,7 @@ def proves_whole(source: Checkpoint, parity: str) -> bool:
 
 def fits_whole(shape: ModelConfig) -> bool:
     """Returns whether three fp32 models (PyTorch, engine, instrumented graph) fit in WHOLE and half of the memory."""
-    size = 4 * sum(math.prod(each) for each in expected_shapes(shape).values())
+    size = 4 * sum(math.prod(each) for each in list_expected_shapes(shape).values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return 3 * size <= min(WHOLE, memory // 2)
 

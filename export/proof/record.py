@@ -42,7 +42,7 @@ from runtime.decoding.options import Request
 from runtime.proof.judge import Check, judge_answers, judge_figures, measure, terms
 from runtime.proof.replay import Replayed, mean_norms, replay
 from train.checkpoint import Checkpoint
-from train.huggingface.weights import expected_shapes
+from train.huggingface.weights import list_expected_shapes
 from train.torch_backend import TorchBackend
 
 from .compare import find_closest_call
@@ -239,7 +239,7 @@ def ids_of(forwards: Sequence[RecordedForward]) -> int:
 
 def operations_of(source: Checkpoint) -> int:
     """Returns the floating-point operations per token of a forward pass, without those of attention."""
-    return 2 * sum(math.prod(shape) for shape in expected_shapes(source.model).values())
+    return 2 * sum(math.prod(shape) for shape in list_expected_shapes(source.model).values())
 
 
 def count_first_load(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:

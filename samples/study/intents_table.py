@@ -32,8 +32,8 @@ from runtime.errors import UserError
 from runtime.model import Model
 from runtime.open_bundle import load
 from runtime.perf.conditions import processor_name
-from train.evaluation.decisions import right_indices
-from train.evaluation.intervals import paired_difference, proportion
+from train.evaluation.decisions import find_right_indices
+from train.evaluation.intervals import estimate_paired_difference, proportion
 from train.evaluation.temperature import calibration, collect
 from train.storage.output_files import check_file, replace_file
 from train.tasks import Problem, intents
@@ -101,7 +101,7 @@ def answer(model: Model, way: Way, problem: Problem, form: Form, to: Outcomes) -
     to.forwards.append(forwards)
     if way.how != TEXT:
         to.probabilities += [each.probabilities for each in made.fields]
-        to.right += right_indices(form, problem.answer)
+        to.right += find_right_indices(form, problem.answer)
 
 
 def measure(models: Mapping[str, Model], ways: Sequence[Way], problems: Sequence[Problem]) -> dict[Way, Outcomes]:
@@ -139,7 +139,7 @@ def row_of(way: Way, model: Model, found: Outcomes, problems: Sequence[Problem],
     for name, right in by_name.items():
         share = proportion(right)
         row |= {name: round(share.mean, 5), f"{name}_95": [round(share.low, 5), round(share.high, 5)]}
-    apart = paired_difference(by_name["exact"], first)
+    apart = estimate_paired_difference(by_name["exact"], first)
     row["exact_to_first"] = [round(value, 5) for value in (apart.mean, apart.low, apart.high)]
     row["within_schema"] = sum(intents.read_answer(text) is not None for text in found.texts)
     row["forwards"] = round(statistics.fmean(found.forwards), 3)

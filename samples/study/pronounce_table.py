@@ -19,7 +19,7 @@ from typing import Any
 from runtime.cli import DONE, command_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
-from train.evaluation.intervals import paired_difference
+from train.evaluation.intervals import estimate_paired_difference
 from train.storage.output_files import replace_file
 
 from . import study_figures
@@ -130,7 +130,7 @@ def difference(row: Row, same: Row) -> list[float]:
         raise UserError(
             f"{row['name']} is of {len(row['wrong'])} words, {SAME_DATA} of {len(theirs)}; evaluate with --count 10000"
         )
-    found = paired_difference(row["wrong"], theirs)
+    found = estimate_paired_difference(row["wrong"], theirs)
     return [round(value, 5) for value in (found.mean, found.low, found.high)]
 
 

@@ -23,7 +23,7 @@ from runtime.cli import DONE, Parser, run
 from runtime.errors import UserError
 from runtime.perf.conditions import find_version, processor_name
 from train.evaluation.evaluation_run import read_evaluation
-from train.evaluation.intervals import paired_difference
+from train.evaluation.intervals import estimate_paired_difference
 from train.storage.output_files import replace_file
 
 BASELINE = "baseline"
@@ -57,7 +57,7 @@ def row_of(name: str, report: Report, baseline: Report | None) -> dict[str, Any]
     row |= {rate: report[rate] for rate in RATES if rate in report}
     row |= {key: report[key] for key in ("forwards", "tokens_per_forward", "problems", "gate")}
     if baseline is not None and name != BASELINE:
-        found = paired_difference(report["per_problem"]["right"], baseline["per_problem"]["right"])
+        found = estimate_paired_difference(report["per_problem"]["right"], baseline["per_problem"]["right"])
         row["to_baseline"] = [round(value, 5) for value in (found.mean, found.low, found.high)]
         row["fewer_forwards"] = round(baseline["forwards"] / report["forwards"], 2)
     return row

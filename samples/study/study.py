@@ -198,7 +198,7 @@ def probe(backend: TorchBackend, examples: Sequence[Example], batch: int) -> dic
     contract = backend.contract
     fitting = sorted((e for e in examples if len(e.answer) <= contract.canvas), key=lambda e: len(e.prompt))
     return {
-        "calibration_error": reliability.expected_error(bins), "reliability": [asdict(each) for each in bins],
+        "calibration_error": reliability.compute_expected_error(bins), "reliability": [asdict(each) for each in bins],
         "divergences": invariance.divergences(backend.model, contract, fitting, 0, batch=batch),
     }  # fmt: skip
 
@@ -207,7 +207,7 @@ def fitting(teacher: Path, task: tasks.Task, split: str, count: int, seed: int) 
     """Samples problems; returns those that leave the teacher, and so its students, room for an answer."""
     saved, drawn = open_checkpoint.load(teacher), list(task.problems(split, count, seed))
     encoded = prompts.of_checkpoint(saved, raw=False)([problem.prompt for problem in drawn])
-    kept = prompts.fitting(encoded, [problem.line for problem in drawn], contract_of(saved))
+    kept = prompts.find_fitting(encoded, [problem.line for problem in drawn], contract_of(saved))
     return Problems(task, split, seed, [drawn[place] for place in kept])
 
 

@@ -22,7 +22,7 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
 
     Raises UserError as `plots.plot_reliability` does.
     """
-    axes = plots.new_axes(across, up)
+    axes = plots.make_axes(across, up)
     for (name, points), marker in zip(named.items(), itertools.cycle("os^Dv")):
         axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, label=name)
     axes.set_xscale("log")
@@ -41,7 +41,7 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
 
 def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
     """Plots a bar per name and group, with its value above it. Raises UserError as `plots.plot_reliability` does."""
-    axes = plots.new_axes("", up)
+    axes = plots.make_axes("", up)
     width = 0.8 / max(1, len(named))
     for i, (name, values) in enumerate(named.items()):
         places = [group + i * width for group in range(len(groups))]
@@ -55,7 +55,7 @@ def points(path: Path, named: Mapping[str, tuple[float, float]], across: str, up
 
     Raises UserError as `plots.plot_reliability` does.
     """
-    axes = plots.new_axes(across, up)
+    axes = plots.make_axes(across, up)
     for (name, (x, y)), marker in zip(named.items(), itertools.cycle("os^Dv")):
         axes.plot([x], [y], marker=marker, linestyle="", label=name)
     axes.set_xscale("log")

@@ -11,7 +11,7 @@ import study_figures
 from invariance import RATIOS
 
 from train.evaluation import plots
-from train.evaluation.intervals import paired_difference
+from train.evaluation.intervals import estimate_paired_difference
 from train.evaluation.reliability import Bin
 
 SLACK = 0.005  # share of right answers by which a chosen threshold may be below the teacher
@@ -56,7 +56,7 @@ def lines(title: str, attention: str, points: Sequence[Point], base: Sequence[Po
     by_threshold: dict[float | None, list[Cell]] = {}
     for point in points:
         own = teacher[point["task"]]
-        apart = paired_difference(point["right"], own["right"])
+        apart = estimate_paired_difference(point["right"], own["right"])
         cell = Cell(
             point["task"], point["accuracy"], apart.mean, apart.low, apart.high, point["forwards"],
             sum(own["each"]) / sum(point["each"]), point["length"], point["length_p95"],

@@ -25,7 +25,7 @@ def kill(rank: int, step: int) -> None:
     """That process ends when it begins that update, or its shard of that number, both from 0."""
     if os.environ["RANK"] != str(rank):
         return
-    update, answered, asked = training_loop._update, collect.answered, list[None]()
+    update, answered, asked = training_loop._update, collect.decode_prompts, list[None]()
 
     def last_update(*args: Any) -> Any:
         if args[-1] == step:
@@ -38,7 +38,7 @@ def kill(rank: int, step: int) -> None:
         asked.append(None)
         return answered(*args)
 
-    training_loop._update, collect.answered = last_update, last_shard
+    training_loop._update, collect.decode_prompts = last_update, last_shard
 
 
 def fill(disk: str) -> None:
@@ -62,8 +62,8 @@ def main(lines: list[str]) -> int:
     fill("full-disk")
     if order := os.environ.get("KILL"):
         kill(*map(int, order.split(":")))
-    with distributed.joined("cpu"):  # once: torchrun's store has no second group of the same name
-        distributed.joined = lambda device: nullcontext()
+    with distributed.join_processes("cpu"):  # once: torchrun's store has no second group of the same name
+        distributed.join_processes = lambda device: nullcontext()
         codes = []
         for name, *words in map(str.split, lines):
             codes.append(importlib.import_module(name).main(words))

@@ -47,7 +47,7 @@ def encode(
 
     Prompt and answer are encoded separately, as at inference; prompts by `encode_prompts`, as plain text if it is None.
     """
-    plain = prompts.plain(tokenizer)
+    plain = prompts.make_plain_encoder(tokenizer)
     prompt_ids = (encode_prompts or plain)([prompt for prompt, _ in pairs])
     answers = plain([answer for _, answer in pairs])
     return [Example(tuple(ids), (*answer, end_id)) for ids, answer in zip(prompt_ids, answers, strict=True)]
@@ -79,11 +79,11 @@ def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
 def survey(
     tasks: Sequence[Task], tokenizer: Tokenizer, end_id: int, encode_prompts: prompts.Encode | None = None
 ) -> list[Example]:
-    """Returns the training examples whose lengths are measured: the problems of `different`, encoded."""
-    return encode(tokenizer, [(p.prompt, p.answer) for p in different(tasks)], end_id, encode_prompts)
+    """Returns the training examples whose lengths are measured: the problems of `sample_different`, encoded."""
+    return encode(tokenizer, [(p.prompt, p.answer) for p in sample_different(tasks)], end_id, encode_prompts)
 
 
-def different(tasks: Sequence[Task]) -> list[Problem]:
+def sample_different(tasks: Sequence[Task]) -> list[Problem]:
     """Returns up to SURVEY sampled training problems, without repetitions; they are all of a file's if it has fewer."""
     drawn = (problem for task in tasks for problem in task.problems("train", SURVEY // len(tasks), 0))
     return list({(problem.prompt, problem.answer): problem for problem in drawn}.values())
@@ -153,7 +153,7 @@ class Stream:
 
     def tell_left_out(self) -> None:
         """Prints to stderr how many training examples are left out: those too long, or with an empty prompt."""
-        problems = different(self.tasks)
+        problems = sample_different(self.tasks)
         found = encode(self.tokenizer, [(p.prompt, p.answer) for p in problems], self.end_id, self.encode_prompts)
         gone = [problem for problem, example in zip(problems, found, strict=True) if not self._fits(example)]
         if 0 < len(gone) < len(found):  # if all are, the first batch raises UserError

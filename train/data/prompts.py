@@ -25,21 +25,23 @@ def of_checkpoint(saved: Checkpoint, raw: bool) -> Encode:
     The encoder raises UserError if the template fails or jinja2 is missing.
     """
     if raw or saved.chat_template is None:
-        return plain(saved.read_tokenizer())
-    return in_chat(Tokenizer(saved.tokenizer, saved.chat_template))
+        return make_plain_encoder(saved.read_tokenizer())
+    return make_chat_encoder(Tokenizer(saved.tokenizer, saved.chat_template))
 
 
-def plain(tokenizer: Engine) -> Encode:
+def make_plain_encoder(tokenizer: Engine) -> Encode:
     """Returns an encoder of plain text, without chat template or special tokens."""
     return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)]
 
 
-def in_chat(tokenizer: Tokenizer) -> Encode:
+def make_chat_encoder(tokenizer: Tokenizer) -> Encode:
     """Returns an encoder of each text as a user's message in the chat template, or as plain text without a template."""
     return lambda texts: [tokenizer.encode_chat(text).tolist() for text in texts]
 
 
-def fitting(encoded: Sequence[Sequence[int]], lines: Sequence[int], contract: Contract, least: int = 1) -> list[int]:
+def find_fitting(
+    encoded: Sequence[Sequence[int]], lines: Sequence[int], contract: Contract, least: int = 1
+) -> list[int]:
     """Returns the indices of the prompts that have tokens and leave room for an answer of at least `least` tokens.
 
     Names the others on stderr. Raises UserError if all prompts are left out.

@@ -57,7 +57,7 @@ def check_right(reports: Sequence[BaselineReport], names: Sequence[str]) -> None
             )
 
 
-def unquantized(bundle: Path | None, engine: str | None) -> str:
+def find_unquantized(bundle: Path | None, engine: str | None) -> str:
     """Returns the name of the bundle's fp32 engine, with which `engine` is compared if there is no report.
 
     Raises UserError if there is no other fp32 engine.
@@ -88,7 +88,7 @@ def measure_baseline(
         problems = evaluation_run.sample_problems(task, SPLIT, count, seed)
         if not problems:
             raise UserError(f"{task.name} has no problems in the split {SPLIT}; give more of them, or --teacher-report")
-        problems = [problems[place] for place in evaluation_run.fitting_problems(subject, problems)]
+        problems = [problems[place] for place in evaluation_run.find_fitting_problems(subject, problems)]
         found = evaluation_run.evaluate_model(subject, task, problems, subject.gate)
         reports.append(BaselineReport(task, problems, found.right, [result.forwards for result in found.results]))
     return reports
@@ -96,7 +96,7 @@ def measure_baseline(
 
 def keep_fitting(report: BaselineReport, subject: evaluated_model.EvaluatedModel) -> BaselineReport:
     """Returns the report without the problems whose prompts leave `subject` no room for an answer."""
-    kept = evaluation_run.fitting_problems(subject, report.problems)
+    kept = evaluation_run.find_fitting_problems(subject, report.problems)
     problems, right, forwards = (
         [row[place] for place in kept] for row in (report.problems, report.right, report.forwards)
     )

@@ -30,7 +30,7 @@ class FieldOutcomes:
     right: list[int]
 
 
-def right_indices(form: Form, answer: str) -> list[int]:
+def find_right_indices(form: Form, answer: str) -> list[int]:
     """Returns the index of each field's value in an answer, which is the form with one value per field.
 
     Raises UserError if no choice of values gives the answer, or several do.
@@ -74,7 +74,7 @@ def outcomes(
     fields = [part for part in form.parts if isinstance(part, Field)]
     found = {field.path: FieldOutcomes([], []) for field in fields}
     for problem, prompt in zip(tqdm(problems, unit="form", mininterval=2), prompts, strict=True):
-        right = right_indices(form, problem.answer)
+        right = find_right_indices(form, problem.answer)
         for field, index, row in zip(fields, right, deciding(prompt, form), strict=True):
             found[field.path].probabilities.append(row)
             found[field.path].right.append(index)

@@ -86,7 +86,9 @@ def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:
     model = load(options.bundle, engine=options.engine, threads=options.threads, template_args=arguments)
     tokenizer = read_engine(read(options.bundle).tokenizer)
     tokenizer.encode_special_tokens = True
-    encode_prompts = prompts.plain(tokenizer) if options.raw else prompts.in_chat(model.tokenizer)
+    encode_prompts = (
+        prompts.make_plain_encoder(tokenizer) if options.raw else prompts.make_chat_encoder(model.tokenizer)
+    )
     return EvaluatedModel(model.backend, tokenizer, encode_prompts, model.gate, 1, model.engine)
 
 
@@ -121,7 +123,7 @@ def _open_checkpoint(ckpt: Path, options: ModelOptions) -> EvaluatedModel:
     return EvaluatedModel(backend, saved.read_tokenizer(), encode_prompts, backend.contract.gate, batch, "torch")
 
 
-def chosen_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: float | None = None) -> GateSpec:
+def choose_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: float | None = None) -> GateSpec:
     """Returns the model's gate as --gate and --threshold change it; a changed metric sets its comparator too."""
     changed = {**(changes or {}), **({} if threshold is None else {"threshold": threshold})}
     if "metric" in changed:

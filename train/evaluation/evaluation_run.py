@@ -75,7 +75,9 @@ def evaluate(
     An answer is at most as long as the contract's canvas. encode_prompts: None for plain text. gate, threshold, mode:
     None for the contract's. Raises UserError, before any work, for a prompt that leaves no room for an answer.
     """
-    requests = _requests(backend.contract, (encode_prompts or prompts.plain(tokenizer))([p.prompt for p in problems]))
+    requests = _requests(
+        backend.contract, (encode_prompts or prompts.make_plain_encoder(tokenizer))([p.prompt for p in problems])
+    )
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
     results: dict[int, Result] = {}
     started = time.perf_counter()
@@ -137,10 +139,10 @@ def sample_problems(task: tasks.Task, split: str, count: int, seed: int) -> list
     return problems
 
 
-def fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
+def find_fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Problem]) -> list[int]:
     """Returns the indices of problems whose prompts leave the model room for an answer; names the others on stderr."""
     encoded = subject.encode_prompts([problem.prompt for problem in problems])
-    return prompts.fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
+    return prompts.find_fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
 
 
 def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:

@@ -31,7 +31,7 @@ def wilson(share: float, n: int) -> Interval:
     return Interval(share, center - half, center + half)
 
 
-def paired_difference(ours: Sequence[int], theirs: Sequence[int]) -> Interval:
+def estimate_paired_difference(ours: Sequence[int], theirs: Sequence[int]) -> Interval:
     """Returns the difference of two accuracies on the same problems, ours minus theirs, with Tango's score interval.
 
     The interval has the differences that a score test does not reject (McNemar's test, at 0). It does not shrink to a

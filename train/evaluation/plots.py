@@ -9,7 +9,7 @@ from typing import Any
 from runtime.perf.roofline_plot import make_figure
 from train.storage.output_files import replace_file
 
-from .reliability import Bin, expected_error
+from .reliability import Bin, compute_expected_error
 
 SIZE = (12.0, 5.0)  # inches, the legend next to the axes
 DOTS = 120  # per inch
@@ -21,15 +21,15 @@ def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]], what: str 
     what: the label's word for what is right or wrong. Raises UserError if matplotlib is missing or the file cannot be
     written.
     """
-    axes = new_axes(f"confidence of a {what}", "share that is right")
+    axes = make_axes(f"confidence of a {what}", "share that is right")
     axes.plot([0, 1], [0, 1], color="0.7", linestyle="--", label="calibrated")
     for name, bins in models.items():
         points = [each.confidence for each in bins], [each.right for each in bins]
-        axes.plot(*points, marker="o", label=f"{name} (expected error {expected_error(bins):.3f})")
+        axes.plot(*points, marker="o", label=f"{name} (expected error {compute_expected_error(bins):.3f})")
     save(axes, path)
 
 
-def new_axes(across: str, up: str) -> Any:
+def make_axes(across: str, up: str) -> Any:
     """Returns axes with these labels and a grid. Raises UserError if matplotlib is missing."""
     figure = make_figure("a figure", SIZE, DOTS)
     from matplotlib import colormaps

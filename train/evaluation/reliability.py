@@ -47,7 +47,7 @@ def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> list[Bin]
     return found
 
 
-def expected_error(bins: Sequence[Bin]) -> float:
+def compute_expected_error(bins: Sequence[Bin]) -> float:
     """Returns the mean over tokens of the distance between their bin's confidence and accuracy; 0 without tokens."""
     count = sum(each.count for each in bins)
     return sum(each.count * abs(each.confidence - each.right) for each in bins) / max(1, count)

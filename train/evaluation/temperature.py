@@ -16,7 +16,7 @@ import numpy as np
 from runtime.backend import Bools, Floats, Ints
 from runtime.errors import UserError
 
-from .reliability import Bin, expected_error, reliability
+from .reliability import Bin, compute_expected_error, reliability
 
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures; if all decisions are right, colder is always better
 HALVINGS = 60
@@ -72,7 +72,7 @@ def collect(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> D
         return Decided(np.log(rows), np.array(right, np.int64))
 
 
-def at_temperature(decided: Decided, temperature: float) -> Floats:
+def apply_temperature(decided: Decided, temperature: float) -> Floats:
     """Returns the probabilities [n, values] at a temperature."""
     scores = decided.log_probability / temperature
     shares = np.exp(scores - scores.max(-1, keepdims=True))
@@ -98,7 +98,7 @@ def fit_temperature(decided: Decided) -> float:
     right = decided.log_probability[np.arange(len(finite)), decided.right]
 
     def slope(cold: float) -> float:  # derivative of the negative log-likelihood by 1/T, which rises
-        return float(((at_temperature(decided, 1 / cold) * finite).sum(-1) - right).mean())
+        return float(((apply_temperature(decided, 1 / cold) * finite).sum(-1) - right).mean())
 
     low, high = np.log(1 / HIGHEST), np.log(1 / LOWEST)
     for _ in range(HALVINGS):
@@ -109,7 +109,7 @@ def fit_temperature(decided: Decided) -> float:
 
 def calibration(decided: Decided, temperature: float) -> Calibration:
     """Returns likelihood, reliability and expected error of the chosen values at a temperature."""
-    shares = at_temperature(decided, temperature)
+    shares = apply_temperature(decided, temperature)
     verdict: Bools = shares.argmax(-1) == decided.right
     bins = reliability(shares.max(-1), verdict)
-    return Calibration(temperature, negative_log_likelihood(decided, temperature), expected_error(bins), bins)
+    return Calibration(temperature, negative_log_likelihood(decided, temperature), compute_expected_error(bins), bins)

@@ -16,14 +16,14 @@ from torch import Tensor
 from runtime import files
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
-from train.storage.output_files import writing
+from train.storage.output_files import stage_file
 from train.storage.swap import swap
 
 from . import blockstep_json
 from .families import PLAIN_FAMILIES, Overrides
 from .quantization_config import KEY as QUANTIZATION
 from .reader import CONFIG, GENERATION, read_settings, template_args
-from .weights import INDEX, SINGLE, stored_names
+from .weights import INDEX, SINGLE, map_stored_names
 
 SHARD = 5 * 10**9  # maximum bytes of a weights file
 COPIED = (
@@ -48,12 +48,12 @@ def write_directory(
         family, config = settings.family.name, {**settings.values}
         config.pop(QUANTIZATION, None)  # a student's weights are not quantized
         arguments = template_args(teacher, overrides)
-        names = stored_names(teacher, settings.family.renames)
+        names = map_stored_names(teacher, settings.family.renames)
         for file in sorted({file for pattern in COPIED for file in teacher.glob(pattern) if file.is_file()}):
             shutil.copyfile(file, folder / file.name)
     else:
-        family, arguments = plain_family(student), {}  # a student.pt has its arguments in its chat template
-        config = plain_config(student, family)
+        family, arguments = choose_plain_family(student), {}  # a student.pt has its arguments in its chat template
+        config = make_plain_config(student, family)
         names = {name: name if name.startswith("lm_head.") else f"model.{name}" for name in student.weights}
         write_text(folder, student)
     for key in [key for key in ("torch_dtype", "dtype") if key in config] or ["torch_dtype"]:
@@ -63,7 +63,7 @@ def write_directory(
     blockstep_json.write(folder, family, student.decoding, arguments)
 
 
-def plain_family(student: Checkpoint) -> str:
+def choose_plain_family(student: Checkpoint) -> str:
     """Returns the name of the stock family with this model's shape. Raises UserError if there is none."""
     shape = student.model
     for family in PLAIN_FAMILIES:
@@ -75,7 +75,7 @@ def plain_family(student: Checkpoint) -> str:
     )
 
 
-def plain_config(student: Checkpoint, family: str) -> dict[str, Any]:
+def make_plain_config(student: Checkpoint, family: str) -> dict[str, Any]:
     """Returns the config.json of a stock transformers model of the student's shape."""
     shape, decoding = student.model, student.decoding
     return {
@@ -150,7 +150,7 @@ def replace_folder(out: Path, write: Callable[[Path], None]) -> None:
     Raises UserError if other files have appeared at `out`, or it cannot be written.
     """
     out = files.resolve_path(out)  # for a link, the folder that it points to is replaced
-    with writing(out) as new:
+    with stage_file(out) as new:
         new.mkdir()
         write(new)
         files.flush_tree(new)

@@ -94,7 +94,7 @@ class PackedWeight:
         return -(-self.shape[1] // self.group_size)
 
 
-def packed_weight(name: str, shape: TensorShape, scheme: Scheme, parts: Iterable[StoredTensor]) -> PackedWeight:
+def read_packed_weight(name: str, shape: TensorShape, scheme: Scheme, parts: Iterable[StoredTensor]) -> PackedWeight:
     """Returns a weight after a look at its tensors' headers.
 
     Raises UserError for a tensor that is missing, or of another shape or type than the scheme's, and for a weight that
@@ -102,13 +102,13 @@ def packed_weight(name: str, shape: TensorShape, scheme: Scheme, parts: Iterable
     """
     found = {stored.name.rpartition(".")[2]: stored for stored in parts}
     made = PackedWeight(name, shape, scheme, found)
-    if any(size * scheme.bits % WORD for size in packed_sizes(made)):
+    if any(size * scheme.bits % WORD for size in count_packed_sizes(made)):
         file = next(iter(found.values())).file
         raise UserError(
             f"{file}: {name} is {list(shape)} by its config, whose values of {scheme.bits} bits do not fill whole "
             f"words ({scheme.layout}); correct its sizes or {KEY} there"
         )
-    for part, (expected, kinds) in expected_parts(made).items():
+    for part, (expected, kinds) in list_expected_parts(made).items():
         stored = found.get(part)
         if stored is None:
             if part == "g_idx" and not scheme.act_order:
@@ -125,13 +125,13 @@ def packed_weight(name: str, shape: TensorShape, scheme: Scheme, parts: Iterable
     return made
 
 
-def packed_sizes(weight: PackedWeight) -> tuple[int, ...]:
+def count_packed_sizes(weight: PackedWeight) -> tuple[int, ...]:
     """Returns how many values words hold in sequence, of each kind: inputs, outputs or both."""
     outputs, inputs = weight.shape
     return {GEMM: (outputs,), GEMV: (inputs,)}.get(weight.scheme.layout, (inputs, outputs))
 
 
-def expected_parts(weight: PackedWeight) -> dict[str, tuple[TensorShape, tuple[str, ...]]]:
+def list_expected_parts(weight: PackedWeight) -> dict[str, tuple[TensorShape, tuple[str, ...]]]:
     """Returns the shape and the possible types that each of a weight's tensors must have."""
     (outputs, inputs), groups, scheme = weight.shape, weight.groups, weight.scheme
     if scheme.layout in (V1, V2):
@@ -143,13 +143,13 @@ def expected_parts(weight: PackedWeight) -> dict[str, tuple[TensorShape, tuple[s
     elif scheme.layout == GEMM:
         words, zeros, scales = (inputs, outputs // 8), (groups, outputs // 8), (groups, outputs)
     else:
-        width = padded_words(groups, weight.group_size)
+        width = count_padded_words(groups, weight.group_size)
         words, zeros, scales = (outputs, inputs // 8), (outputs, width), (outputs, 8 * width)
     found = {"qweight": (words, WHOLE_NUMBERS), "qzeros": (zeros, WHOLE_NUMBERS), "scales": (scales, FLOATS)}
     return {**found, "g_idx": ((inputs,), INDICES)} if scheme.layout in (V1, V2) else found
 
 
-def padded_words(groups: int, group_size: int) -> int:
+def count_padded_words(groups: int, group_size: int) -> int:
     """Returns how many words of zero points an output has in AWQ's gemv, which pads those of small groups.
 
     Follows `calculate_zeros_width` of AutoAWQ 0.2.9, which allows groups of 32, of 64, and of 128 or more.

@@ -109,7 +109,7 @@ def _read_merged(weights: DirectoryWeights, target: str, pair: Mapping[str, Stor
     return _sum(weights[target], pair["A"].read(), pair["B"].read(), scale)
 
 
-def merged(weights: Mapping[str, Tensor], pairs: Pairs, scale: float) -> dict[str, Tensor]:
+def merge_pairs(weights: Mapping[str, Tensor], pairs: Pairs, scale: float) -> dict[str, Tensor]:
     """Returns all weights: those with a pair merged, in fp32, the others unchanged."""
     return {**weights, **{name: _sum(weights[name], pair["A"], pair["B"], scale) for name, pair in pairs.items()}}
 

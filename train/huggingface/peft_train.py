@@ -70,7 +70,7 @@ def pairs(trained: Mapping[str, Tensor]) -> Pairs:
 
 
 @contextmanager
-def left_out(model: Transformer) -> Iterator[None]:
+def disable_adapters(model: Transformer) -> Iterator[None]:
     """Disables the adapters of a model that `inject` adapted, for the duration of the block."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

@@ -14,7 +14,7 @@ from runtime.errors import UserError
 from runtime.text.chat_template import add_defaults, reads
 from train.checkpoint import MOST_IDS, Checkpoint, Decoding
 from train.transformer.network import ABOVE_0, ModelConfig
-from train.transformer.rope import LARGEST, longest, parse_scaling
+from train.transformer.rope import LARGEST, find_longest, parse_scaling
 
 from . import blockstep_json, peft_merge
 from .blockstep_json import StudentFile
@@ -44,7 +44,7 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
             f"merge it, or remove {peft_merge.CONFIG}"
         )
     scheme = find_scheme(settings.values, settings.path)
-    shape, stored = model_config(settings), stored_student(folder, overrides)
+    shape, stored = model_config(settings), read_student_file(folder, overrides)
     text = read_text(folder, shape.vocab)
     decoding = _override(stored.decoding if stored else decoding_of(settings, text, overrides, shape), overrides)
     _check(decoding, settings, shape.vocab)
@@ -82,12 +82,12 @@ def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
 
 def template_args(folder: Path, overrides: Overrides) -> dict[str, Any]:
     """Returns the chat template's arguments: the family's, overridden by blockstep.json's, then by `overrides`."""
-    stored = stored_student(folder, overrides)
+    stored = read_student_file(folder, overrides)
     own = read_settings(folder, overrides).family.template_args
     return {**own, **(stored.template_args if stored else {}), **(overrides.template_args or {})}
 
 
-def stored_student(folder: Path, overrides: Overrides) -> StudentFile | None:
+def read_student_file(folder: Path, overrides: Overrides) -> StudentFile | None:
     """Returns the blockstep.json of the adapter, else of the directory; None if there is none or --family is given."""
     places = [place for place in (overrides.adapter, folder) if place is not None and overrides.family is None]
     noted = [found for place in places if (found := blockstep_json.read(place)) is not None]
@@ -207,13 +207,13 @@ def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, sh
 
     overrides: its block, canvas, mask token and end tokens are used if they are given.
     """
-    family, most = settings.family, longest(shape.rope_scaling)
+    family, most = settings.family, find_longest(shape.rope_scaling)
     if family.unlike is not None and family.unlike[0] in text.ids:
         token, why = family.unlike
         raise UserError(f"{settings.path.parent} has the token {token}, so that it is {why}; it is not supported")
     context = min(settings.integer("max_position_embeddings"), most or LARGEST)
-    block = _above_0("--block", overrides.block) or block_of(settings)
-    canvas = _above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
+    block = _check_above_0("--block", overrides.block) or block_of(settings)
+    canvas = _check_above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
     gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, shape.vocab)
     if gate.get("sub_block", block) > block:  # a sub-block larger than the block has no effect
         del gate["sub_block"]
@@ -313,7 +313,7 @@ def end_ids(settings: NormalizedConfig, text: Text) -> tuple[int, ...]:
     return tuple(token for i, token in enumerate(named) if token not in named[:i])
 
 
-def _above_0(option: str, value: int | None) -> int | None:
+def _check_above_0(option: str, value: int | None) -> int | None:
     if value is not None and value < 1:
         raise UserError(f"{option} is {value}; expected at least 1")
     return value

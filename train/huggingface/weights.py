@@ -17,7 +17,7 @@ from torch import Tensor
 from runtime.errors import UserError
 from train.transformer.network import ModelConfig, Transformer
 
-from .packed_weights import PART, PackedWeight, packed_weight
+from .packed_weights import PART, PackedWeight, read_packed_weight
 from .quantization_config import KEY, Scheme
 from .stored_tensor import StoredTensor, TensorShape, check_stored, read_header
 from .tokenizer_files import read_json
@@ -54,7 +54,7 @@ class DirectoryWeights(Mapping[str, Tensor]):
         return len(self.readers)
 
 
-def expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
+def list_expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
     """Returns the shape of every tensor that a model of this shape has."""
     with torch.device("meta"):
         return {name: tuple(tensor.shape) for name, tensor in Transformer(config).state_dict().items()}
@@ -66,7 +66,7 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Sc
     renames: (pattern, replacement) of whole names; the first match is used. scheme: how the directory's quantized
     weights are stored, None if it has none. Raises UserError, naming the tensor or file, if they do not fit the config.
     """
-    expected, found = expected_shapes(config), dict[str, StoredTensor]()
+    expected, found = list_expected_shapes(config), dict[str, StoredTensor]()
     parts, biases = dict[str, dict[str, StoredTensor]](), dict[str, StoredTensor]()
     head: StoredTensor | None = None
     for stored in _all_stored(folder):
@@ -92,7 +92,7 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Sc
         _once(stored, name, found)
         check_stored(stored, expected[name])
     packed = {
-        name: packed_weight(name, expected[name], scheme, each.values()) for name, each in parts.items() if scheme
+        name: read_packed_weight(name, expected[name], scheme, each.values()) for name, each in parts.items() if scheme
     }
     if scheme is not None:
         _check_packed(folder, packed, found, biases)
@@ -142,7 +142,7 @@ def _check_packed(
             raise _extra(stored)
 
 
-def stored_names(folder: Path, renames: Renames) -> dict[str, str]:
+def map_stored_names(folder: Path, renames: Renames) -> dict[str, str]:
     """Returns, for each tensor's name in the model, its name in the directory's files."""
     found = {stored.name for file, _ in _files(folder) for stored in read_header(file)}
     packed = {name.removesuffix(".qweight"): name for name in found if name.endswith(".qweight")}

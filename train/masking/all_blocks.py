@@ -55,9 +55,9 @@ def denoising_loss(
     """
     laid = masking.lay_out(stream.examples(step), contract, 0, generator)
     masked = noise(laid, contract, early, generator)
-    laid, masked = laid.mine(), distributed.mine(masked)
+    laid, masked = laid.mine(), distributed.take_own_rows(masked)
     both = copies(laid, contract, masked)
-    hidden = select(predicting(run, both), both.masked)  # [n, hidden]
+    hidden = select(run_predicting(run, both), both.masked)  # [n, hidden]
     positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
     target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
     weight = torch.where(positions < laid.answer_end[:, None], 1.0, FILLER)[both.masked]
@@ -81,7 +81,7 @@ def noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: tor
     return chosen & (positions >= canvas.start[:, None]) & (positions < canvas.length[:, None])
 
 
-def predicting(run: torch.nn.Module, both: Copies) -> Tensor:
+def run_predicting(run: torch.nn.Module, both: Copies) -> Tensor:
     """Returns the hidden state that predicts each noisy position, [batch, noisy, hidden]."""
     hidden = run(both.ids, mask=both.mask, positions=both.positions)
     return hidden.gather(1, send(both.rows, hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
@@ -102,7 +102,7 @@ def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
     source = source.masked_fill(positions >= canvas.length[:, None], contract.pad_id)
     ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
     before = masking.begins_at(canvas, contract, positions)  # clean tokens that a noisy block sees, [batch, noisy]
-    seen = torch.cat((_clean_rows(canvas, contract, noisy), _noisy_rows(before, clean)), dim=1)
+    seen = torch.cat((_clean_rows(canvas, contract, noisy), _mask_noisy_rows(before, clean)), dim=1)
     mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
     rows = clean + torch.arange(noisy).expand_as(positions)
     if contract.shift:  # a block's first token is predicted by the committed row before it; position 0 is given
@@ -120,7 +120,7 @@ def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
     return torch.arange(clean + noisy) < visible[:, :, None]
 
 
-def _noisy_rows(before: Tensor, clean: int) -> Tensor:
+def _mask_noisy_rows(before: Tensor, clean: int) -> Tensor:
     """Returns which keys the noisy copy's queries see: bool [batch, noisy, clean + noisy]."""
     same = before[:, :, None] == before[:, None]  # in the same block; [batch, noisy, noisy]
     committed = torch.arange(clean) < before[:, :, None]  # [batch, noisy, clean]

@@ -43,8 +43,10 @@ class AnswerBlocks:
         return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
 
     def mine(self) -> AnswerBlocks:
-        """Returns this process's rows, of the same width; see `distributed.mine`."""
-        return AnswerBlocks(*(distributed.mine(part) for part in (self.ids, self.start, self.answer_end, self.length)))
+        """Returns this process's rows, of the same width; see `distributed.take_own_rows`."""
+        return AnswerBlocks(
+            *(distributed.take_own_rows(part) for part in (self.ids, self.start, self.answer_end, self.length))
+        )
 
     def rows(self, chosen: Tensor) -> AnswerBlocks:
         """Returns only the chosen rows, of the same width. chosen bool [batch]."""
@@ -101,7 +103,7 @@ def _bounds(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> tupl
     return begins, ends
 
 
-def whole_canvases(canvas: AnswerBlocks) -> Units:
+def make_whole_canvases(canvas: AnswerBlocks) -> Units:
     """Returns each canvas as one unit."""
     size, offsets = (canvas.length - canvas.start)[:, None], canvas.offsets()
     return Units(torch.div(offsets, size, rounding_mode="floor").clamp_min(0), offsets % size, size)
@@ -182,7 +184,7 @@ def weights(canvas: AnswerBlocks, masked: Tensor, padding: float) -> Tensor:
     return masked.float() * torch.where(filler, padding, 1.0)
 
 
-def predicting(masked: Tensor, shift: bool) -> Tensor:
+def find_predicting_rows(masked: Tensor, shift: bool) -> Tensor:
     """Returns the rows that predict the masked positions: the same positions, or with `shift` the one before each.
 
     bool [batch, width]. It selects rows in the order in which `masked` selects positions. Position 0 is never masked,

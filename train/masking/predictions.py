@@ -24,12 +24,12 @@ def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: T
     if not contract.has_cache:
         ids = laid.ids.masked_fill(masked, contract.mask_id)
         hidden: Tensor = run(ids, laid.length[:, None].expand_as(ids))  # [batch, width, hidden]
-        return select(hidden, noise.predicting(asked, contract.shift))
-    both = all_blocks.copies(laid, contract, in_blocks(laid, masked, contract))
-    return select(all_blocks.predicting(run, both), in_blocks(laid, asked, contract))
+        return select(hidden, noise.find_predicting_rows(asked, contract.shift))
+    both = all_blocks.copies(laid, contract, select_in_blocks(laid, masked, contract))
+    return select(all_blocks.run_predicting(run, both), select_in_blocks(laid, asked, contract))
 
 
-def in_blocks(laid: AnswerBlocks, flags: Tensor, contract: Contract) -> Tensor:
+def select_in_blocks(laid: AnswerBlocks, flags: Tensor, contract: Contract) -> Tensor:
     """Selects, from flags of whole rows, bool [batch, width], those of the answers' blocks, bool [batch, noisy]."""
     positions = laid.blocks(contract)
     found = flags.gather(1, positions.clamp_max(flags.shape[1] - 1))
@@ -38,7 +38,7 @@ def in_blocks(laid: AnswerBlocks, flags: Tensor, contract: Contract) -> Tensor:
 
 def scores(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:
     """Returns fp32 scores [n, vocab] of hidden states [n, hidden], the mask token barred, padding ids cut off."""
-    return losses.barred(model.logits(hidden)[..., : contract.vocab], contract.mask_id)
+    return losses.bar_mask_token(model.logits(hidden)[..., : contract.vocab], contract.mask_id)
 
 
 def log_probs(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:

@@ -41,14 +41,14 @@ def draw_states(
 ) -> States:
     """Samples one pair of states per trajectory: the block uniformly, y more often early in it than late.
 
-    With several processes each has its own rows, see `distributed.mine`.
+    With several processes each has its own rows, see `distributed.take_own_rows`.
 
     target `completed`: in y* the block is finished, and the next one, at which consistency is computed, still masked.
     target `partial`: y* is at a sampled moment between y and the block's end.
     """
     chances = [torch.rand(3, generator=generator).tolist() for _ in trajectories]
-    own = zip(distributed.mine(trajectories), distributed.mine(chances), strict=True)
-    drawn = [_one(trajectory, contract, target, chance) for trajectory, chance in own]
+    own = zip(distributed.take_own_rows(trajectories), distributed.take_own_rows(chances), strict=True)
+    drawn = [_make_state(trajectory, contract, target, chance) for trajectory, chance in own]
     longest = max(len(earlier) for earlier, *_ in drawn)
     width = width_for(longest)
     shape = (len(drawn), width)
@@ -64,8 +64,8 @@ def draw_states(
     return States(ids, later, visible[0], visible[1], unmasked, masked, torch.cat(hidden))
 
 
-def _one(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
-    t = _in_blocks(t, contract)
+def _make_state(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
+    t = _pad_to_blocks(t, contract)
     prompt, finalized = torch.tensor(t.prompt), t.order != NEVER_ACCEPTED
     ends = block_bounds(contract, len(prompt), len(t.tokens))[1][len(prompt) :] - len(prompt)
     limits = [0, *dict.fromkeys(ends[: int(finalized.nonzero().max()) + 1].tolist())]  # block limits
@@ -107,7 +107,7 @@ def _prefixes(contract: Contract, prompt: int, reach: int, committed: int) -> Te
     return torch.from_numpy(np.concatenate((settled[: prompt + committed], ends[prompt + committed :])))
 
 
-def _in_blocks(t: Trajectory, contract: Contract) -> Trajectory:
+def _pad_to_blocks(t: Trajectory, contract: Contract) -> Trajectory:
     """Returns the trajectory padded or cut to the whole blocks of its answer."""
     prompt, stored = len(t.prompt), len(t.tokens)
     more = round_up_to_blocks(contract, prompt, min(stored, contract.canvas)) - prompt - stored

@@ -58,7 +58,7 @@ def shares_of(text: str) -> Shares:
     return Shares(*found)
 
 
-def masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
+def sample_masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
     """Returns how many of `size` positions are masked for the student and for the teacher.
 
     chance: two numbers, uniform on [0, 1). Small sizes have counts of their own, so that some positions stay unmasked.
@@ -78,10 +78,10 @@ def units_of(canvas: AnswerBlocks, contract: Contract) -> Units:
     """Returns the units whose ends may be masked: blocks if the model has a KV cache, else whole canvases."""
     if contract.has_cache:
         return noise.blocks_at(canvas, contract, canvas.everywhere())
-    return noise.whole_canvases(canvas)
+    return noise.make_whole_canvases(canvas)
 
 
-def nested_masks(
+def sample_nested_masks(
     canvas: AnswerBlocks, units: Units, ordered: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """Samples which positions are masked for the student, and which of these for the teacher; bool [batch, width] each.
@@ -90,7 +90,7 @@ def nested_masks(
     """
     sizes = (canvas.length - canvas.start).tolist()
     chances = torch.rand((len(sizes), 2), generator=generator).tolist()
-    counts = torch.tensor([masked_counts(size, chance) for size, chance in zip(sizes, chances, strict=True)])
+    counts = torch.tensor([sample_masked_counts(size, chance) for size, chance in zip(sizes, chances, strict=True)])
     drawn = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.inside(), 2.0)
     place = drawn.argsort(dim=1).argsort(dim=1)  # rank of each position in random order, canvases first; [batch, width]
     chosen, behind = noise.ends(canvas, units, ordered, generator)
@@ -101,7 +101,7 @@ def nested_masks(
 def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
     """Returns the loss: both terms on `stream.batch` new examples per step; filler has the weight FILLER.
 
-    ordered: see `nested_masks`.
+    ordered: see `sample_nested_masks`.
     """
     model, contract, teacher = lesson.model, lesson.contract, lesson.teacher()
 
@@ -110,10 +110,10 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> 
         examples = lesson.stream.examples(step)
         laid = noise.lay_out(examples, contract, lesson.least(), generator)
         units = units_of(laid, contract)
-        masked, less = nested_masks(laid, units, ordered, generator)
-        laid, masked, less = laid.mine(), distributed.mine(masked), distributed.mine(less)
+        masked, less = sample_nested_masks(laid, units, ordered, generator)
+        laid, masked, less = laid.mine(), distributed.take_own_rows(masked), distributed.take_own_rows(less)
         weight, target = noise.weights(laid, masked, FILLER)[masked], laid.ids[masked]
-        with teacher.speaking() as frozen:
+        with teacher.activate() as frozen:
             hidden = predictions.hidden_at(frozen, laid, less, masked, teacher.contract)
             taught = predictions.scores(frozen, hidden, contract)
         said = predictions.scores(model, predictions.hidden_at(lesson.run, laid, masked, masked, contract), contract)
@@ -122,6 +122,6 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> 
         share = shares.at(step, lesson.steps)
         total = share * agreed + (1 - share) * rebuilt
         figures = {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share / distributed.size()}
-        return total, {**figures, TOKENS: count_tokens(distributed.mine(examples))}
+        return total, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}
 
     return loss_of

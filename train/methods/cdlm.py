@@ -53,7 +53,7 @@ def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
     target: which later state is y*, see `trajectory_states.draw_states`.
     """
     model, contract, teacher = lesson.model, lesson.contract, lesson.teacher().model
-    rows_of = partial(noise.predicting, shift=contract.shift)
+    rows_of = partial(noise.find_predicting_rows, shift=contract.shift)
     said = partial(predictions.log_probs, contract=contract)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
@@ -73,7 +73,7 @@ def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
         denoised = all_blocks.denoising_loss(model, lesson.run, lesson.stream, step, contract, noise.EARLY, generator)
         total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
         figures = {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
-        seen = sum(map(Trajectory.length, distributed.mine(found)))
-        return total, {**figures, TOKENS: seen + count_tokens(distributed.mine(lesson.stream.examples(step)))}
+        seen = sum(map(Trajectory.length, distributed.take_own_rows(found)))
+        return total, {**figures, TOKENS: seen + count_tokens(distributed.take_own_rows(lesson.stream.examples(step)))}
 
     return loss_of

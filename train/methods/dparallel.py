@@ -71,9 +71,9 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
         examples = [taught[i] for i in chosen]
         laid = noise.lay_out(examples, contract, lesson.least(), generator)
         both, behind = halves(laid, contract, ordered, generator)
-        laid, behind = laid.mine(), distributed.mine(behind)
+        laid, behind = laid.mine(), distributed.take_own_rows(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())
-        for half in map(distributed.mine, both):
+        for half in map(distributed.take_own_rows, both):
             asked = half.any(dim=1)
             asked[0] |= not asked.any()  # every process runs the same number of forward passes
             rows, half, later = laid.rows(asked), half[asked], behind[asked]
@@ -83,6 +83,6 @@ def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
             wrong = wrong + losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
             doubt = doubt + losses.uncertainty(said, target, weight)
         figures = {"wrong": wrong.item(), "doubt": doubt.item()}
-        return wrong + certainty * doubt, {**figures, TOKENS: count_tokens(distributed.mine(examples))}
+        return wrong + certainty * doubt, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}
 
     return loss_of

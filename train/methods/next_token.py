@@ -20,7 +20,7 @@ def next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pa
     """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        examples = distributed.mine(stream.examples(step))
+        examples = distributed.take_own_rows(stream.examples(step))
         batch = pad(examples, pad_id)
         width = batch.ids.shape[1]
         hidden = run(batch.ids, (torch.arange(width) + 1).expand_as(batch.ids))

@@ -24,13 +24,13 @@ class Teacher:
     adapted: bool
 
     @contextmanager
-    def speaking(self) -> Iterator[Transformer]:
+    def activate(self) -> Iterator[Transformer]:
         """Disables gradients and the student's adapter for the duration of the block; yields the teacher."""
         with torch.no_grad():
             if not self.adapted:
                 yield self.model
                 return
-            with peft_train.left_out(self.model):
+            with peft_train.disable_adapters(self.model):
                 yield self.model
 
 

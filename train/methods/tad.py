@@ -44,7 +44,7 @@ def horizon(near: float, block: int) -> int:
     return math.ceil(round(near * block, 6))  # a product such as 0.1 × 30 is a little above 3
 
 
-def with_steps(laid: AnswerBlocks, found: Sequence[Trajectory]) -> tuple[AnswerBlocks, Tensor]:
+def add_steps(laid: AnswerBlocks, found: Sequence[Trajectory]) -> tuple[AnswerBlocks, Tensor]:
     """Returns the answers with all tokens that the teacher unmasked, and the step that unmasked each.
 
     laid: the trajectories' answers with filler after the end token, some of which the teacher may have unmasked. The
@@ -64,7 +64,7 @@ def sample_states(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Samples one state of decoding per block.
 
-    steps: see `with_steps`. Returns which positions are masked and which of these are predicted, bool [batch, width],
+    steps: see `add_steps`. Returns which positions are masked and which of these are predicted, bool [batch, width],
     and how many steps of the teacher come before the one that unmasks each position, int64 [batch, width], negative for
     positions that are unmasked already or never. For a model without a KV cache one of the answer's blocks is sampled,
     and all after it are masked. For one with a KV cache all blocks are predicted at once, as no block sees what follows
@@ -111,9 +111,9 @@ def loss(lesson: Lesson, near: float, distant: float) -> Loss:
         chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
         examples = [taught[i] for i in chosen]
         laid = noise.lay_out(examples, contract, lesson.least(), generator)
-        laid, steps = with_steps(laid, [lesson.found[i] for i in chosen])
-        masked, asked, ahead = map(distributed.mine, sample_states(laid, steps, contract, generator))
-        laid, found = laid.mine(), [lesson.found[i] for i in distributed.mine(chosen)]
+        laid, steps = add_steps(laid, [lesson.found[i] for i in chosen])
+        masked, asked, ahead = map(distributed.take_own_rows, sample_states(laid, steps, contract, generator))
+        laid, found = laid.mine(), [lesson.found[i] for i in distributed.take_own_rows(chosen)]
         late = asked & (ahead >= reach)
         weight, soft = noise.weights(laid, asked, FILLER)[asked], late[asked]
         hidden = predictions.hidden_at(lesson.run, laid, masked, asked, contract)
@@ -125,6 +125,6 @@ def loss(lesson: Lesson, near: float, distant: float) -> Loss:
         said_soft = predictions.scores(lesson.model, select(hidden, soft), contract)
         apart = losses.tempered_distillation(taught_soft, said_soft, 1.0, weight[soft])
         figures = {"near": hard.item(), "distant": apart.item()}
-        return hard + distant * apart, {**figures, TOKENS: count_tokens(distributed.mine(examples))}
+        return hard + distant * apart, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}
 
     return loss_of

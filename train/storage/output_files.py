@@ -16,7 +16,7 @@ from runtime.errors import UserError
 
 def check_file(path: Path) -> None:
     """Raises UserError if `replace_file` could not write there; call it before the work that makes the file."""
-    with writing(path) as temporary:
+    with stage_file(path) as temporary:
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         temporary.touch()
@@ -27,13 +27,13 @@ def replace_file(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises UserError if that fails, or if another process is writing to `path`.
     """
-    with writing(path) as temporary:
+    with stage_file(path) as temporary:
         write(temporary)
         files.move(temporary, path)
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[Path]:
+def stage_file(path: Path) -> Iterator[Path]:
     """Yields a path with the name of `path`, in an empty folder next to it, see `runtime.files.stage`.
 
     Raises UserError if nothing can be written there, also if that is found in the `with` block.

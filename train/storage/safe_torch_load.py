@@ -55,11 +55,11 @@ def _check(path: Path) -> None:
             pickles = [archive.read(part) for part in parts if part.filename.endswith(".pkl")]
     except BadZipFile:
         raise ValueError("not a zip archive; older formats are bare pickles, which can run code") from None
-    if any(_shared_tuples(content) > MOST_SHARED for content in pickles):
+    if any(_count_shared_tuples(content) > MOST_SHARED for content in pickles):
         raise ValueError(NESTED)
 
 
-def _shared_tuples(content: bytes) -> int:
+def _count_shared_tuples(content: bytes) -> int:
     """Returns how often a pickle uses a tuple that it has built before.
 
     If each of n tuples has the previous one as both elements, the hash of the last takes time 2**n.
@@ -84,7 +84,7 @@ def _count_values(values: Any, known: dict[int, float]) -> float:
     return known[id(values)]
 
 
-def plain_tensors(weights: Any, size: int) -> bool:
+def are_plain_tensors(weights: Any, size: int) -> bool:
     """Returns whether `weights` maps names to contiguous float tensors that have at most `size` bytes together.
 
     A tensor in a file may have strides of 0, be sparse or have no memory: it is tiny in the file, but vast in use.

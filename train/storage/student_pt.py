@@ -100,7 +100,7 @@ def _parse(path: Path, state: Any) -> Checkpoint:
             "the version that wrote it, or train it again: blockstep train distill"
         )
     weights, config = state["model"], state["config"]
-    if not safe_torch_load.plain_tensors(weights, path.stat().st_size):
+    if not safe_torch_load.are_plain_tensors(weights, path.stat().st_size):
         raise UserError(f"{path} has no whole tensors by name under model; expected a file that blockstep train wrote")
     if not isinstance(config, dict) or not isinstance(state["tokenizer"], str):
         raise UserError(

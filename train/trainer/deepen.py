@@ -18,7 +18,7 @@ SILENT = (
 )  # everything that a layer adds to the residual stream passes through one of these
 
 
-def deepened(start: Checkpoint, layers: int) -> Checkpoint:
+def deepen(start: Checkpoint, layers: int) -> Checkpoint:
     """Returns the model with `layers` layers: its own, and copies that add 0, evenly spread, each after its original.
 
     Depth expansion as in Net2Net (Chen et al. 2015, arXiv 1511.05641), for residual layers. Raises UserError if the

@@ -31,7 +31,7 @@ from train.storage.output_files import replace_file
 from train.storage.student_pt import write_state
 
 from .muon import Muon
-from .run_fingerprint import changed_options
+from .run_fingerprint import list_changed_options
 
 FORMAT = 1
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW; each process has its own rows of them
@@ -129,7 +129,7 @@ def _reason(error: Exception) -> str:
 
 
 def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    if other := changed_options(there, identity):
+    if other := list_changed_options(there, identity):
         raise UserError(
             f"{path} is of a stopped run that differs in {', '.join(other)}; give the same options to go on with it, "
             "or delete it to start afresh"
@@ -140,22 +140,22 @@ def _take(state: Mapping[str, Any], run: Run) -> None:
     """Restores this process's rows of every tensor from a single process's file."""
     optimizer = state["optimizer"]
     if distributed.size() > 1:
-        optimizer = {**optimizer, "state": {i: _own_moments(each) for i, each in optimizer["state"].items()}}
+        optimizer = {**optimizer, "state": {i: _take_own_moments(each) for i, each in optimizer["state"].items()}}
     run.optimizer.load_state_dict(optimizer)
     if run.muon is not None:
         run.muon.load_state_dict(state["muon"])
     with torch.no_grad():
         for name, parameter in run.learned.items():
-            parameter.copy_(_own_rows(state["model"][name]))
-            run.average[name].copy_(_own_rows(state["average"][name]))
+            parameter.copy_(_take_own_rows(state["model"][name]))
+            run.average[name].copy_(_take_own_rows(state["average"][name]))
 
 
-def _own_rows(tensor: Tensor) -> Tensor:
+def _take_own_rows(tensor: Tensor) -> Tensor:
     return tensor[distributed.rows_of(len(tensor))] if distributed.size() > 1 else tensor
 
 
-def _own_moments(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {kind: _own_rows(each) if kind in MOMENTS else each for kind, each in state.items()}
+def _take_own_moments(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {kind: _take_own_rows(each) if kind in MOMENTS else each for kind, each in state.items()}
 
 
 def _folder(path: Path) -> Path:
@@ -175,7 +175,7 @@ def _save_shards(path: Path, identity: dict[str, Any], step: int, run: Run) -> N
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     processes = distributed.size()
     shard = _shard(path, step, distributed.rank(), processes)
-    distributed.agreed(lambda: replace_file(shard, lambda temporary: save_file(stored, temporary)))
+    distributed.run_in_every_process(lambda: replace_file(shard, lambda temporary: save_file(stored, temporary)))
     values = {"format": FORMAT, "step": step, "processes": processes, "identity": identity}
 
     def switch() -> None:

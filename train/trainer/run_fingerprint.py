@@ -20,10 +20,10 @@ def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
     configs and tokenizer. The same content at another path makes no difference, changed content at the same path does.
     Raises OSError if the path does not exist.
     """
-    return {name: _plain(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
+    return {name: _to_plain(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
 
 
-def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def list_changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns the names in which two fingerprints differ, sorted, each with both values, as text."""
     told = []
     for name in sorted(before.keys() | now.keys()):
@@ -33,7 +33,7 @@ def changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[s
     return told
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, Path):
         return fingerprint(value)
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+    return [_to_plain(each) for each in value] if isinstance(value, list | tuple) else value

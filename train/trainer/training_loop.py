@@ -78,7 +78,7 @@ class Fitted:
 
 def run_training(train: Callable[[], Fitted], out: Path, device: str, tensorboard: Path | None, as_json: bool) -> int:
     """Runs a training command as one of torchrun's processes, and prints what was written."""
-    with distributed.joined(device):
+    with distributed.join_processes(device):
         if tensorboard is not None:
             progress.board_class()  # if it is not installed, fail before hours of training
         fitted = train()
@@ -107,7 +107,7 @@ def train_model(
     settings.
     """
     started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
-    owned = {name: distributed.own(p) for name, p in learned.items()}
+    owned = {name: distributed.take_own_part(p) for name, p in learned.items()}
     average = {name: p.detach().clone() for name, p in owned.items()}
     run, identity = resume.Run(owned, average, *optimizers_of(owned, recipe)), {**identity, **asdict(recipe)}
     identity.pop("save_every", None)  # makes no difference to what is learned
@@ -134,7 +134,9 @@ def train_model(
             if not last:
                 resume.save(left, identity, step + 1, run)
     log.close()
-    return Fitted(distributed.whole(learned, average), recipe.steps, time.perf_counter() - started, pace.mean(), shown)
+    return Fitted(
+        distributed.gather_whole(learned, average), recipe.steps, time.perf_counter() - started, pace.mean(), shown
+    )
 
 
 def optimizers_of(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> tuple[torch.optim.AdamW, Muon | None]:
@@ -192,5 +194,5 @@ def _check_weights(step: int, weights: Iterable[Tensor]) -> None:
     An update from a finite gradient may still be too large; the next loss would show it only after a save.
     """
     wrong = [weight.isfinite().logical_not().any() for weight in weights]
-    if distributed.total(torch.stack(wrong).any().float()):
+    if distributed.sum_over_processes(torch.stack(wrong).any().float()):
         raise NumericalError(f"a weight is not a number after update {step + 1}; lower --learning-rate")

@@ -78,7 +78,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat((low * cos - high * sin, high * cos + low * sin), dim=-1).to(x.dtype)
 
 
-def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def attend_with_basic_operators(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Computes grouped-query attention with torch's basic operators; query [batch, heads, width, head_dim].
 
     It is for training on a CPU, on which the backward pass of the fused kernel alone takes half of a step.
@@ -90,7 +90,7 @@ def written_out_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tenso
     return (weights.flatten(2, 3) @ value).view(batch, heads, width, head_dim)
 
 
-def fused_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+def attend_fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
     """Computes the same with torch's fused kernel: faster without gradients; a GPU never stores attention weights."""
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
@@ -126,7 +126,7 @@ class Attention(nn.Module):
         if cache is not None:
             key, value = cache.update(self.layer, key, value)
         written_out = torch.is_grad_enabled() and x.device.type == "cpu"
-        attend = written_out_attention if written_out else fused_attention
+        attend = attend_with_basic_operators if written_out else attend_fused
         mixed = attend(query, key, value, mask)  # [batch, heads, width, head_dim]
         return self.o_proj(mixed.transpose(1, 2).reshape(batch, width, -1))
 

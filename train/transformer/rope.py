@@ -13,7 +13,7 @@ from runtime.errors import UserError
 
 LARGEST = 1 << 24  # upper bound of a factor or a context
 SPAN = "original_max_position_embeddings"
-QUERY_SCALE = "llama_4_scaling_beta"  # 1 + beta ln(1 + floor(position / SPAN)), so 1 before SPAN: see `longest`
+QUERY_SCALE = "llama_4_scaling_beta"  # 1 + beta ln(1 + floor(position / SPAN)), so 1 before SPAN: see `find_longest`
 NEEDED = {
     "linear": ("factor",),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", SPAN),
@@ -39,7 +39,7 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tupl
     return _yarn(inverse, head_dim, theta, scaling), scaling.get("attention_factor", _magnitude(scaling))
 
 
-def longest(scaling: Mapping[str, Any]) -> int | None:
+def find_longest(scaling: Mapping[str, Any]) -> int | None:
     """Returns how many positions are computed exactly, None for all: QUERY_SCALE, if there, is not applied here."""
     return int(scaling[SPAN]) if QUERY_SCALE in scaling else None
 
