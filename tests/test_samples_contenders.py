@@ -119,9 +119,9 @@ def test_the_file_for_llama_cpp_holds_every_weight_under_its_name(source: Checkp
     for kind, bits in (("F32", 32), ("Q8_0", 8.5), ("Q4_0", 4.5)):
         gguf_file.write(source, kind, tmp_path / kind)
         found = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / kind).tensors}
-        assert found.keys() == {gguf_file.named(name) for name in source.weights}
+        assert found.keys() == {gguf_file.name_tensor(name) for name in source.weights}
         for name, weight in source.weights.items():
-            tensor = found[gguf_file.named(name)]
+            tensor = found[gguf_file.name_tensor(name)]
             assert tuple(reversed(tensor.shape.tolist())) == tuple(weight.shape)
             if weight.ndim == 2:
                 assert tensor.n_bytes == weight.numel() * bits / 8
@@ -148,7 +148,7 @@ def test_llama_cpp_computes_the_logits_of_its_files_weights(
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(tmp_path / "model.gguf").tensors}
     weights = {}
     for name, weight in source.weights.items():
-        tensor = stored[gguf_file.named(name)]
+        tensor = stored[gguf_file.name_tensor(name)]
         weights[name] = torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type).reshape(weight.shape).copy())
     same = replace(source, weights=weights)
     for cell, (found, best) in zip(PLACES * 3, in_llama(tmp_path / "model.gguf", PLACES), strict=True):

@@ -15,7 +15,7 @@ from runtime.perf.op_counts import ModelShape, Pass
 from samples.bench import __main__ as command
 from samples.bench import answers, host, page, plot, step
 from samples.bench.contender import Cell, Contender, turn
-from samples.bench.goals import bound, judged, verdict
+from samples.bench.goals import bound, judge, verdict
 from samples.bench.race import race
 from samples.bench.ratios import of_loop, ratios
 
@@ -117,9 +117,9 @@ def test_the_hosts_loop_is_judged_by_the_widest_step() -> None:
 
 def test_a_figure_keeps_its_bound_or_misses_it() -> None:
     cases = {
-        ("≤ 2", "reached"): judged("", [1, 2, 3], most=2), ("≤ 1.9", "missed"): judged("", [1, 2, 3], most=1.9),
-        ("≥ 60", "missed"): judged("", [70, 80], least=60, value=59), ("≥ 1", "reached"): judged("", [1], least=1),
-        ("", ""): judged("", [1]),
+        ("≤ 2", "reached"): judge("", [1, 2, 3], most=2), ("≤ 1.9", "missed"): judge("", [1, 2, 3], most=1.9),
+        ("≥ 60", "missed"): judge("", [70, 80], least=60, value=59), ("≥ 1", "reached"): judge("", [1], least=1),
+        ("", ""): judge("", [1]),
     }  # fmt: skip
     assert [(bound(entry), verdict(entry)) for entry in cases.values()] == list(cases)
 
@@ -183,7 +183,7 @@ CONDITIONS |= {"versions": {"python": "3", "gguf": None}}
 HOST: dict[str, Any] = {
     "conditions": CONDITIONS, "starts": 3, "bundle_mb": 10.0, "engine": {"name": "ort-fp32", "mb": 9.0},
     "install": {"mb": 100.0, "largest_mb": {"onnxruntime": 60.0, "numpy": 30.0}},
-    "goals": [judged("threads", [0.95, 0.97], least=0.9)],
+    "goals": [judge("threads", [0.95, 0.97], least=0.9)],
     **dict.fromkeys(("whole_ms", "import_ms", "load_ms", "first_answer_ms", "peak_mb"), SPREAD),
     **dict.fromkeys(("host_ms_per_forward", "open_ms", "tokens_per_second"), SPREAD),
 }  # fmt: skip
@@ -210,7 +210,7 @@ def answers_section() -> dict[str, Any]:
         "contenders": rows,
         "factors": factors | {"against_rival": 3.0},
         "factors_int8": factors | {"against_rival": 4.0, "whole": 60.0},
-        "goals": [judged("faster", [48], least=60)],
+        "goals": [judge("faster", [48], least=60)],
     }
     return {"conditions": CONDITIONS, "prompts": 5, "split": "valid", "repeat": 2, "tasks": {"math": task}}
 
@@ -234,7 +234,7 @@ def test_the_page_has_each_section_that_was_measured(tmp_path: Path) -> None:
 def test_as_many_answers_of_one_thread_and_of_several(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host, "ANSWERS", 1)
     monkeypatch.setattr(host, "ROUNDS", 2)
-    found = host.shared_session(BUNDLE, 1)
+    found = host.measure_shared_session(BUNDLE, 1)
     assert found["threads"] == 4 and len(found["answers_a_second"]["one"]) == len(found["answers_a_second"]["all"]) == 2
     (loop, threads) = host.goals({"host_ms_per_forward": SPREAD, "threads": found})
     assert (loop["value"], loop["most"], loop["reached"]) == (2000.0, 100.0, False)
@@ -242,7 +242,7 @@ def test_as_many_answers_of_one_thread_and_of_several(monkeypatch: pytest.Monkey
 
 
 def test_a_fresh_process_tells_its_stages_and_its_own_memory() -> None:
-    told = host.fresh(BUNDLE, 1)
+    told = host.run_fresh(BUNDLE, 1)
     assert told["whole_ms"] > told["import_ms"] + told["load_ms"] + told["first_answer_ms"] > 0
     assert 20 < told["peak_mb"] < 400  # not that of this process, which holds torch
 

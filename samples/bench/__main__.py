@@ -46,10 +46,10 @@ def bench(args: argparse.Namespace) -> int:
     where = {name: args.out / f"bench.{name}" for name in ("json", "md", "png")}
     for path in where.values():
         check_file(path)
-    report = older(where["json"])
+    report = read_older(where["json"])
     for name in args.only:
         print(f"== {name}", file=sys.stderr, flush=True)
-        report[name] = with_conditions(MEASURE[name], args)
+        report[name] = add_conditions(MEASURE[name], args)
         write(where["json"], json.dumps(report, indent=1) + "\n")
         write(where["md"], page.text(report))
     if args.plot and report.get("step", {}).get("rows"):
@@ -61,7 +61,7 @@ def bench(args: argparse.Namespace) -> int:
     return DONE
 
 
-def older(path: Path) -> dict[str, Any]:
+def read_older(path: Path) -> dict[str, Any]:
     """Returns the report of an earlier run, to which sections are added. Raises UserError if it is not one."""
     if not path.exists():
         return {}
@@ -76,7 +76,7 @@ def write(path: Path, text: str) -> None:
     replace_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def with_conditions(
+def add_conditions(
     measure: Callable[[argparse.Namespace], dict[str, Any]], args: argparse.Namespace
 ) -> dict[str, Any]:  # fmt: skip
     """Returns a section with the conditions that its figures depend on."""
@@ -97,25 +97,29 @@ def steps(args: argparse.Namespace) -> dict[str, Any]:
     device = this_machine(processor_name(), args.threads)
     plan = step.Plan(shape, args.widths, args.pasts, args.rounds, args.steps, args.threads, args.contenders)
     with TemporaryDirectory(dir=args.scratch) as folder:
-        found = step.measured(plan, device, Path(folder))
+        found = step.measure(plan, device, Path(folder))
     # Measured again: if the machine became slower or faster during the race, so did its limits.
     again = this_machine(processor_name(), args.threads)
     after = {"bandwidth": again.bandwidth, "rates": dict(again.rates)}
     return {"device": {**asdict(replace(device, rates=dict(device.rates))), "after": after}, **found}
 
 
-def whole(args: argparse.Namespace) -> dict[str, Any]:
+def measure_answers(args: argparse.Namespace) -> dict[str, Any]:
     """Measures the section `answers`."""
-    return answers.measured(args.given, args.count, args.repeat)
+    return answers.measure(args.given, args.count, args.repeat)
 
 
-def beside(args: argparse.Namespace) -> dict[str, Any]:
+def measure_host(args: argparse.Namespace) -> dict[str, Any]:
     """Measures the section `host`."""
-    found = host.measured(SAMPLES / "student.bundle", args.threads, args.starts, args.install)
+    found = host.measure(SAMPLES / "student.bundle", args.threads, args.starts, args.install)
     return {"starts": args.starts, **found}
 
 
-MEASURE: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {"step": steps, "answers": whole, "host": beside}
+MEASURE: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "step": steps,
+    "answers": measure_answers,
+    "host": measure_host,
+}
 
 
 def sections(text: str) -> tuple[str, ...]:

@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-from .goals import Entry, judged
+from .goals import Entry, judge
 from .speed import FAST, INT8, RIVAL
 
 ROOT = Path(__file__).resolve().parents[2]
 OVER_TEACHER, OVER_TORCH, OVER_RIVAL = 60.0, 3.0, 1.0  # lower bounds, times faster
 
 
-def measured(threads: int | None, count: int, repeat: int, options: Sequence[str] = ()) -> dict[str, Any]:
+def measure(threads: int | None, count: int, repeat: int, options: Sequence[str] = ()) -> dict[str, Any]:
     """Runs `speed.py` on `count` prompts per task, in its own process as it compiles; returns its report with goals.
 
     threads: None for its default. options: more options of `speed.py`. Raises SystemExit with its code if it fails.
@@ -50,10 +50,10 @@ def goals(task: dict[str, Any]) -> Iterator[Entry]:
         )  # fmt: skip
         for other, least in aims:
             whole = float(ms[other].sum() / ms[fast].sum())
-            yield judged(f"{other}, over {fast}", ms[other] / ms[fast], least=least, value=whole)
+            yield judge(f"{other}, over {fast}", ms[other] / ms[fast], least=least, value=whole)
     found = [rows[name]["accuracy"] for name in (FAST, RIVAL)]
     if all(found):
         mine, theirs = (100 * each["accuracy"] for each in found)
         ranges = ["{:.1f} to {:.1f}".format(*(100 * end for end in each["accuracy_95"])) for each in found]
         what = f"% right (95 % interval {ranges[0]}), at least the rival's (interval {ranges[1]})"
-        yield judged(what, [mine], least=round(theirs, 4))
+        yield judge(what, [mine], least=round(theirs, 4))

@@ -50,7 +50,7 @@ class Wanted:
     decision: dict[str, Any]
 
 
-def wanted(bundle: str, engine: str | None) -> list[Wanted]:
+def collect_wanted(bundle: str, engine: str | None) -> list[Wanted]:
     """Returns the clients' requests, each with the reply of a model that nobody else uses."""
     model, made = load(bundle, engine=engine), list[Wanted]()
     for prompt in PROMPTS:
@@ -155,7 +155,7 @@ def main() -> int:
     given = [*sys.argv[1:], "--"]
     cut = given.index("--")
     args = parser.parse_args(given[:cut])
-    asked = wanted(args.bundle, args.engine)
+    asked = collect_wanted(args.bundle, args.engine)
     line = [sys.executable, "-m", "runtime.serve", args.bundle, "--port", "0", "--json", *given[cut + 1 : -1]]
     line += [] if args.engine is None else ["--engine", args.engine]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:

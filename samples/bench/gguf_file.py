@@ -33,7 +33,7 @@ def write(source: Checkpoint, kind: str, path: Path) -> None:
         stored = chosen if len(size) == 2 else Kind.F32
         shape = gguf.quant_shape_to_byte_shape(size, stored) if stored != Kind.F32 else tuple(size)
         dtype = np.dtype(np.float32 if stored == Kind.F32 else np.uint8)
-        writer.add_tensor_info(named(name), shape, dtype, int(np.prod(shape)) * dtype.itemsize, stored)
+        writer.add_tensor_info(name_tensor(name), shape, dtype, int(np.prod(shape)) * dtype.itemsize, stored)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
@@ -62,7 +62,7 @@ def describe(writer: gguf.GGUFWriter, source: Checkpoint) -> None:
     writer.add_tokenizer_model("no_vocab")
 
 
-def named(name: str) -> str:
+def name_tensor(name: str) -> str:
     """Returns the GGUF name of a tensor."""
     stem, _, kind = name.rpartition(".")
     for pattern, replacement in NAMES:

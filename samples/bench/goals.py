@@ -14,7 +14,7 @@ from runtime.perf.latency import percentiles
 Entry = dict[str, Any]
 
 
-def judged(
+def judge(
     what: str, each: Sequence[float] | NDArray[np.float64], *, most: float | None = None, least: float | None = None,
     value: float | None = None, **more: Any,
 ) -> Entry:  # fmt: skip

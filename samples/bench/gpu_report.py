@@ -206,7 +206,7 @@ def report(target: Target) -> Row:
         return explain_failure(row, code, found, last, target.refusals)
     row = replace(row, verified="yes")
     bench = ("runtime.bench", str(FOLDER / "student.bundle"), "--repeat", str(REPEAT), "--engine", name, *target.bench)
-    return with_times(row, bench, target.graphs)
+    return add_times(row, bench, target.graphs)
 
 
 def explain_failure(row: Row, code: int, found: dict[str, Any], last: str, may_refuse: bool) -> Row:
@@ -225,7 +225,7 @@ def add_details(row: Row, title: str, code: int, found: dict[str, Any], last: st
     return replace(row, details=(*row.details, f"{title}{seconds}", *checks, *said))
 
 
-def with_times(row: Row, bench: Sequence[str], graphs: bool) -> Row:
+def add_times(row: Row, bench: Sequence[str], graphs: bool) -> Row:
     """Returns the row with its times, without CUDA graphs and with them."""
     from runtime.bench import report as bench_lines
 

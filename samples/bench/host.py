@@ -23,7 +23,7 @@ from runtime import Answer, Model, load
 from runtime.bundle.store import read
 from runtime.perf.latency import percentiles
 
-from .goals import Entry, judged
+from .goals import Entry, judge
 from .ratios import LOOP_US, PARTS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -50,24 +50,24 @@ print(json.dumps({
 """
 
 
-def measured(bundle: Path, threads: int, starts: int, install: bool) -> dict[str, Any]:
+def measure(bundle: Path, threads: int, starts: int, install: bool) -> dict[str, Any]:
     """Returns spreads over `starts` fresh processes, host milliseconds per forward pass, megabytes (1e6 bytes) on disk.
 
     install: whether a runtime-only environment is made with pip, and its size measured.
     """
-    rows = [fresh(bundle, threads) for _ in tqdm(range(starts), unit="start", disable=None)]
+    rows = [run_fresh(bundle, threads) for _ in tqdm(range(starts), unit="start", disable=None)]
     made: dict[str, Any] = {name: asdict(percentiles(np.array([row[name] for row in rows]))) for name in rows[0]}
     answers = bench(bundle, threads)["answers"]
     made |= {name: answers[name] for name in ("host_ms_per_forward", "open_ms", "tokens_per_second")}
     engine = read(bundle).engine()
-    made["threads"] = shared_session(bundle, threads)
+    made["threads"] = measure_shared_session(bundle, threads)
     made["goals"] = list(goals(made))
     made["bundle_mb"] = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     made["engine"] = {"name": engine.name, "mb": sum((bundle / name).stat().st_size for name in engine.files) / 1e6}
     return made | ({"install": install_size()} if install else {})
 
 
-def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
+def measure_shared_session(bundle: Path, threads: int) -> dict[str, Any]:
     """Returns answers per second of one thread, and of THREADS over one session, per round; the texts must agree."""
     model, prompt = load(bundle, threads=threads), PROMPT.read_text(encoding="utf-8")
     models = [model, *(model.share() for _ in range(THREADS - 1))]
@@ -93,13 +93,13 @@ def shared_session(bundle: Path, threads: int) -> dict[str, Any]:
 def goals(made: dict[str, Any]) -> Iterator[Entry]:
     """Yields the goals for the host's own time per forward pass, and for threads that share a session."""
     host = made["host_ms_per_forward"]
-    yield judged("the host's loop, µs per forward pass", [1000 * host[part] for part in PARTS], most=LOOP_US)
+    yield judge("the host's loop, µs per forward pass", [1000 * host[part] for part in PARTS], most=LOOP_US)
     rates = made["threads"]["answers_a_second"]
     what = f"answers of {THREADS} threads on one session, over one thread's"
-    yield judged(what, np.array(rates["all"]) / np.array(rates["one"]), least=OVER_ONE)
+    yield judge(what, np.array(rates["all"]) / np.array(rates["one"]), least=OVER_ONE)
 
 
-def fresh(bundle: Path, threads: int) -> dict[str, float]:
+def run_fresh(bundle: Path, threads: int) -> dict[str, float]:
     """Runs one process; returns milliseconds from start to end, those of its stages, and its peak memory in MB."""
     started = time.perf_counter()
     told = python("-c", FRESH, str(bundle), str(threads), str(PROMPT))

@@ -129,7 +129,7 @@ def summary(clients: Sequence[Client], load: Load, seconds: float) -> dict[str, 
     }  # fmt: skip
 
 
-def right(task: tasks.Task, problems: Sequence[Problem], clients: Sequence[Client]) -> float:
+def score_answers(task: tasks.Task, problems: Sequence[Problem], clients: Sequence[Client]) -> float:
     """Returns the share of answers that solve their problems."""
     given = [(index, text) for client in clients for index, text, _ in client.answers]
     texts = sorted(set(given))
@@ -156,7 +156,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
                 work, started = Load(url, prompts, solo), time.perf_counter()
                 clients, memory = together(work, count, seconds, process, end=number == len(rounds))
                 reports.append(summary(clients, work, time.perf_counter() - started))
-                reports[-1]["right"] = right(task, problems, clients)
+                reports[-1]["right"] = score_answers(task, problems, clients)
                 everyone += clients
             code = server.wait(120)
         log.seek(0)

@@ -35,7 +35,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     lines.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     lines.yaxis.set_major_formatter(ScalarFormatter())
     lines.minorticks_off()
-    widest(bars, shown, colors, past)
+    plot_widest(bars, shown, colors, past)
     figure.legend(*lines.get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False)
     for axes in (lines, bars):
         axes.spines[["top", "right"]].set_visible(False)
@@ -58,7 +58,7 @@ def by_width(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str],
     axes.grid(alpha=0.3)
 
 
-def widest(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], past: int) -> None:
+def plot_widest(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], past: int) -> None:
     """Plots the widest step, the slowest on top, ours with the machine's limit."""
     width = max(row["width"] for row in shown)
     each = sorted((row for row in shown if row["width"] == width), key=lambda row: row["ms"]["median"])

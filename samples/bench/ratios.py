@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from runtime.perf.data_sheets import Device
 from runtime.perf.op_counts import ForwardWork, ModelShape, Pass
 
-from .goals import judged
+from .goals import judge
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ MIDDLE, FAR = 256, 1024  # pasts (tokens) at which steps, and attention alone, a
 def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
     """Yields, goal by goal, the ratios of each of our precisions whose rows were measured.
 
-    Each is an entry of `goals.judged` over the rounds; its `limit` is the ratio that our step would have at this
+    Each is an entry of `goals.judge` over the rounds; its `limit` is the ratio that our step would have at this
     machine's limit.
     """
     ours = [row for row in rows if row["ours"]]
@@ -64,63 +64,63 @@ def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[R
 
 def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
     """Yields the ratio of our step's time to that of the goal's engine."""
-    row, theirs = at(mine, goal.width, goal.past), at(rows_by_name(rows, goal.rival), goal.width, goal.past)
+    row, theirs = find_row(mine, goal.width, goal.past), find_row(rows_by_name(rows, goal.rival), goal.width, goal.past)
     if row and theirs:
         what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
         limit = row["limit_ms"] / theirs["ms"]["median"]
-        yield judged(what, times(row) / times(theirs), most=goal.most, contender=row["contender"], limit=limit)
+        yield judge(what, times(row) / times(theirs), most=goal.most, contender=row["contender"], limit=limit)
 
 
 def against_limit(mine: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of the widest step after MIDDLE tokens to the machine's limit."""
-    width = widest(mine)
-    if row := at(mine, width, MIDDLE):
+    width = find_widest(mine)
+    if row := find_row(mine, width, MIDDLE):
         what = f"B {width}, past {MIDDLE}, over this machine's limit"
         each = times(row) / row["limit_ms"]
-        yield judged(what, each, most=OVER_LIMIT, contender=row["contender"], limit=1.0)
+        yield judge(what, each, most=OVER_LIMIT, contender=row["contender"], limit=1.0)
 
 
 def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of a step at a long KV-cache capacity to one at a short: unused room should cost nothing."""
-    width = widest(mine)
-    long, short = (at(mine, width, 0, capacity) for capacity in (LONG, SHORT))
+    width = find_widest(mine)
+    long, short = (find_row(mine, width, 0, capacity) for capacity in (LONG, SHORT))
     if long and short:
         what = f"B {width}, past 0, capacity {LONG} over {SHORT}"
         each = times(long) / times(short)
-        yield judged(what, each, most=OVER_SHORT, contender=long["contender"], limit=1.0)
+        yield judge(what, each, most=OVER_SHORT, contender=long["contender"], limit=1.0)
 
 
 def of_past(mine: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
     """Yields the ratio of what FAR tokens of past add to a step to the least time that attending to them takes."""
-    width = widest(mine)
-    far, near = at(mine, width, FAR), at(mine, width, 0)
+    width = find_widest(mine)
+    far, near = find_row(mine, width, FAR), find_row(mine, width, 0)
     if far and near:
         loads = [device.work(shape, far["precision"], Pass(1, width, past, width)) for past in (FAR, 0)]
         added = ForwardWork(0, loads[0].attention - loads[1].attention, 0, loads[0].cache - loads[1].cache)
         least = device.ms(added, far["precision"])
         what = f"B {width}, what past {FAR} adds over the limit of that attention ({least:.2f} ms)"
         each = (times(far) - times(near)) / least
-        yield judged(what, each, most=OVER_ATTENTION, contender=far["contender"], limit=1.0)
+        yield judge(what, each, most=OVER_ATTENTION, contender=far["contender"], limit=1.0)
 
 
 def of_width(mine: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of the widest step to a step of one token: with more tokens per pass, blocks are cheaper."""
-    width = widest(mine)
-    wide, one = at(mine, width, MIDDLE), at(mine, 1, MIDDLE)
+    width = find_widest(mine)
+    wide, one = find_row(mine, width, MIDDLE), find_row(mine, 1, MIDDLE)
     if wide and one and width > 1:
         what = f"B {width}, past {MIDDLE}, over its own autoregressive forward pass (B 1)"
         limit = wide["limit_ms"] / one["limit_ms"]
-        yield judged(what, times(wide) / times(one), contender=wide["contender"], limit=limit)
+        yield judge(what, times(wide) / times(one), contender=wide["contender"], limit=limit)
 
 
 def of_candidates(rows: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of the widest step of a graph for candidates, which gets none, to that of a graph without."""
     mine, plain = rows_by_name(rows, WITH_CANDIDATES), rows_by_name(rows, PLAIN)
     if mine and plain:
-        row, other = at(mine, widest(mine), MIDDLE), at(plain, widest(plain), MIDDLE)
+        row, other = find_row(mine, find_widest(mine), MIDDLE), find_row(plain, find_widest(plain), MIDDLE)
         if row and other:
             what = f"B {row['width']}, past {MIDDLE}, exported for decisions and given no candidates, over {PLAIN}"
-            yield judged(what, times(row) / times(other), contender=WITH_CANDIDATES, limit=1.0)
+            yield judge(what, times(row) / times(other), contender=WITH_CANDIDATES, limit=1.0)
 
 
 def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:
@@ -131,22 +131,22 @@ def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[
     for name, ms in host.items():
         mine = rows_by_name(rows, name)
         each = [1000 * ms[part] for part in PARTS]
-        yield judged("the host's loop, µs per forward pass", each, most=LOOP_US, contender=name, limit=0.0)
-        if mine and (row := at(mine, widest(mine), MIDDLE)):
+        yield judge("the host's loop, µs per forward pass", each, most=LOOP_US, contender=name, limit=0.0)
+        if mine and (row := find_row(mine, find_widest(mine), MIDDLE)):
             what = f"the host's loop over a step of B {row['width']}, past {MIDDLE}"
             each = [ms[part] / row["ms"]["median"] for part in PARTS]
-            yield judged(what, each, most=LOOP, contender=name, limit=0.0)
+            yield judge(what, each, most=LOOP, contender=name, limit=0.0)
 
 
 def rows_by_name(rows: Sequence[Row], name: str) -> list[Row]:
     return [row for row in rows if row["contender"] == name]
 
 
-def widest(rows: Sequence[Row]) -> int:
+def find_widest(rows: Sequence[Row]) -> int:
     return max(int(row["width"]) for row in rows)
 
 
-def at(rows: Sequence[Row], width: int, past: int, capacity: int | None = None) -> Row | None:
+def find_row(rows: Sequence[Row], width: int, past: int, capacity: int | None = None) -> Row | None:
     """Returns the row of a cell from one contender's `rows`, None if it was not measured."""
     wanted = (width, past, capacity)
     return next((row for row in rows if (row["width"], row["past"], row["capacity"]) == wanted), None)

@@ -58,13 +58,17 @@ class Plan:
         return not self.only or any(word in name for word in self.only)
 
 
-def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
+def measure(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
     """Runs the race, with its files in `folder`.
 
     Returns rows with this machine's limit, the contenders that were left out, and the ratios.
     """
     missing: dict[str, str] = {}
-    entered = [*exported(plan, folder), *in_torch(plan), *in_llama(plan, folder, missing)]
+    entered = [
+        *export_contenders(plan, folder),
+        *make_torch_contenders(plan),
+        *make_llama_contenders(plan, folder, missing),
+    ]
     result = race(entered, plan.groups, plan.rounds, plan.steps)
     rows = [{**row, **limit(plan.shape, row, device)} for row in result.rows]
     host = loops([each for each in entered if each.ours and each.name in result.about], missing)
@@ -76,7 +80,7 @@ def measured(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
+def export_contenders(plan: Plan, folder: Path) -> Iterator[Contender]:
     """Yields this project in every precision that export.onnx writes, and a graph for candidates that gets none."""
     source = standin(plan.shape)
     kinds = [(precision, 0) for precision in ort_graph.ORT_PRECISIONS] + [("fp32", CANDIDATES)]
@@ -92,7 +96,7 @@ def exported(plan: Plan, folder: Path) -> Iterator[Contender]:
             yield Contender(name, OnnxStep, options, ours=True, precision=precision)
 
 
-def in_torch(plan: Plan) -> Iterator[Contender]:
+def make_torch_contenders(plan: Plan) -> Iterator[Contender]:
     """Yields the reference model in PyTorch; compiled, it runs at one past only, as compiling takes far longer."""
     near = min(plan.pasts, key=lambda past: abs(past - MIDDLE))
     for precision, compiled in TORCH:
@@ -102,7 +106,7 @@ def in_torch(plan: Plan) -> Iterator[Contender]:
             yield Contender(name, TorchStep, options, past=near if compiled else None)
 
 
-def in_llama(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Contender]:
+def make_llama_contenders(plan: Plan, folder: Path, missing: dict[str, str]) -> Iterator[Contender]:
     """Yields llama.cpp over the same weights, if it is installed."""
     names = {f"llama.cpp {kind}": kind for kind in LLAMA if plan.wants(f"llama.cpp {kind}")}
     if lacking := [package for package in ("llama_cpp", "gguf") if find_spec(package) is None]:
