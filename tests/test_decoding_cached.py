@@ -63,7 +63,7 @@ def middling(model: torch.nn.Module, contract: Contract, prompt: list[int]) -> f
 
 
 def test_cached_decoding_equals_recomputing_everything() -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     print(f"BLOCKSTEP_SEED={seed}")  # shown with any failure, one that is no assert too
     rng = random.Random(seed)
     excused, runs, several, forced, ends = [], 0, 0, 0, set()
@@ -121,7 +121,7 @@ def test_rows_of_a_ragged_batch_equal_their_solo_runs(alignment: str, shift: boo
 
 @pytest.mark.parametrize("alignment", ["absolute", "end"])
 def test_blocks_of_one_with_shift_are_plain_greedy_decoding(alignment: str) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     print(f"BLOCKSTEP_SEED={seed}")
     contract = tiny.contract(alignment=alignment, block=1, shift=True, gate={"rule": "count"})
     model, prompt = tiny.model(seed), tiny.prompt(random.Random(seed), 5)

@@ -12,7 +12,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from speaking import byte_tokenizer, saved, speaker, speaking_bundle
+from speaking import byte_tokenizer, save_tokenizer, speaker, speaking_bundle
 from test_decoding_batch import Bounded, told
 from test_graph_step import pair
 from tiny import BLOCK, MASK
@@ -87,7 +87,7 @@ def conversation(backend: Backend, seed: int, fused: bool) -> list[tuple[Result,
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("alignment", KEPT)
 def test_answers_of_a_session_are_those_of_starting_anew(alignment: str, shift: bool, tmp_path: Path) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     source = tiny.checkpoint(seed, alignment=alignment, shift=shift)
     source = replace(source, decoding=replace(source.decoding, eos_ids=(MASK + 1,)))
     for backend, fused in itertools.product(pair(source, tmp_path), (True, False)):
@@ -135,7 +135,7 @@ def test_an_answer_that_is_left_keeps_what_was_committed_and_one_that_fails_noth
 
 def test_sessions_of_a_model_have_caches_of_their_own(tmp_path: Path) -> None:
     engine = pair(tiny.checkpoint(4, alignment="absolute"), tmp_path)[1]
-    tokenizer = Tokenizer(saved(byte_tokenizer(), tmp_path), None)
+    tokenizer = Tokenizer(save_tokenizer(byte_tokenizer(), tmp_path), None)
     model = Model(engine, tokenizer, engine.contract.gate, "ort-fp32", "fp32")
     one, other, ids = model.session(), model.session(), list(range(3, 12))
     for turn in range(3):

@@ -88,7 +88,7 @@ def drive(
 def test_hundreds_of_mixed_requests_are_their_solo_runs_step_by_step(
     alignment: str, shift: bool, attention: str
 ) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     for block, slots in ((BLOCK, SLOTS), (1, 3)):
         rng = random.Random(seed)
         spec = remembering_contract(slots, alignment=alignment, shift=shift, attention=attention, block=block)
@@ -107,7 +107,7 @@ def test_hundreds_of_mixed_requests_are_their_solo_runs_step_by_step(
 def test_answers_of_a_real_model_are_its_solo_ones(alignment: str) -> None:
     from train.torch_backend import TorchBackend
 
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     rng, model = random.Random(seed), tiny.model(seed)
     spec = remembering_contract(SLOTS, alignment=alignment, shift=alignment == "absolute")
     asked = [mixed(rng, spec) for _ in range(30)]
@@ -224,7 +224,7 @@ class Growing(Remembering):
 @pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_a_kv_cache_that_grows_changes_no_answer_and_no_schedule(alignment: str, attention: str) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     rng = random.Random(seed)
     spec = remembering_contract(SLOTS, alignment=alignment, attention=attention, capacity=64)
     asked = [mixed(rng, spec, rng.choice((4, 40))) for _ in range(80)]

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from native import needs_tools
-from pages import ROOT, WALKED, Block, blocks, missing_lines
+from pages import ROOT, WALKED, Block, blocks, find_missing_lines
 
 ENVIRONMENT = {
     **os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT),
@@ -77,7 +77,7 @@ def walk(todo: list[Block], folder: Path, port: str) -> None:
         )
         printed = f"{done.stdout}\n{done.stderr}"
         assert done.returncode == 0, f"{block.text}\n{printed}"
-        assert missing_lines(block.expected, printed) == [], f"{block.text}\n{printed}"
+        assert find_missing_lines(block.expected, printed) == [], f"{block.text}\n{printed}"
 
 
 @pytest.mark.long

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, WALKED, blocks, missing_lines, read, slug
+from pages import PAGES, ROOT, WALKED, blocks, find_missing_lines, read, slug
 
 from runtime.subcommands import COMMANDS
 
@@ -120,8 +120,8 @@ def test_a_block_that_is_not_run_says_why(page: str) -> None:
 
 
 def test_expected_lines_are_found_in_order_and_dots_stand_for_anything() -> None:
-    assert missing_lines("a … c\n…\nd", "x\na b c\nb\nd\n") == []
-    assert missing_lines("d\na", "a\nd") == ["a"]
+    assert find_missing_lines("a … c\n…\nd", "x\na b c\nb\nd\n") == []
+    assert find_missing_lines("d\na", "a\nd") == ["a"]
 
 
 def test_the_moving_picture_is_what_its_script_makes_of_the_record(tmp_path: Path) -> None:

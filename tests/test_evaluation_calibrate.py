@@ -69,7 +69,7 @@ class Recording:
 @pytest.mark.parametrize("shift", [False, True])
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_a_probe_asks_what_a_step_asks(alignment: str, shift: bool, attention: str) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     rng = random.Random(seed)
     contract, model = tiny.contract(alignment=alignment, shift=shift, attention=attention), tiny.model(seed)
     sizes = [(rng.randrange(1, 9), rng.randrange(1, 13)) for _ in range(12)]
@@ -97,7 +97,7 @@ def test_a_probe_asks_what_a_step_asks(alignment: str, shift: bool, attention: s
 
 @pytest.mark.parametrize("shift", [False, True])
 def test_a_probe_of_a_causal_context_sees_committed_tokens_causally_and_a_seed_given(shift: bool) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     rng, model = random.Random(seed), tiny.model(seed)
     contract = tiny.contract(attention="causal_context", shift=shift)
     examples = [Example(tuple(tiny.prompt(rng, 1 + n).tolist()), (5, 6, 7, 8, 9, 10, 11)) for n in range(9)]

@@ -45,7 +45,7 @@ def slow_loss(rows: Sequence[Sequence[float]], right: Sequence[int], temperature
 
 @pytest.mark.parametrize("heat", [0.4, 1.0, 2.5])
 def test_the_fitted_temperature_is_that_of_the_least_loss_and_undoes_overconfidence(heat: float) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     rows, right = decisions(random.Random(seed), 1500, heat)
     decided = collect(rows, right)
     found = fit_temperature(decided)

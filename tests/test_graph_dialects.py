@@ -69,7 +69,7 @@ def test_what_a_manifest_says_of_a_dialect_is_what_its_graphs_do() -> None:
 def export(
     folder: Path, dialect: str, precision: str = "fp32", *, batch: int | None = 1, **decoding: Any
 ) -> Exported:  # fmt: skip
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     print(f"BLOCKSTEP_SEED={seed}")
     source, file = tiny.checkpoint(seed, **decoding), folder / f"{dialect}-{precision}.onnx"
     contract = make_export_contract(source, CAPACITY)

@@ -53,7 +53,7 @@ Exported = tuple[int, Checkpoint, OrtBackend]
 
 def export(attention: str, folder: Path) -> Exported:
     """A model of a seed drawn now, exported once: alignment, shift and gate are data beside the graph."""
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     print(f"BLOCKSTEP_SEED={seed}")
     source = tiny.checkpoint(seed, attention=attention)
     return seed, source, pair(source, folder)[1]
@@ -146,7 +146,7 @@ def distance(reference: TorchBackend, candidate: OrtBackend, seed: int, twin: Or
     ],
 )
 def test_every_shape_of_model_gives_the_logits_of_pytorch(variant: str, attention: str, tmp_path: Path) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     source = tiny.checkpoint(seed, attention=attention)
     shape = ModelConfig(**{"vocab": tiny.VOCAB, "width": 32, "layers": 2, "ffn": 48, **SHAPES[variant]})  # type: ignore[arg-type]
     source = replace(source, model=shape, weights=random_weights(shape, seed))
@@ -163,7 +163,7 @@ def test_every_shape_of_model_gives_the_logits_of_pytorch(variant: str, attentio
     "vocab", [LARGE + 17, *(pytest.param(LARGE + more, marks=pytest.mark.long) for more in (0, 16, 19))]
 )  # the first one is a prime
 def test_a_large_vocabularys_first_best_token_is_found_in_two_stages(vocab: int, tmp_path: Path) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     source = tiny.checkpoint(seed)
     shape = replace(source.model, vocab=vocab)
     source = replace(source, model=shape, weights=random_weights(shape, seed), tokenizer=standin.tokenizer(vocab))

@@ -78,7 +78,7 @@ NAMES = tuple(name for name in FAMILY_NAMES if name not in foreign.CAUSAL)  # th
     scope="module", params=[name if name in BRIEF else pytest.param(name, marks=pytest.mark.long) for name in NAMES]
 )
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Made:
-    family, seed = request.param, tiny.fresh_seed()
+    family, seed = request.param, tiny.choose_seed()
     folder = tmp_path_factory.mktemp(family)
     base = family if family in foreign.FOREIGN else family.split("-")[1]
     # Now sure and now not; but where only the order of confidences counts, never so sure that fp32 rounds them to 1.

@@ -39,7 +39,7 @@ def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator
      ("causal_context", "prompt", True)],
 )  # fmt: skip
 def test_one_doubled_forward_equals_a_forward_for_each_block(attention: str, alignment: str, shift: bool) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     contract = tiny.contract(attention=attention, shift=shift, alignment=alignment)
     generator = torch.Generator().manual_seed(seed)
     model, laid = tiny.model(seed), laid_out(seed, generator, LENGTHS, contract)
@@ -60,7 +60,7 @@ def test_one_doubled_forward_equals_a_forward_for_each_block(attention: str, ali
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_the_prompts_part_of_a_shared_block_is_given_and_counts_in_no_unit(alignment: str) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     contract, generator = tiny.contract(alignment=alignment), torch.Generator().manual_seed(seed)
     laid = laid_out(seed, generator, LENGTHS, contract)
     positions, met = laid.blocks(contract), torch.zeros(laid.ids.shape, dtype=torch.bool)
@@ -80,7 +80,7 @@ def test_the_prompts_part_of_a_shared_block_is_given_and_counts_in_no_unit(align
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_a_processs_rows_with_the_masks_of_all_rows_are_predicted_as_among_all(alignment: str) -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     contract, generator = tiny.contract(alignment=alignment), torch.Generator().manual_seed(seed)
     laid, model = laid_out(seed, generator, contract=contract), tiny.model(seed)
     masked, short = all_blocks.noise(laid, contract, 2, generator), laid.length - laid.start < 8
@@ -105,7 +105,7 @@ def test_what_is_masked_is_a_mask_and_the_rest_is_the_answer() -> None:
 
 def noises(block: int, turns: int = 40) -> tuple[AnswerBlocks, Tensor]:
     """A canvas, and what was masked of it in many draws, bool [turns * batch, noisy]."""
-    generator = torch.Generator().manual_seed(tiny.fresh_seed())
+    generator = torch.Generator().manual_seed(tiny.choose_seed())
     laid, contract = laid_out(0, generator), tiny.contract(block=block, canvas=12 * block)
     return laid, torch.cat([all_blocks.noise(laid, contract, 2, generator) for _ in range(turns)])
 

@@ -69,12 +69,12 @@ def test_partial_draws_every_pair_of_moments_of_a_block() -> None:
     # Once the block's last step is taken, what lies behind the end token is filler and not a mask.
     whole = (10, 11, 12, 13, 14, 1, P, P)
     expected = {(y, whole, new, ()) if new and new[-1] == 5 else (y, later, new, m) for y, later, new, m in expected}
-    found = draw("partial", tiny.fresh_seed(), 2000)
+    found = draw("partial", tiny.choose_seed(), 2000)
     assert {moment(found, row) for row in range(2000)} == expected
 
 
 def test_completed_finishes_the_block_and_asks_for_consistency_in_the_next() -> None:
-    found = draw("completed", tiny.fresh_seed(), 1000)
+    found = draw("completed", tiny.choose_seed(), 1000)
     seen = Counter(moment(found, row) for row in range(1000))
     first, second, open_ = (10, 11, 12, 13), (14, 1, P, P), (M, M, M, M)
     assert set(seen) == {
@@ -98,14 +98,14 @@ def test_the_last_block_of_a_canvas_has_none_behind_it() -> None:
 
 @pytest.mark.parametrize("target", ["completed", "partial"])
 def test_hidden_states_are_those_of_the_unmasked_positions_in_their_order(target: str) -> None:
-    found = draw(target, tiny.fresh_seed(), 20)
+    found = draw(target, tiny.choose_seed(), 20)
     places = found.unmasked.nonzero()[:, 1] - len(PROMPT)
     assert found.hidden.shape == (len(places), 6) and found.hidden[:, 0].long().tolist() == places.tolist()
 
 
 @pytest.mark.parametrize("target", ["completed", "partial"])
 def test_tokens_see_the_prompt_finished_blocks_and_their_own(target: str) -> None:
-    found = draw(target, tiny.fresh_seed(), 20)
+    found = draw(target, tiny.choose_seed(), 20)
     assert found.earlier.shape[1] == width_for(found.earlier.shape[1])
     for row in range(20):
         length = int(found.visible[row].max())
@@ -124,7 +124,7 @@ def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
     attention: str, alignment: str, shift: bool, target: str
 ) -> None:
     """The student's forward pass on y gives the hidden state with which the first token after y was accepted."""
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     contract = tiny.contract(attention=attention, shift=shift, alignment=alignment, batch=4)
     model, rng = tiny.model(seed), np.random.default_rng(seed)
     backend = TorchBackend(model, contract, keep_hidden=True)

@@ -71,7 +71,7 @@ def test_masked_counts_are_those_of_the_authors(
 
 
 def test_the_teachers_masks_are_some_of_the_students_and_all_lie_on_the_canvas() -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, ((5, 30), (40, 9), (3, 2)))
     seen = torch.zeros(laid.ids.shape, dtype=torch.bool)
     for _ in range(200):
@@ -129,7 +129,7 @@ def test_the_kls_share_is_held_then_falls_along_a_cosine() -> None:
 
 
 def test_halves_of_a_full_students_block_are_complementary_and_all_behind_is_masked() -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     generator, laid, blocks_met = torch.Generator().manual_seed(seed), laid_out(seed), set()
     for _ in range(100):
         (first, second), behind = dparallel.halves(laid, tiny.contract(attention="full"), 0, generator)
@@ -184,7 +184,7 @@ def test_a_share_of_rows_is_spread_among_them() -> None:
 )
 def test_positions_are_asked_as_they_are_decoded(attention: str, alignment: str, shift: bool) -> None:
     """Against a forward for each row, and over a KV cache for each block with clean tokens before it."""
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     contract, model = tiny.contract(shift=shift, attention=attention, alignment=alignment), tiny.model(seed)
     generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, contract=contract)
     masked = (torch.rand(laid.ids.shape, generator=generator) < 0.6) & laid.inside()

@@ -59,7 +59,7 @@ def graph_of(source: Checkpoint, folder: Path, precision: str = "fp32") -> Path:
 
 @pytest.fixture(scope="module", params=tiny.ATTENTIONS)
 def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     print(f"BLOCKSTEP_SEED={seed}")
     source = tiny.checkpoint(seed, attention=request.param)
     return seed, source, graph_of(source, tmp_path_factory.mktemp("standard"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from speaking import ANSWER, PROMPT, VOCAB, byte_tokenizer, every_other, ids_of, saved, speaker
+from speaking import ANSWER, PROMPT, VOCAB, byte_tokenizer, every_other, ids_of, save_tokenizer, speaker
 
 from runtime.contract import GateSpec
 from runtime.decoding.loop import generate as decode_whole
@@ -175,5 +175,5 @@ def test_scores_that_are_no_numbers_end_the_answer_and_free_the_model(tmp_path: 
 
 
 def test_the_byte_tokenizer_of_these_tests_is_one_token_a_byte(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(saved(byte_tokenizer(), tmp_path))
+    tokenizer = Tokenizer(save_tokenizer(byte_tokenizer(), tmp_path))
     assert tokenizer.encode(ANSWER).tolist() == ids_of(ANSWER)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from speaking import BYTES, SPECIAL, byte_tokenizer, ids_of, saved
+from speaking import BYTES, SPECIAL, byte_tokenizer, ids_of, save_tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
@@ -45,12 +45,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
         show_progress=False,
     )
     engine.train_from_iterator(TEXTS * 3, trainer)
-    return Tokenizer(saved(engine, tmp_path_factory.mktemp("tokenizer")))
+    return Tokenizer(save_tokenizer(engine, tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(scope="module")
 def single_bytes(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(saved(byte_tokenizer(), tmp_path_factory.mktemp("tokenizer")))
+    return Tokenizer(save_tokenizer(byte_tokenizer(), tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(params=["trained", "single_bytes"])
@@ -120,7 +120,7 @@ def test_a_missing_or_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path, c
 
 
 def chat(tmp_path: Path, template: str) -> Tokenizer:
-    return Tokenizer(saved(byte_tokenizer(), tmp_path), template)
+    return Tokenizer(save_tokenizer(byte_tokenizer(), tmp_path), template)
 
 
 def test_a_chat_template_speaks_in_special_tokens_and_the_user_does_not(tmp_path: Path) -> None:

@@ -287,7 +287,7 @@ def test_answers_are_filled_to_their_blocks_or_to_the_whole_canvas() -> None:
 
 
 def test_noise_touches_neither_the_prompt_nor_what_lies_behind_the_canvas() -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     canvas, generator = laid_out(seed), torch.Generator().manual_seed(seed)
     place = torch.arange(canvas.ids.shape[1])
     outside = (place < canvas.start[:, None]) | (place >= canvas.length[:, None])
@@ -296,7 +296,7 @@ def test_noise_touches_neither_the_prompt_nor_what_lies_behind_the_canvas() -> N
 
 
 def test_block_noise_is_what_block_wise_decoding_meets() -> None:
-    seed = tiny.fresh_seed()
+    seed = tiny.choose_seed()
     generator = torch.Generator().manual_seed(seed)
     drawn = set()
     for turn in range(20):

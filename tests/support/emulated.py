@@ -82,7 +82,7 @@ def checks(cpu: Cpu, folder: Path) -> Iterator[tuple[str, bool, str]]:
     emulated = cpu.has in here["features"] and cpu.lacks not in here["features"]
     yield "emulated CPU", emulated, f"{cpu.has} and no {cpu.lacks} expected, found {' '.join(here['features'])}"
     yield "probe", here["saturates"] == cpu.saturates, f"int8 products {'' if here['saturates'] else 'do not '}saturate"
-    yield "isolated load check's process", described_by_trial(folder) == here, "has the same CPU"
+    yield "isolated load check's process", describe_by_load_check(folder) == here, "has the same CPU"
     bundle = read(folder / "student.bundle")
     for precision, expected in recorded["norms"].items():
         backend = load(bundle.path, engine=f"ort-{precision}", threads=1, verify="always").backend
@@ -112,7 +112,7 @@ def has_option(backend: OrtBackend) -> bool:
         return False
 
 
-def described_by_trial(folder: Path) -> dict[str, Any]:
+def describe_by_load_check(folder: Path) -> dict[str, Any]:
     """Returns what the process of the isolated load check reports about its CPU."""
     program = load_check.CHILD
     with tempfile.TemporaryDirectory() as place:

@@ -39,7 +39,7 @@ class Far(torch.Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatched(operator, args, kwargs or {})
+        return dispatch(operator, args, kwargs or {})
 
 
 class Here(torch.Generator):
@@ -56,10 +56,10 @@ class Mode(TorchDispatchMode):
     """Within it tensors are made there, and moved there and back."""
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return dispatched(operator, args, kwargs or {})
+        return dispatch(operator, args, kwargs or {})
 
 
-def dispatched(operator: Any, args: Any, named: dict[str, Any]) -> Any:
+def dispatch(operator: Any, args: Any, named: dict[str, Any]) -> Any:
     """The operator's outcome on what the tensors hold, on the requested device or that of its inputs."""
     inputs = [each for each in tree.tree_leaves((args, named)) if isinstance(each, Tensor)]
     wanted = named.get("device")

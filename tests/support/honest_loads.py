@@ -38,7 +38,7 @@ PROBE = "from blockstep.load_check import report\n"
 NO_PROBE = "from blockstep.engines.ort import saturation\nsaturation.u8s8_saturates = lambda: False\n"
 
 
-def replayed(bundle: Bundle, engine: Engine, threads: int, whole: bool) -> dict[str, Any]:
+def replay_reference(bundle: Bundle, engine: Engine, threads: int, whole: bool) -> dict[str, Any]:
     """Opens an engine, replays its reference and returns each figure, its bound, and whether all bounds are kept."""
     recorded = cast(RecordedReference, engine.reference)
     reference = read_reference(bundle.path, recorded, bundle.contract)
@@ -68,7 +68,12 @@ def loads(cpu: str, folder: Path, part: str) -> Iterator[dict[str, Any]]:
                 some = part != FIRST_LOADS and threads == 1 and engine.precision.startswith("int")
                 for whole in parts_of(bundle, engine, part == WHOLE or some):
                     where = {"cpu": cpu, **versions, "model": path.stem, "precision": engine.precision}
-                    yield {**where, "threads": threads, "whole": whole, **replayed(bundle, engine, threads, whole)}
+                    yield {
+                        **where,
+                        "threads": threads,
+                        "whole": whole,
+                        **replay_reference(bundle, engine, threads, whole),
+                    }
 
 
 def parts_of(bundle: Bundle, engine: Engine, whole: bool) -> tuple[bool, ...]:
@@ -79,14 +84,14 @@ def parts_of(bundle: Bundle, engine: Engine, whole: bool) -> tuple[bool, ...]:
     return (False, True) if whole else (False,)
 
 
-def worst_share(record: dict[str, Any]) -> tuple[float, str]:
+def find_worst_share(record: dict[str, Any]) -> tuple[float, str]:
     """Returns the largest figure as a share of its bound, and its name."""
     return max((value / record["bounds"][name], name) for name, value in record["figures"].items())
 
 
 def line_of(record: dict[str, Any]) -> str:
     """Describes a record in one line."""
-    share, name = worst_share(record)
+    share, name = find_worst_share(record)
     what = f"{record['model']} {record['precision']}, {record['threads']} threads, {record['passes']} forward passes"
     worst = f"{name} {record['figures'][name]:.1e} of {record['bounds'][name]:.1e} ({share:.0%})"
     end = f"; refused: {'; '.join(record['wrong'])}" if record["wrong"] else ""

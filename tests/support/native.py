@@ -108,9 +108,9 @@ class Opened:
         error = self.error()
         if not out[0]:
             return Reply(code, error, None)
-        return Reply(code, error, self._taken(out[0]))
+        return Reply(code, error, self._take(out[0]))
 
-    def _taken(self, answer: Any) -> dict[str, Any]:
+    def _take(self, answer: Any) -> dict[str, Any]:
         """The fields as Python's own, and the memory given back."""
         names = ("finish", "steps", "commits", "forwards", "blocks", "seconds", "prefill_seconds")
         taken = {name: getattr(answer, name) for name in names}

@@ -71,7 +71,7 @@ def words(values: Numbers, bits: int) -> NDArray[np.int32]:
     return (stream << np.arange(32, dtype=np.uint64)).sum(-1).astype(np.uint32).view(np.int32)
 
 
-def shuffled(values: Numbers) -> Numbers:
+def shuffle(values: Numbers) -> Numbers:
     """Columns in the order in which AWQ's gemm has them in words."""
     return values.reshape(len(values), -1, 8)[:, :, GEMM_ORDER].reshape(values.shape)
 
@@ -84,7 +84,7 @@ def pack(made: Made, packing: Packing) -> dict[str, Tensor]:
         found = {"qweight": words(values, bits).T, "qzeros": words(stored.T, bits), "scales": scales.T}
         found["g_idx"] = made.group.astype(np.int32)
     elif packing.layout == "gemm":
-        found = {"qweight": words(shuffled(values.T), 4), "qzeros": words(shuffled(zeros.T), 4), "scales": scales.T}
+        found = {"qweight": words(shuffle(values.T), 4), "qzeros": words(shuffle(zeros.T), 4), "scales": scales.T}
     else:
         multiple = {64: 2, 32: 4}.get(packing.size, 1)  # of words of zero points
         wide = 8 * multiple

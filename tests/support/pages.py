@@ -45,7 +45,7 @@ def blocks(page: str) -> Iterator[Block]:
             yield Block(match["language"], match["text"], expected, reason, marker == "server")
 
 
-def missing_lines(expected: str, printed: str) -> list[str]:
+def find_missing_lines(expected: str, printed: str) -> list[str]:
     """Returns the expected lines that are not among the printed ones, in order; … stands for anything."""
     missing, rest = [], iter(printed.splitlines())
     for line in expected.splitlines():

@@ -39,16 +39,16 @@ def faults(bundle: Bundle, content: bytes) -> Iterator[tuple[str, dict[str, Chan
         ends = (0, width - 2 * kv, width - kv, width)
         for part, *columns in zip("qkv", ends, ends[1:], strict=False):
             change = scale(slice(*columns))
-            yield f"{tensor}:{part}", {name: transposed(change) if groups else change}
+            yield f"{tensor}:{part}", {name: transpose(change) if groups else change}
 
 
-def transposed(change: Change) -> Change:
+def transpose(change: Change) -> Change:
     """Makes a change of rows of one of columns."""
 
-    def changed(numbers: Numbers) -> Numbers:
+    def change_columns(numbers: Numbers) -> Numbers:
         return change(numbers.T.copy()).T.copy()
 
-    return changed
+    return change_columns
 
 
 def shares(bundle: Bundle, engine: Engine, file: Path) -> list[tuple[bool, float, str]]:

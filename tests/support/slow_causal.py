@@ -46,7 +46,7 @@ def best(row: torch.Tensor) -> int:
     return int(two.indices[0])
 
 
-def ended(spec: Contract, ids: Sequence[int], wanted: int) -> list[int] | None:
+def cut_at_end(spec: Contract, ids: Sequence[int], wanted: int) -> list[int] | None:
     """The answer if these tokens hold all of it."""
     for i, token in enumerate(ids[:wanted]):
         if token in spec.eos_ids:
@@ -57,7 +57,7 @@ def ended(spec: Contract, ids: Sequence[int], wanted: int) -> list[int] | None:
 def slow_causal(model: Any, spec: Contract, prompt: Sequence[int], wanted: int) -> list[int]:
     """Token by token."""
     answer: list[int] = []
-    while (done := ended(spec, answer, wanted)) is None:
+    while (done := cut_at_end(spec, answer, wanted)) is None:
         answer.append(best(predictions(model, spec, [*prompt, *answer], range(0))[-1]))
     return done
 
@@ -74,7 +74,7 @@ def slow_blocks(model: Any, spec: Contract, prompt: Sequence[int], wanted: int, 
             waiting.remove(begin)
         while True:
             known = [canvas[p] for p in range(begin, min(waiting, default=places.stop))]
-            if (done := ended(spec, [*ids[len(prompt) :], *known], wanted)) is not None:
+            if (done := cut_at_end(spec, [*ids[len(prompt) :], *known], wanted)) is not None:
                 return done
             if not waiting:
                 break

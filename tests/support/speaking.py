@@ -53,7 +53,7 @@ def byte_tokenizer() -> Engine:
     return engine
 
 
-def saved(engine: Engine, folder: Path) -> Path:
+def save_tokenizer(engine: Engine, folder: Path) -> Path:
     """The tokenizer as a file."""
     path = folder / "tokenizer.json"
     engine.save(str(path))
@@ -79,7 +79,7 @@ def speaker(
     """A model that answers `prompt` with `answer`."""
     spec = contract(**{"vocab": VOCAB, **changes})
     script = says(len(ids_of(prompt)), ids_of(answer), confidence, spec.shift)
-    tokenizer = Tokenizer(saved(byte_tokenizer(), folder), template)
+    tokenizer = Tokenizer(save_tokenizer(byte_tokenizer(), folder), template)
     return Model(Scripted(spec, script), tokenizer, spec.gate, "scripted", "fp32")
 
 

@@ -107,7 +107,7 @@ def prompt(rng: random.Random, length: int) -> NDArray[np.int64]:
     return np.array(tokens, np.int64)
 
 
-def fresh_seed() -> int:
+def choose_seed() -> int:
     """A seed drawn now, or the one in BLOCKSTEP_SEED, to see a failure again; tests put it into their messages."""
     return int(os.environ.get("BLOCKSTEP_SEED") or random.SystemRandom().randrange(2**31))
 

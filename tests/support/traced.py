@@ -40,7 +40,7 @@ def share_traces(folder: Path) -> None:
     def translate(*given: Any) -> Translated:
         file = folder / f"{key(own, *given)}.onnx"
         if not file.exists():
-            with uncollected():
+            with pause_collector():
                 keep(real(*given), given[0], file)
         return recall(file, given[0])
 
@@ -54,7 +54,7 @@ def remember_registries() -> None:
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
+def pause_collector() -> Iterator[None]:
     """Pauses the garbage collector, which takes a sixth of a trace and finds next to nothing in it."""
     gc.disable()
     try:
