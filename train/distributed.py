@@ -179,7 +179,7 @@ def take_own_part(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def take_gradients(learned: Mapping[str, nn.Parameter], owned: Mapping[str, nn.Parameter]) -> None:
-    """Moves gradients of sharded parameters, already summed over the processes, to what `take_own_part` made of them."""
+    """Moves sharded parameters' gradients, already summed over the processes, to what `take_own_part` made of them."""
     if size() == 1:
         return
     for name, parameter in learned.items():
