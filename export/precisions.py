@@ -58,7 +58,7 @@ class Precision:
 
 # LOG.md explains how the bounds other than fp32's were found. They do not apply to quantized graphs for ONNX Runtime:
 # their loss depends on the model (`proof.quantized_reference.compute_whole_bound`). The exporting machine may compute
-# fp16 in fp32, so only the least bounds of a replay leave room for machines that multiply in fp16, such as a Cortex-A76.
+# fp16 in fp32, so only the least bounds of a replay leave room for machines that multiply in fp16, as a Cortex-A76.
 PRECISIONS = {
     each.name: each
     for each in (

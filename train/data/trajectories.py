@@ -31,7 +31,7 @@ class Trajectory:
     """One decoding. tokens and order int64 [positions]; hidden fp16 [positions, width].
 
     positions: as many as `compute_longest_answer` returns; the canvas, if blocks begin at the prompt's end. order: the
-    number of the step that unmasked the position, NEVER_ACCEPTED after the end token. right: whether the answer is correct.
+    number of the step that unmasked the position, NEVER_ACCEPTED after the end token. right: whether it is correct.
     """
 
     prompt: tuple[int, ...]
