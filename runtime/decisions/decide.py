@@ -28,7 +28,7 @@ from ..errors import UserError
 from .canvas import Canvas, OutOfForwards, check_contract
 from .form import Decision, Field, FieldDecision, Form, FreeText, Probability
 from .free_text import cut_text, write_text
-from .pieces import Gap, Ids, Piece, Slot, encode_form, longest
+from .pieces import Gap, Ids, Piece, Slot, encode_once, longest
 from .scores import Layout, Scores, lay_out, probabilities, score
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def decide(
     """
     options.check()
     check_contract(backend.contract)
-    pieces = encode_form(form, tokenizer.encode, backend.contract)
+    pieces = encode_once(form, tokenizer, backend.contract)
     threshold = threshold_reader(options.threshold, gate, backend.contract.vocab)
     canvas = Canvas(backend, prompt, longest(pieces), options.max_forwards, options.wanted)
     filling = Filling(canvas, tuple(prompt.tolist()), pieces)

@@ -113,7 +113,7 @@ def read_fields(form: Form, decision: Decision) -> tuple[FieldDistribution, ...]
 def _distribution(field: Field, decided: FieldDecision) -> FieldDistribution:
     if decided.value not in field.values or len(decided.probabilities) != len(field.values):
         raise AssertionError(f"{decided.value!r} was decided at {field.path}, which is none of its values")
-    values = [json.loads(text) for text in field.values]
+    values = json.loads(f"[{','.join(field.values)}]")
     pairs = tuple(zip(values, decided.probabilities, strict=True))
     return FieldDistribution(field.path, json.loads(decided.value), decided.confidence, pairs)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, TypeAlias
 
 Path: TypeAlias = tuple[str | int, ...]  # a field's place in its document: keys and list indices from the root
@@ -36,6 +37,12 @@ class Form:
     """Holds words and fields in the order of the answer."""
 
     parts: tuple[str | Field | FreeText, ...]
+
+    @property
+    def characters(self) -> int:
+        """Returns the number of characters of all words and values."""
+        values = (part.values for part in self.parts if isinstance(part, Field))
+        return sum(map(len, chain.from_iterable(values))) + sum(len(p) for p in self.parts if isinstance(p, str))
 
 
 @dataclass(frozen=True, slots=True)

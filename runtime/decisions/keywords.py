@@ -21,11 +21,12 @@ TYPES: dict[str, frozenset[str]] = {  # each type with its keywords
 }
 DEFINITIONS = frozenset(("$defs", "definitions"))  # only at the root
 LARGEST = 1 << 53  # every JSON reader represents all integers up to this one exactly
+COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def json_text(value: Any) -> str:
     """Returns a value as compact JSON text, as forms contain it."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return COMPACT.encode(value)
 
 
 def integers(schema: dict[str, Any], place: str) -> range:
@@ -80,8 +81,8 @@ def distinct(texts: Iterable[str]) -> tuple[str, ...]:
     """Returns the texts, each once; of equal numbers, such as 1 and 1.0, the first."""
     seen: dict[Any, str] = {}
     for text in texts:
-        number = text[:1] in "-0123456789"
-        seen.setdefault(json.loads(text) if number else text, text)
+        value = text if text[:1] not in "-0123456789" else int(text) if text.isdigit() else json.loads(text)
+        seen.setdefault(value, text)
     return tuple(seen.values())
 
 

@@ -5,6 +5,8 @@ and the words around it never merge with it. The model may have been trained on 
 where one token can span the end of a word and the start of a value; that is rare if parts end at quotes, spaces or
 brackets. First and last tokens that all values of a field share count as words, since they do not depend on the value;
 but every value keeps at least one token, and a field's only value keeps all.
+
+Requests often repeat a form, so the last encoded ones are kept, for all models and threads of the process together.
 """
 
 from __future__ import annotations
@@ -12,15 +14,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeAlias
+from weakref import ref
 
 from ..backend import Ints
 from ..contract import Contract
 from ..errors import UserError
 from .form import Field, Form, FreeText
 
+if TYPE_CHECKING:
+    from ..text.tokenizer import Tokenizer
+
 Ids: TypeAlias = tuple[int, ...]
 Encode: TypeAlias = Callable[[str], Ints]
+
+# Forms may come from strangers, so what is kept of them is bounded: in the worst case about 0.5 MB per form.
+KEPT_FORMS = 64
+KEPT_CHARACTERS = 1 << 13  # of the words and values of a form that is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +76,24 @@ class Gap:
 
 
 Piece: TypeAlias = Ids | Slot | Gap
+
+
+def encode_once(form: Form, tokenizer: Tokenizer, contract: Contract) -> Sequence[Piece]:
+    """Returns what `encode_form` does, without encoding an equal form for the same tokenizer and contract again.
+
+    Raises the same; a form that is refused is not kept.
+    """
+    if form.characters > KEPT_CHARACTERS:
+        return encode_form(form, tokenizer.encode, contract)
+    return _kept(form, ref(tokenizer), contract)
+
+
+@lru_cache(KEPT_FORMS)
+def _kept(form: Form, tokenizer: ref[Tokenizer], contract: Contract) -> Sequence[Piece]:
+    """Encodes a form. The reference is weak, so that no tokenizer outlives its models; a dead one equals no other."""
+    alive = tokenizer()
+    assert alive is not None  # the caller holds it
+    return tuple(encode_form(form, alive.encode, contract))
 
 
 def encode_form(form: Form, encode: Encode, contract: Contract) -> list[Piece]:

@@ -9,7 +9,7 @@ from ..backend import Ints
 from ..decisions.canvas import check_contract
 from ..decisions.form import Form, FreeText
 from ..decisions.function_calls import call_form, name_form
-from ..decisions.pieces import Gap, Piece, Slot, encode_form, longest
+from ..decisions.pieces import Gap, Piece, Slot, encode_once, longest
 from ..decisions.schema import SchemaForm
 from ..decoding.block_layout import check_room, room_for_answer
 from ..errors import UserError
@@ -70,7 +70,7 @@ def _least_tokens(model: Model, prompt: Ints, form: Form) -> int:
     """
     if all(isinstance(part, str) for part in form.parts):
         return len(model.tokenizer.encode("".join(map(str, form.parts))))
-    pieces = encode_form(form, model.tokenizer.encode, model.contract)
+    pieces = encode_once(form, model.tokenizer, model.contract)
     tokens = longest(pieces) - sum(piece.text.max_tokens - 1 for piece in pieces if isinstance(piece, Gap))
     check_room(model.contract, len(prompt), tokens)
     if (prefixes := _prefixes(pieces)) > PREFIXES:

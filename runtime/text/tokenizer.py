@@ -26,7 +26,7 @@ Messages = Sequence[Message]  # `content` of each is text
 class Tokenizer:
     """Wraps a `tokenizer.json` with a chat template or none. What a user writes is never read as special tokens."""
 
-    __slots__ = ("_plain", "_special", "_special_texts", "chat_template")
+    __slots__ = ("__weakref__", "_plain", "_special", "_special_texts", "chat_template")
 
     def __init__(self, source: Path | str, chat_template: str | None = None) -> None:
         """Loads a tokenizer. source: a file, or its content as str. Raises UserError if it is not a tokenizer."""
