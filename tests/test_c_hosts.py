@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -74,16 +75,50 @@ def test_the_cpp_host_answers_at_its_thresholds(built: Path, student: Model) -> 
 
 
 def test_hosts_end_a_mistake_in_one_line(built: Path, tmp_path: Path) -> None:
-    assert run(built / "host", BUNDLE).returncode == 2
-    for name, code in (("host", 2), ("hostpp", 1), ("service", 2)):
-        done = run(built / name, tmp_path / "none.bundle", tmp_path / "socket")
-        assert (done.returncode, done.stdout) == (code, "") and done.stderr.count("\n") == 1
-        assert "none.bundle: expected a folder with manifest.json" in done.stderr
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("not a socket")
+    none, two = "none.bundle: expected a folder with manifest.json", "expected BUNDLE and "
+    for name, words, line in (
+        ("host", [tmp_path / "none.bundle", "x"], none), ("host", [BUNDLE], two),
+        ("hostpp", [tmp_path / "none.bundle", "x"], none), ("hostpp", [BUNDLE], two),
+        ("service", [tmp_path / "none.bundle", tmp_path / "socket"], none), ("service", [BUNDLE], two),
+        ("service", [BUNDLE, tmp_path / "socket", "4x"], "AT_ONCE as a whole number"),
+        ("service", [BUNDLE, tmp_path / "none" / "socket"], "/none/socket (No such file or directory); give another"),
+        ("service", [BUNDLE, folder / ("x" * 108)], "(File name too long); give another path"),
+        ("service", [BUNDLE, file], f"cannot listen on {file} (Address already in use); give another path"),
+    ):  # fmt: skip
+        done = run(built / name, *words)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1), (name, words, done.stderr)
+        assert done.stderr.startswith("error: ") and line in done.stderr
+    assert file.read_text() == "not a socket"
+    done = run(built / "hostpp", BUNDLE, "")  # it has told of the model by then
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1) and "the prompt is empty" in done.stderr
     for name in ("host", "hostpp"):  # an answer that could not be printed does not look like one
         with open("/dev/full", "w") as full:
             words = [built / name, BUNDLE, PROMPTS[0]]
             done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
         assert done.returncode == 2 and done.stderr.startswith("error: the output cannot be written")
+
+
+def test_hosts_exit_2_for_what_the_user_can_mend_and_1_for_other_failures(built: Path, tmp_path: Path) -> None:
+    found = dict(re.findall(r"#define BLOCKSTEP_(\w+) +(\d)", (built / "blockstep.h").read_text(encoding="utf-8")))
+    others = ("generate", "decide", "describe", "close", "free", "free_decision")
+    source = f"""int atoi(const char *); char *getenv(const char *);
+        int blockstep_version(void) {{ return {found["VERSION"]}; }}
+        const char *blockstep_last_error(void) {{ return "the reason"; }}
+        int blockstep_load(void) {{ return atoi(getenv("CODE")); }}"""
+    stub = tmp_path / "libblockstep.c"
+    stub.write_text(source + "".join(f"\nint blockstep_{name}(void) {{ return 0; }}" for name in others))
+    made = run("cc", "-w", "-shared", "-fPIC", stub, "-o", stub.with_suffix(".so"))
+    assert made.returncode == 0, made.stderr
+    for name in ("host", "hostpp", "service", "decide"):
+        shutil.copy(built / name, tmp_path)  # it takes the library that is next to it
+        words = [tmp_path / name, "a.bundle", tmp_path / "socket", *([stub] if name == "decide" else [])]
+        for code in ("MISTAKE", "NUMERICAL", "DEVICE", "PYTHON", "INTERNAL"):
+            done = run(*words, env={"CODE": found[code]})
+            expected = 2 if code in ("MISTAKE", "PYTHON") else 1
+            assert (done.returncode, done.stdout, done.stderr) == (expected, "", "error: the reason\n"), (name, code)
 
 
 def test_four_threads_get_pythons_tokens(built: Path, student: Model) -> None:
@@ -196,4 +231,4 @@ def test_the_package_may_have_any_name_and_has_to_be_where_it_was(tmp_path: Path
     assert run(tmp_path / "host", BUNDLE, PROMPTS[1], cwd="/").returncode == 0
     shutil.rmtree(package)
     done = run(tmp_path / "host", BUNDLE, PROMPTS[1], cwd="/")
-    assert done.returncode == 1 and f"{package} does not load" in done.stderr and done.stderr.count("\n") == 1
+    assert done.returncode == 2 and f"{package} does not load" in done.stderr and done.stderr.count("\n") == 1

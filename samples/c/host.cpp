@@ -19,6 +19,7 @@ using Model = std::unique_ptr<blockstep_model, Close>;
 using Answer = std::unique_ptr<blockstep_answer, Free>;
 
 void check(int code) {
+    if (code == BLOCKSTEP_MISTAKE || code == BLOCKSTEP_PYTHON) throw std::invalid_argument(blockstep_last_error());
     if (code != BLOCKSTEP_OK) throw std::runtime_error(blockstep_last_error());
 }
 
@@ -55,6 +56,9 @@ int main(int argc, char **argv) try {
         return 2;
     }
     return 0;
+} catch (const std::invalid_argument &error) { // the user can mend it
+    std::cerr << "error: " << error.what() << "\n";
+    return 2;
 } catch (const std::exception &error) {
     std::cerr << "error: " << error.what() << "\n";
     return 1;

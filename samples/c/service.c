@@ -4,11 +4,13 @@
    token ids and a newline; or a zero byte, "error: ", the reason and a newline. A client that leaves cancels its answer. */
 
 #include <errno.h>
+#include <limits.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -93,33 +95,42 @@ static void *serve(void *given)
 static int listening(const char *path)
 {
     struct sockaddr_un place = {.sun_family = AF_UNIX};
+    struct stat there;
     int door = socket(AF_UNIX, SOCK_STREAM, 0);
 
-    if (strlen(path) >= sizeof place.sun_path)
+    if (strlen(path) >= sizeof place.sun_path) {
+        errno = ENAMETOOLONG;
+        return -1;
+    }
+    if (door < 0)
         return -1;
     strcpy(place.sun_path, path);
-    unlink(path);
-    return door < 0 || bind(door, (struct sockaddr *)&place, sizeof place) || listen(door, 64) ? -1 : door;
+    if (lstat(path, &there) == 0 && S_ISSOCK(there.st_mode))
+        unlink(path); /* of a service that has ended; nothing else is removed */
+    return bind(door, (struct sockaddr *)&place, sizeof place) || listen(door, 64) ? -1 : door;
 }
 
 int main(int argc, char **argv)
 {
     blockstep_options options = {0};
+    char *end = "";
+    long at_once = argc == 4 ? strtol(argv[3], &end, 10) : 0;
 
-    if (argc < 3) {
-        fprintf(stderr, "error: expected BUNDLE and SOCKET\n");
+    if (argc < 3 || argc > 4 || *end != '\0' || at_once < 0 || at_once > INT_MAX) {
+        fprintf(stderr, "error: expected BUNDLE and SOCKET, and AT_ONCE as a whole number or nothing\n");
         return 2;
     }
-    options.at_once = argc > 3 ? atoi(argv[3]) : 0;
+    options.at_once = (int)at_once;
     options.threads = 1; /* of a forward pass: the cores are shared by requests */
-    if (blockstep_load(argv[1], &options, &model) != BLOCKSTEP_OK) {
+    int code = blockstep_load(argv[1], &options, &model);
+    if (code != BLOCKSTEP_OK) {
         fprintf(stderr, "error: %s\n", blockstep_last_error());
-        return 2;
+        return code == BLOCKSTEP_MISTAKE || code == BLOCKSTEP_PYTHON ? 2 : 1; /* 2: the user can mend it */
     }
     int door = listening(argv[2]);
     if (door < 0) {
-        perror(argv[2]);
-        return 1;
+        fprintf(stderr, "error: cannot listen on %s (%s); give another path for SOCKET\n", argv[2], strerror(errno));
+        return 2;
     }
     printf("answering on %s\n", argv[2]);
     fflush(stdout);
