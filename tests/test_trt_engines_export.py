@@ -202,6 +202,20 @@ def test_a_manifest_that_does_not_say_what_came_of_a_build_is_no_reason_to_build
     assert not json.loads(capsys.readouterr().out)["engines"][0]["built"]
 
 
+def test_an_export_of_another_checkpoint_reports_which_calibration_is_lost(
+    copy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, lost = copy / "student.bundle", only(copy).name
+    calibrate(path)
+    save(student(), copy / "student.pt")  # with no temperature of its own
+    assert command.main(["--ckpt", str(copy / "student.pt"), *GRAPH]) == 0
+    assert calibrated(path) == [(None, 1)]
+    out = capsys.readouterr().out
+    for what, flag in (("gate", ""), ("temperature of decisions", " --decisions")):
+        line = f"the calibrated {what} of {lost} was another checkpoint's and is gone; calibrate: blockstep train "
+        assert f"\n{line}calibrate{flag} --bundle {path} --engine trt-fp16-64\n" in out
+
+
 def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None:
     bundle, report = read(made / "student.bundle"), BuildReport(io.StringIO())
     shared = TargetBundle(bundle.path, bundle.contract, "{}", None, {"checkpoint_sha256": "another"})
