@@ -25,7 +25,7 @@ LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMT
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
-	@echo "make train   the recipe: baseline, teacher, students of three methods, engines, table (hours; TASK=pronounce, intents, math or code; PLAN=1 lists it)"
+	@echo "make train   the recipe: baseline, teacher, students of three methods, engines, table (hours; TASK=pronounce, intents or math,code; PLAN=1 lists it)"
 	@echo "make train-smoke   all stages of the recipe, tiny, in three minutes"
 	@echo "make quick  the tests of the runtime and its server alone, half a minute; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
@@ -36,7 +36,7 @@ help:
 	@echo "make reliability   damaged files, attacks and faults by the ten thousand: samples/results/reliability.md (an hour)"
 	@echo "make coverage   the suite's branch coverage of runtime/ and export/"
 	@echo "make bom    a runtime-only install's parts and sizes: samples/results/bom.json and runtime_only.md"
-	@echo "make study  every method at every threshold, of the checkpoints that are there: table and figures in samples/results"
+	@echo "make study  math and code: every method of distillation and its control, trained, judged, timed (a day): samples/results/study.md"
 	@echo "make bench   a step, whole answers, the host, next to PyTorch and llama.cpp, on this idle machine: page and figure in samples/results"
 	@echo "make gpu-report   on a machine with an NVIDIA GPU: every engine proved and timed, one page to paste (FLAVOR=rtx or trt)"
 	@echo "make gpu-report NO_INSTALL=1   the same without a network, with what PYTHON has: nothing is installed"
@@ -181,7 +181,8 @@ train-smoke: $(VENV)/.recipe
 
 study: $(VENV)/.training
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c $(VENV)/constraints.txt -e '.[study]'
-	$(BIN)/python samples/study/study.py
+	@PATH="$(abspath $(BIN)):$$PATH" STUDY=1 TASK=math,code samples/recipe.sh
+	$(BIN)/python -m samples.study.methods_table runs/math-code --out samples/results
 
 # llama.cpp takes some 20 minutes to build; what cannot be installed is said and left out.
 bench: $(VENV)/.training

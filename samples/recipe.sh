@@ -1,23 +1,25 @@
 #!/usr/bin/env bash
 # From nothing to students of three methods, exported, evaluated, in one table. `make train` runs this.
 #
-#   TASK=pronounce|intents|math|code   what is learned (default pronounce)
+#   TASK=pronounce|intents|math,code   what is learned (default pronounce); math or code alone too
 #   PLAN=1                     print the stages and their expected minutes, run nothing
+#   STUDY=1                    more rows for docs/study.md: a control of each method, full attention (math,code)
 #   SMOKE=1                    every stage, tiny: shows that it runs, teaches nothing
-#   RUNS=DIR                   where everything is written (default runs/TASK)
+#   RUNS=DIR                   where everything is written (default runs/TASK, runs/math-code)
 #
 # Stop it whenever you like and run it again, days later too: a finished stage is listed in RUNS/stages.tsv, and a stopped
 # training goes on from its last resumable checkpoint. Nothing has to be edited by hand.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 TASK=${TASK:-pronounce}
-RUNS=${RUNS:-runs/$TASK}
+RUNS=${RUNS:-runs/${TASK/,/-}}
 
 # stage NAME, expected minutes of pronounce, of intents, of the other tasks, COMMAND. Minutes are for two cores: with AMX or
 # AVX-512 BF16 / with AVX2 alone. n A B: A, or B in a smoke run. of A B C: A of pronounce, B of intents, C of the others.
 recipe() {
+  local students=()
   # Tokens of prompt and answer; the longest word of pronounce has 28 letters and as many phonemes.
-  local size=(--context 512)
+  local size=(--context 512 --vocab 1536)
   if [ "$TASK" = pronounce ]; then size=(--context 64 --canvas 32); fi
   # An utterance has up to 58 tokens, more with typos; of 2048 tokens each word and each value of a form is one, so an
   # answer has 21 and its end token: one block.
@@ -31,27 +33,24 @@ recipe() {
   # An autoregressive model of the student's size: the student is compared with it, and the teacher starts from it. Of
   # pronounce six key-value heads find a word's letters sooner than one does. Its words are seen some 14 times; a
   # tenth of each layer's channels is left out meanwhile, here and in all later stages, or new words lag behind.
-  local new=() masked=(--learning-rate 1e-3)
+  local new=(--optimizer muon --learning-rate 6e-3) masked=(--optimizer muon --learning-rate 3e-3)
   if [ "$TASK" = pronounce ]; then training+=(--dropout 0.1); fi
-  if [ "$TASK" = pronounce ] || [ "$TASK" = intents ]; then
-    new=(--optimizer muon --learning-rate 6e-3 --heads 6 --kv-heads 6 --head-dim 32)
-    masked=(--optimizer muon --learning-rate 3e-3)
-  fi
+  if [ "$TASK" = pronounce ] || [ "$TASK" = intents ]; then new+=(--heads 6 --kv-heads 6 --head-dim 32); fi
   stage baseline 36/118 10/38 10/40 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
-    --steps "$(n "$(of 12000 2500 4000)" 2)" --batch "$(n "$(of 128 64 64)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
+    --steps "$(n "$(of 12000 2500 2400)" 2)" --batch "$(n "$(of 128 64 64)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
   stage teacher 6/27 11/40 12/45 blockstep train teacher --objective masked "${training[@]}" \
-    --init "$RUNS/baseline.pt" --steps "$(n "$(of 1000 1300 2500)" 2)" --batch "$(n "$(of 128 64 32)" 4)" "${masked[@]}" \
+    --init "$RUNS/baseline.pt" --steps "$(n "$(of 1000 1300 1200)" 2)" --batch "$(n "$(of 128 64 48)" 4)" "${masked[@]}" \
     --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
 
-  # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM learns from.
+  # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM and TAD learn from.
   stage trajectories 3/8 2/6 8/25 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
-    --temperatures 0 --count "$(n "$(of 6000 2000 1000)" 4)" --shard "$(n "$(of 512 512 128)" 4)" --out "$RUNS/trajectories"
+    --temperatures 0 --count "$(n "$(of 6000 2000 768)" 4)" --shard "$(n "$(of 512 512 128)" 4)" --out "$RUNS/trajectories"
 
   # Its answers, several tokens per step, which is sooner: what dParallel learns from.
   stage answers 2/6 1/4 16/60 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
-    --temperatures 0 --threshold 0.98 --count "$(n "$(of 8000 2000 3000)" 4)" --shard "$(n "$(of 512 512 256)" 4)" --seed 1 \
+    --temperatures 0 --threshold 0.98 --count "$(n "$(of 8000 2000 1280)" 4)" --shard "$(n "$(of 512 512 256)" 4)" --seed 1 \
     --out "$RUNS/answers"
 
   # One student per method, with a share of the next-token loss, block-causal from the teacher's weights. Of pronounce the
@@ -59,26 +58,43 @@ recipe() {
   # that they can check their own drafts (mode speculative).
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
   if [ "$TASK" = pronounce ]; then student+=(--student "$RUNS/baseline.pt" --attention causal_context); fi
-  local updates=(--steps "$(n "$(of 1000 450 800)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
-  stage cdlm 6/27 8/17 10/35 blockstep train distill --method cdlm "${student[@]}" --weights 0.3,0.15,1 \
-    --trajectories "$RUNS/trajectories" "${right[@]}" "${updates[@]}" --out "$RUNS/cdlm.pt"
-  stage cd4lm 4/13 5/8 7/25 blockstep train distill --method cd4lm "${student[@]}" --temperature 1 --shares 0.3,0.1 \
-    "${updates[@]}" --out "$RUNS/cd4lm.pt"
-  stage dparallel 8/42 6/15 12/45 blockstep train distill --method dparallel "${student[@]}" --certainty 0.3 \
-    --trajectories "$RUNS/answers" "${right[@]}" "${updates[@]}" --out "$RUNS/dparallel.pt"
+  local updates=(--steps "$(n "$(of 1000 450 500)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
+  local trajectories=(--trajectories "$RUNS/trajectories" "${right[@]}") answers=(--trajectories "$RUNS/answers" "${right[@]}")
+  distil cdlm 6/27 8/17 10/35 --method cdlm --weights 0.3,0.15,1 "${trajectories[@]}"
+  distil cd4lm 4/13 5/8 7/25 --method cd4lm --temperature 1 --shares 0.3,0.1
+  distil dparallel 8/42 6/15 12/45 --method dparallel --certainty 0.3 "${answers[@]}"
+  if [ "$TASK" = math,code ]; then distil tad 0/0 0/0 10/35 --method tad "${trajectories[@]}"; fi
 
-  # Each student's threshold, or mode: the fewest forward passes at which it is not below the better one of baseline and
-  # teacher, on validation problems. Of words and forms that is the baseline; held to a weak teacher, a weak student
-  # would do.
-  local better
-  better=$(of baseline baseline teacher)
-  stage "$better-valid" 1/2 0/1 3/9 blockstep train evaluate --ckpt "$RUNS/$better.pt" --task "$TASK" \
-    --split valid --count "$(n "$(of 2000 1000 1000)" 4)" --out "$RUNS/$better-valid.json"
-  local method
-  for method in cdlm cd4lm dparallel; do
-    stage "$method-threshold" 3/10 1/4 5/15 calibrate "$RUNS/$method-threshold.json" --ckpt "$RUNS/$method.pt" \
-      --target "$(of 1 0.5 0.5)" --teacher-report "$RUNS/$better-valid.json"
+  # What each method adds: its control has as many updates on the same data without its own term. And the two methods
+  # that also work under full attention, which has no KV cache.
+  if [ -n "${STUDY:-}" ]; then
+    distil cdlm-control 0/0 0/0 10/35 --method cdlm --weights 0,0,1 "${trajectories[@]}"
+    distil cd4lm-control 0/0 0/0 7/25 --method cd4lm --temperature 1 --shares 0,0
+    distil dparallel-control 0/0 0/0 12/45 --method dparallel --certainty 0 "${answers[@]}"
+    distil tad-control 0/0 0/0 10/35 --method tad --near 1 "${trajectories[@]}"
+    distil cd4lm-full 0/0 0/0 7/25 --attention full --method cd4lm --temperature 1 --shares 0.3,0.1
+    distil dparallel-full 0/0 0/0 12/45 --attention full --method dparallel --certainty 0.3 "${answers[@]}"
+  fi
+
+  # Each student's threshold, or mode: the fewest forward passes at which it is not below the baseline on validation
+  # problems. Held to a weak teacher, a weak student would do.
+  local task reports=() model
+  for task in $(tasks); do
+    stage "baseline$(mark "$task")-valid" 1/2 0/1 1/3 blockstep train evaluate --ckpt "$RUNS/baseline.pt" --task "$task" \
+      --split valid --count "$(n "$(of 2000 1000 500)" 4)" --out "$RUNS/baseline$(mark "$task")-valid.json"
+    reports+=("$RUNS/baseline$(mark "$task")-valid.json")
   done
+  for model in "${students[@]}"; do
+    stage "$model-threshold" 3/10 1/4 3/10 calibrate "$RUNS/$model-threshold.json" --ckpt "$RUNS/$model.pt" \
+      --target "$(of 1 0.5 0.5)" --teacher-report "${reports[@]}"
+  done
+
+  # The teacher's weights under the students' mask: what more forward passes would have brought without distillation.
+  local undistilled=(--ckpt "$RUNS/teacher.pt" --attention block_causal --gate)
+  if [ -n "${STUDY:-}" ]; then
+    stage undistilled-threshold 0/0 0/0 3/10 calibrate "$RUNS/undistilled-threshold.json" "${undistilled[@]}" \
+      rule=threshold,threshold=0.98 --no-write --target 0.5 --teacher-report "${reports[@]}"
+  fi
 
   # The engines that run without PyTorch, in fp32 and int8, each compared with PyTorch before it is written.
   # Of intents the values of a form are candidates, 102 in the largest field; their probabilities are calibrated on validation problems.
@@ -94,10 +110,10 @@ recipe() {
   done
 
   # Every model once on the test split, which nothing above has seen.
-  # The teacher, which runs its whole canvas once per token, takes longest.
-  local model
+  # The teacher, which runs its whole canvas once per token, takes longest; of math and code it answers the first problems.
+  local count=(10000 2000 2000)
   evaluate baseline 1/3 0/1 1/2 --ckpt "$RUNS/baseline.pt"
-  for model in cdlm cd4lm dparallel; do
+  for model in "${students[@]}"; do
     if [ "$TASK" = pronounce ]; then
       evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative
       evaluate "$model-block" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block
@@ -105,22 +121,60 @@ recipe() {
       evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt"
     fi
   done
+  if [ -n "${STUDY:-}" ]; then
+    evaluate undistilled 0/0 0/0 1/2 "${undistilled[@]}" \
+      "rule=threshold,threshold=$(chosen "$RUNS/undistilled-threshold.json" 0.98)"
+  fi
   evaluate ort-fp32 1/2 0/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-fp32
   evaluate ort-int8 1/2 0/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-int8
+  count=(10000 2000 500)
   evaluate teacher 3/8 2/6 3/10 --ckpt "$RUNS/teacher.pt"
+
+  # How long an answer takes: all models on the same problems by turns, so run it on an otherwise idle machine.
+  if [ -n "${STUDY:-}" ]; then
+    local bundles=("$RUNS/ort-int8.bundle")
+    stage int8-bundle 0/0 0/0 1/1 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision int8 --out "${bundles[0]}"
+    for model in baseline teacher "${students[@]}"; do
+      stage "$model-bundle" 0/0 0/0 1/1 blockstep export onnx --ckpt "$RUNS/$model.pt" --out "$RUNS/$model.bundle"
+      bundles+=("$RUNS/$model.bundle")
+    done
+    stage times 0/0 0/0 10/30 python -m samples.study.modes "${bundles[@]}" --task "$TASK" --split test \
+      --count "$(n 100 2)" --out "$RUNS/times.jsonl"
+  fi
 
   # What was made, by which versions, in which time; and the table.
   stage table 1/1 1/1 1/1 python samples/study/recipe_table.py "$RUNS"
 }
 
-evaluate() { # NAME, MINUTES, MINUTES, MINUTES, options that name the model
-  local split name=$1 words=$2 forms=$3 others=$4
+distil() { # NAME, MINUTES, MINUTES, MINUTES, options of the method
+  local name=$1 words=$2 forms=$3 others=$4
   shift 4
-  for split in $(splits); do
-    stage "$name-$split" "$words" "$forms" "$others" blockstep train evaluate "$@" --task "$TASK" --split "$split" \
-      --count "$(n "$(of 10000 2000 2000)" 4)" --out "$RUNS/$name-$split.json"
+  stage "$name" "$words" "$forms" "$others" blockstep train distill "$@" "${student[@]}" "${updates[@]}" --out "$RUNS/$name.pt"
+  students+=("$name")
+}
+
+evaluate() { # NAME, MINUTES, MINUTES, MINUTES, options that name the model
+  local task split name=$1 words=$2 forms=$3 others=$4
+  shift 4
+  for task in $(tasks); do
+    for split in $(splits); do
+      stage "$name$(mark "$task")-$split" "$words" "$forms" "$others" blockstep train evaluate "$@" --task "$task" \
+        --split "$split" --count "$(n "$(of "${count[@]}")" 4)" --out "$RUNS/$name$(mark "$task")-$split.json"
+    done
   done
 }
+
+# The threshold that a report of calibrate chose, or another value.
+chosen() { # REPORT, OTHER
+  local found
+  found=$(sed -n 's/^ "chosen": \([0-9.]*\),$/\1/p' "$1" 2> /dev/null) || true
+  echo "${found:-$2}"
+}
+
+tasks() { echo "${TASK/,/ }"; }
+
+# What a task adds to the names of its reports if there are two.
+mark() { [ "$1" = "$TASK" ] || echo "-$1"; }
 
 # A student that is below the other model at every threshold keeps its own one; the report says by how much. The other
 # model of a smoke run has nothing right, which is refused: only that message is passed over, and only there.
@@ -204,7 +258,10 @@ keep_time() {
   fi
 }
 
-case $TASK in pronounce | intents | math | code) ;; *) fail "TASK is '$TASK'; expected pronounce, intents, math or code" ;; esac
+case $TASK in
+  pronounce | intents | math | code | math,code) ;;
+  *) fail "TASK is '$TASK'; expected pronounce, intents, math, code or math,code" ;;
+esac
 command -v blockstep > /dev/null || fail "blockstep is not on PATH; run this with: make train"
 [ -n "${SMOKE:-}" ] || command -v c++ > /dev/null || fail "there is no C++ compiler, which torch.compile needs; on Debian: apt install g++"
 mkdir -p "$RUNS"

@@ -105,7 +105,7 @@ def test_a_step_that_is_given_no_candidates_is_held_against_a_graph_without_them
     assert entry["value"] == pytest.approx(41 / 40) and (entry["most"], entry["reached"]) == (None, None)
 
 
-def test_the_hosts_loop_is_judged_by_the_widest_step() -> None:
+def test_the_hosts_loop_is_judge_by_the_widest_step() -> None:
     ms = {"p10": 0.5, "median": 1.0, "p90": 2.0}
     alone, share, absent = of_loop(measured_rows(), {"blockstep int8": ms, "not raced": ms})
     assert (alone["value"], alone["most"], alone["reached"]) == (1000.0, 100.0, False) == (
@@ -124,15 +124,15 @@ def test_a_figure_keeps_its_bound_or_misses_it() -> None:
     assert [(bound(entry), verdict(entry)) for entry in cases.values()] == list(cases)
 
 
-def test_whole_answers_are_judged_by_their_sums_and_accuracies() -> None:
+def test_whole_answers_are_judge_by_their_sums_and_accuracies() -> None:
     right = [{"accuracy": value, "accuracy_95": [value - 0.01, value + 0.01]} for value in (0.97, 0.98)]
     rows = {
         "teacher, eager fp32": {"ms": [500.0, 700.0], "accuracy": None},
         "student in PyTorch, eager fp32": {"ms": [20.0, 40.0], "accuracy": right[0]},
         "student, ONNX Runtime": {"ms": [5.0, 15.0], "accuracy": right[0]},
-        "rival, ONNX Runtime": {"ms": [30.0, 30.0], "accuracy": right[1]},
+        "baseline, ONNX Runtime": {"ms": [30.0, 30.0], "accuracy": right[1]},
         "student, ONNX Runtime int8": {"ms": [4.0, 6.0], "accuracy": None},
-        "rival, ONNX Runtime int8": {"ms": [20.0, 20.0], "accuracy": None},
+        "baseline, ONNX Runtime int8": {"ms": [20.0, 20.0], "accuracy": None},
     }
     names = {"teacher": "teacher, eager fp32", "student_in_torch": "student in PyTorch, eager fp32"}
     task = {"contenders": rows, "factors": names, "factors_int8": names}
@@ -142,7 +142,7 @@ def test_whole_answers_are_judged_by_their_sums_and_accuracies() -> None:
         (97.0, 98.0, False),
     ]  # fmt: skip
     assert found[0]["p90"] > 90 and "96.0 to 98.0" in found[6]["what"]
-    rows["rival, ONNX Runtime"]["accuracy"] = None
+    rows["baseline, ONNX Runtime"]["accuracy"] = None
     assert len(list(answers.goals(task))) == 6
 
 
@@ -208,8 +208,8 @@ def answers_section() -> dict[str, Any]:
     factors = {"teacher": "teacher, eager", "forwards": 8.0, "cache": 2.0, "engine": 3.0, "whole": 48.0}
     task = {
         "contenders": rows,
-        "factors": factors | {"against_rival": 3.0},
-        "factors_int8": factors | {"against_rival": 4.0, "whole": 60.0},
+        "factors": factors | {"against_baseline": 3.0},
+        "factors_int8": factors | {"against_baseline": 4.0, "whole": 60.0},
         "goals": [judge("faster", [48], least=60)],
     }
     return {"conditions": CONDITIONS, "prompts": 5, "split": "valid", "repeat": 2, "tasks": {"math": task}}

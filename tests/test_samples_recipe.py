@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -45,14 +46,14 @@ def stages(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("task", "held_to", "splits"),
+    ("task", "splits"),
     [
-        ("pronounce", "baseline", ["test"]),
-        ("intents", "baseline", ["test", "test_surface"]),
-        ("math", "teacher", ["test", "test_surface", "test_seen", "test_families"]),
+        ("pronounce", ["test"]),
+        ("intents", ["test", "test_surface"]),
+        ("math", ["test", "test_surface", "test_seen", "test_families"]),
     ],
 )
-def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to: str, splits: list[str]) -> None:
+def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, splits: list[str]) -> None:
     done = run(tmp_path, task, SMOKE="1")
     assert done.returncode == 0, done.stderr
     exports = ["export-fp32", "export-int8"]
@@ -61,19 +62,41 @@ def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to:
     both = (name + mode for name in STUDENTS for mode in ("", "-block"))
     models = ["baseline", *(both if task == "pronounce" else STUDENTS), "ort-fp32", "ort-int8", "teacher"]
     assert stages(tmp_path) == [
-        "baseline", "teacher", "trajectories", "answers", *STUDENTS, f"{held_to}-valid",
+        "baseline", "teacher", "trajectories", "answers", *STUDENTS, "baseline-valid",
         *(f"{name}-threshold" for name in STUDENTS), *exports,
         *(f"{model}-{split}" for model in models for split in splits), "table",
     ]  # fmt: skip
     held = [line for line in calls(tmp_path) if "--teacher-report" in line]
-    assert len(held) == 3 and all(f"--teacher-report {tmp_path}/runs/{held_to}-valid.json" in line for line in held)
+    assert len(held) == 3 and all(f"--teacher-report {tmp_path}/runs/baseline-valid.json" in line for line in held)
     # a second run has nothing to do
     before = calls(tmp_path)
     assert run(tmp_path, task, SMOKE="1").returncode == 0 and calls(tmp_path) == before
 
 
+def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> None:
+    assert run(tmp_path, "math,code", SMOKE="1").returncode == 0
+    made, called = stages(tmp_path), calls(tmp_path)
+    calibrated = [name.removesuffix("-threshold") for name in made if name.endswith("-threshold")]
+    assert calibrated == [*STUDENTS, "tad"]
+    assert all("--task math,code " in line for line in called if "train teacher" in line or "train distill" in line)
+    assert {"baseline-math-valid", "baseline-code-valid", "tad-math-test_families", "ort-int8-code-test"} <= {*made}
+    held = f"--teacher-report {tmp_path}/runs/baseline-math-valid.json {tmp_path}/runs/baseline-code-valid.json"
+    assert all(held in line for line in called if "train calibrate" in line)
+    # more rows later; a model that is there is not trained again
+    report = tmp_path / "runs" / "undistilled-threshold.json"
+    report.write_text(json.dumps({"target": 0.5, "chosen": 0.95, "mode": "block"}, indent=1), encoding="utf-8")
+    assert run(tmp_path, "math,code", SMOKE="1", STUDY="1").returncode == 0
+    more = calls(tmp_path)[len(called) :]
+    trained = [line.rpartition("/")[2] for line in more if "train distill" in line]
+    controls = [f"{name}-control.pt" for name in (*STUDENTS, "tad")]
+    assert trained == [*controls, "cd4lm-full.pt", "dparallel-full.pt"]
+    assert not [line for line in more if "train teacher" in line]
+    plain = [line for line in more if "train evaluate" in line and "--attention block_causal" in line]
+    assert len(plain) == 8 and all("--gate rule=threshold,threshold=0.95 " in line for line in plain)
+
+
 def test_pronounce_trains_on_canvases_of_a_word_and_math_as_before(tmp_path: Path) -> None:
-    for task, given in (("pronounce", "--context 64 --canvas 32"), ("math", "--context 512")):
+    for task, given in (("pronounce", "--context 64 --canvas 32"), ("math", "--context 512 --vocab 1536")):
         folder = tmp_path / task
         folder.mkdir()
         run(folder, task, SMOKE="1")

@@ -39,7 +39,7 @@ def models(tmp_path: Path) -> Path:
     """Untrained models of all three kinds, and reports of theirs."""
     write(tmp_path / "teacher.pt", 0)
     write(tmp_path / "student.pt", 1, attention="block_causal", gate={"rule": "threshold", "threshold": 0.9})
-    write(tmp_path / "rival.pt", 2, attention="block_causal", alignment="absolute", block=1)
+    write(tmp_path / "baseline.pt", 2, attention="block_causal", alignment="absolute", block=1)
     reports = tmp_path / "reports"
     reports.mkdir()
     accuracy_report(reports / "a.json", "any/teacher.pt", {**COUNT, "threshold": 1.0}, 0.5)
@@ -64,7 +64,7 @@ def test_the_report_holds_what_it_was_measured_with(models: Path) -> None:
         assert (
             rows["student in PyTorch, eager fp32"]["gate"]["threshold"] == 0.01 == rows[speed.FAST]["gate"]["threshold"]
         )
-        assert rows["teacher, eager fp32"]["gate"]["rule"] == rows[speed.RIVAL]["gate"]["rule"] == "count"
+        assert rows["teacher, eager fp32"]["gate"]["rule"] == rows[speed.BASELINE]["gate"]["rule"] == "count"
         for each in (factors, task["factors_int8"]):
             assert each["whole"] == pytest.approx(math.prod(each[name] for name in ("forwards", "cache", "engine")))
         assert factors["teacher"] == "teacher, eager fp32"
@@ -79,7 +79,7 @@ def test_the_report_holds_what_it_was_measured_with(models: Path) -> None:
     found = {name: row["accuracy"] for name, row in report["tasks"]["math"]["contenders"].items()}
     teacher, student = found["teacher, eager fp32"], found[speed.FAST]
     assert (teacher["report"], teacher["accuracy"], teacher["problems"]) == ("b.json", 0.75, 2000)
-    assert student["accuracy"] == 0.25 and found[speed.RIVAL] is None
+    assert student["accuracy"] == 0.25 and found[speed.BASELINE] is None
     assert report["tasks"]["code"]["contenders"]["teacher, eager fp32"]["accuracy"] is None
     assert sorted(path.name for path in models.iterdir() if path.suffix == ".bundle") == []
 

@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from .goals import Entry, judge
-from .speed import FAST, INT8, RIVAL
+from .speed import BASELINE, FAST, INT8
 
 ROOT = Path(__file__).resolve().parents[2]
-OVER_TEACHER, OVER_TORCH, OVER_RIVAL = 60.0, 3.0, 1.0  # lower bounds, times faster
+OVER_TEACHER, OVER_TORCH, OVER_BASELINE = 60.0, 3.0, 1.0  # lower bounds, times faster
 
 
 def measure(threads: int | None, count: int, repeat: int, options: Sequence[str] = ()) -> dict[str, Any]:
@@ -46,14 +46,14 @@ def goals(task: dict[str, Any]) -> Iterator[Entry]:
         fast = FAST + precision
         aims = (
             (factors["teacher"], OVER_TEACHER), (factors["student_in_torch"], OVER_TORCH),
-            (RIVAL + precision, OVER_RIVAL),
+            (BASELINE + precision, OVER_BASELINE),
         )  # fmt: skip
         for other, least in aims:
             whole = float(ms[other].sum() / ms[fast].sum())
             yield judge(f"{other}, over {fast}", ms[other] / ms[fast], least=least, value=whole)
-    found = [rows[name]["accuracy"] for name in (FAST, RIVAL)]
+    found = [rows[name]["accuracy"] for name in (FAST, BASELINE)]
     if all(found):
         mine, theirs = (100 * each["accuracy"] for each in found)
         ranges = ["{:.1f} to {:.1f}".format(*(100 * end for end in each["accuracy_95"])) for each in found]
-        what = f"% right (95 % interval {ranges[0]}), at least the rival's (interval {ranges[1]})"
+        what = f"% right (95 % interval {ranges[0]}), at least the baseline's (interval {ranges[1]})"
         yield judge(what, [mine], least=round(theirs, 4))

@@ -133,7 +133,7 @@ def answers(section: Report) -> Iterator[str]:
             yield (
                 f"\nIn {precision} {f['whole']:.1f} × faster than {f['teacher']}: "
                 f"{f['forwards']:.2f} (forward passes) × {f['cache']:.2f} (a forward pass through the KV cache) × "
-                f"{f['engine']:.2f} (engine); {f['against_rival']:.2f} × faster than the autoregressive baseline.\n"
+                f"{f['engine']:.2f} (engine); {f['against_baseline']:.2f} × faster than the autoregressive baseline.\n"
             )
         yield from judgments(task["goals"])
 

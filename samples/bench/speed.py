@@ -47,7 +47,7 @@ WAYS = ("eager fp32", "eager bf16", "compiled fp32", "compiled bf16")
 SPLIT, SEED = "valid", 11  # split that prompts come from, and seed of their sampling
 REPORTED = ("split", "problems", "bf16", "accuracy", "accuracy_95")
 PACKAGES = ("torch", "onnxruntime", "numpy")
-FAST, RIVAL, SLOW = "student, ONNX Runtime", "rival, ONNX Runtime", "teacher, ONNX Runtime"
+FAST, BASELINE, SLOW = "student, ONNX Runtime", "baseline, ONNX Runtime", "teacher, ONNX Runtime"
 INT8 = " int8"  # suffix of a name; without it, fp32
 
 
@@ -118,11 +118,11 @@ def contenders(
     for way in ways:
         backend = student.backend(way, canvas)
         found.append(Contender(f"student in PyTorch, {way}", "student", backend, at(backend.contract.gate)))
-    fast, rival, slow, fast_int8, rival_int8 = engines
+    fast, baseline, slow, fast_int8, baseline_int8 = engines
     found.append(Contender(FAST, "student", fast.backend, at(fast.gate)))
     found.append(Contender(FAST + INT8, "student-int8", fast_int8.backend, at(fast_int8.gate)))
-    found.append(Contender(RIVAL, "rival", rival.backend, rival.gate))
-    found.append(Contender(RIVAL + INT8, "rival-int8", rival_int8.backend, rival_int8.gate))
+    found.append(Contender(BASELINE, "baseline", baseline.backend, baseline.gate))
+    found.append(Contender(BASELINE + INT8, "baseline-int8", baseline_int8.backend, baseline_int8.gate))
     assert isinstance(slow.backend, OrtBackend)
     whole = OrtBackend(slow.backend.session, replace(slow.contract, canvas=canvas))
     found.append(Contender(SLOW, "teacher", whole, ONE_A_STEP))
@@ -164,7 +164,7 @@ def factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, A
 
     precision: INT8 for student and baseline in int8.
     """
-    fast, rival = FAST + precision, RIVAL + precision
+    fast, baseline = FAST + precision, BASELINE + precision
 
     def fastest(start: str) -> str:
         names = (name for name in rows if name.startswith(start) and name != SLOW)
@@ -180,7 +180,7 @@ def factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, A
         "engine": cost[middle] / cost[fast],
         "whole": rows[slow]["ms_an_answer"] / rows[fast]["ms_an_answer"],
         "against_student_in_torch": rows[middle]["ms_an_answer"] / rows[fast]["ms_an_answer"],
-        "against_rival": rows[rival]["ms_an_answer"] / rows[fast]["ms_an_answer"],
+        "against_baseline": rows[baseline]["ms_an_answer"] / rows[fast]["ms_an_answer"],
     }
 
 
@@ -221,8 +221,8 @@ def table(task: str, rows: dict[str, dict[str, Any]], products: Sequence[dict[st
 def compare(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict[str, Any]:
     """Returns canvas, contenders with their conditions, and factors of each task; prints a table per task."""
     teacher, student = (read(args.models / f"{name}.pt", ways) for name in ("teacher", "student"))
-    bundles = [bundle_of(args.models, name, spare) for name in ("student", "rival", "teacher")]
-    bundles += [bundle_of(args.models, name, spare, "int8") for name in ("student", "rival")]
+    bundles = [bundle_of(args.models, name, spare) for name in ("student", "baseline", "teacher")]
+    bundles += [bundle_of(args.models, name, spare, "int8") for name in ("student", "baseline")]
     tokenizer, decoding = student.saved.read_tokenizer(), student.saved.decoding
     made = {}
     for task in tasks.choose_tasks("math,code"):
@@ -272,7 +272,7 @@ def parser() -> argparse.ArgumentParser:
     p = Parser(prog="python -m samples.bench.speed", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--models", type=Path, default=SAMPLES,
         help=(
-                "folder of teacher.pt, student.pt and rival.pt; bundles that it lacks are exported to a temporary "
+                "folder of teacher.pt, student.pt and baseline.pt; bundles that it lacks are exported to a temporary "
                 "folder (default: samples)"
             ))  # fmt: skip
     p.add_argument("--reports", type=Path, default=SAMPLES / "results",

@@ -23,7 +23,7 @@ from runtime.cli import DONE, Parser, run
 from runtime.errors import UserError
 from runtime.perf.conditions import find_version, processor_name
 from train.evaluation.evaluation_run import read_evaluation
-from train.evaluation.intervals import estimate_paired_difference
+from train.evaluation.intervals import Interval, estimate_paired_difference
 from train.storage.output_files import replace_file
 
 BASELINE = "baseline"
@@ -39,13 +39,16 @@ Report = dict[str, Any]
 def read_reports(runs: Path) -> dict[str, dict[str, Report]]:
     """Returns the reports of the test splits, by split and model, in the order they were made.
 
-    Raises UserError if there are none.
+    If there are several tasks, a split's name begins with its task. Raises UserError if there are no reports.
     """
     found: dict[str, dict[str, Report]] = {}
-    for path in sorted(runs.glob("*-test*.json"), key=lambda each: each.stat().st_mtime):
-        report = read_evaluation(path)
+    paths = sorted(runs.glob("*-test*.json"), key=lambda each: each.stat().st_mtime)
+    reports = {path: read_evaluation(path) for path in paths}
+    several = len({report["task"] for report in reports.values()}) > 1
+    for path, report in reports.items():
+        split = f"{report['task']} {report['split']}" if several else report["split"]
         model = path.stem.removesuffix(f"-{report['split']}")
-        found.setdefault(report["split"], {})[model] = report
+        found.setdefault(split, {})[model.removesuffix(f"-{report['task']}") if several else model] = report
     if not found:
         raise UserError(f"{runs} has no report of a test split; run the recipe first: make train")
     return found
@@ -57,10 +60,17 @@ def row_of(name: str, report: Report, baseline: Report | None) -> dict[str, Any]
     row |= {rate: report[rate] for rate in RATES if rate in report}
     row |= {key: report[key] for key in ("forwards", "tokens_per_forward", "problems", "gate")}
     if baseline is not None and name != BASELINE:
-        found = estimate_paired_difference(report["per_problem"]["right"], baseline["per_problem"]["right"])
+        found = difference(report, baseline)
         row["to_baseline"] = [round(value, 5) for value in (found.mean, found.low, found.high)]
         row["fewer_forwards"] = round(baseline["forwards"] / report["forwards"], 2)
     return row
+
+
+def difference(ours: Report, theirs: Report) -> Interval:
+    """Returns the paired difference in accuracy, on the problems that both answered: the first ones of a split."""
+    right = [report["per_problem"]["right"] for report in (ours, theirs)]
+    shared = min(map(len, right))
+    return estimate_paired_difference(right[0][:shared], right[1][:shared])
 
 
 def markdown(split: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:

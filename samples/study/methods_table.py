@@ -1,0 +1,239 @@
+"""Compares the methods of distillation: a table per task, each method against its control, and figures.
+
+    STUDY=1 TASK=math,code samples/recipe.sh
+    python -m samples.study.methods_table runs/math-code --out samples/results
+
+It reads what the recipe wrote: reports of the test splits, thresholds tried on validation problems, and times, which
+`samples.study.modes` measured problem by problem. A model that is not there is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from runtime.bundle import strict_json
+from runtime.cli import DONE, add_options, command_parser, option, run
+from runtime.errors import UserError
+from train.evaluation.intervals import Interval, paired_difference
+from train.storage.output_files import replace_file
+
+from . import study_figures
+from .modes import read_records
+from .recipe_table import BASELINE, Report, difference, percent, read_reports, record
+
+TITLES = {
+    BASELINE: "autoregressive baseline",
+    "teacher": "teacher, full attention",
+    "undistilled": "not distilled: the teacher's weights, block-causal",
+    "cdlm": "CDLM",
+    "cdlm-control": "its control, denoising alone",
+    "cd4lm": "CD4LM",
+    "cd4lm-control": "its control, cross-entropy alone",
+    "cd4lm-full": "CD4LM, full attention",
+    "dparallel": "dParallel",
+    "dparallel-control": "its control, without certainty",
+    "dparallel-full": "dParallel, full attention",
+    "tad": "TAD",
+    "tad-control": "its control, cross-entropy on all positions",
+    "ort-fp32": "the sample: CDLM, ONNX Runtime",
+    "ort-int8": "the sample in int8",
+}
+CONTROLS = {name: f"{name}-control" for name in ("cdlm", "cd4lm", "dparallel", "tad")}
+SPLITS = ("test", "test_seen", "test_families", "test_surface")
+TARGET = -0.01  # lowest lower end of the difference to the baseline
+
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A model on one task. cells: accuracy, its interval, difference to the baseline and forward passes, by split.
+
+    milliseconds: CPU time per answer, with the ratio of the baseline's to it; None if it was not timed.
+    """
+
+    name: str
+    threshold: float | None
+    cells: dict[str, Cell]
+    milliseconds: float | None
+    faster: float | None
+
+    @property
+    def holds(self) -> bool:
+        """Whether no split's difference to the baseline may be below TARGET."""
+        return all(cell.get("to_baseline", (0, 0, 0))[1] >= TARGET for cell in self.cells.values())
+
+
+def rows_of(task: str, reports: Mapping[str, Mapping[str, Report]], times: Mapping[str, list[float]]) -> list[Row]:
+    """Returns the rows of a task in the order of TITLES. reports: by split and model; times: seconds by model."""
+    rows = []
+    for name in TITLES:
+        found = {split: reports[split][name] for split in SPLITS if name in reports.get(split, {})}
+        if not found:
+            continue
+        cells = {split: cell_of(name, report, reports[split].get(BASELINE)) for split, report in found.items()}
+        gate = next(iter(found.values()))["gate"]
+        blocks = name not in (BASELINE, "teacher") and gate["rule"] == "threshold"
+        seconds = times.get(name)
+        spent = 1000 * sum(seconds) / len(seconds) if seconds else None
+        base = times.get(BASELINE)
+        faster = sum(base) / sum(seconds) if seconds and base else None
+        rows.append(Row(name, gate["threshold"] if blocks else None, cells, spent, faster))
+    return rows
+
+
+def cell_of(name: str, report: Report, baseline: Report | None) -> Cell:
+    """Returns a model's figures on one split."""
+    cell: Cell = {"accuracy": report["accuracy"], "accuracy_95": report["accuracy_95"]}
+    cell |= {"forwards": report["forwards"], "problems": report["problems"]}
+    if baseline is not None and name != BASELINE:
+        cell["to_baseline"] = triple(difference(report, baseline))
+    return cell
+
+
+def triple(interval: Interval) -> list[float]:
+    """Returns mean, low and high, rounded."""
+    return [round(value, 5) for value in (interval.mean, interval.low, interval.high)]
+
+
+def controlled(reports: Mapping[str, Mapping[str, Report]]) -> dict[str, dict[str, Any]]:
+    """Returns the paired difference of each method to its control over all problems of the splits, and forward passes.
+
+    reports: by split, of all tasks, and model.
+    """
+    found = {}
+    for name, control in CONTROLS.items():
+        pairs = [(models[name], models[control]) for models in reports.values() if {name, control} <= models.keys()]
+        if not pairs:
+            continue
+        ours, theirs = ([r for pair in pairs for r in pair[side]["per_problem"]["right"]] for side in (0, 1))
+        passes = [sum(pair[side]["forwards"] for pair in pairs) / len(pairs) for side in (0, 1)]
+        found[name] = {"difference": triple(paired_difference(ours, theirs)), "forwards": passes, "problems": len(ours)}
+    return found
+
+
+def times_of(path: Path, task: str) -> dict[str, list[float]]:
+    """Returns the seconds of each model's answers to a task, by model; none without the file."""
+    found: dict[str, list[float]] = {}
+    for each in read_records(path):
+        if each["task"] == task:
+            found.setdefault(each["way"].partition(":")[0], []).append(each["seconds"])
+    return found
+
+
+def table(rows: Sequence[Row]) -> Iterator[str]:
+    """Yields one task's table."""
+    splits = [split for split in SPLITS if any(split in row.cells for row in rows)]
+    heads = ["", "threshold"]
+    for split in splits:
+        heads += [f"`{split}` right, %", "to the baseline, points"]
+    heads += ["forward passes", "ms", "times as fast as the baseline"]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for row in rows:
+        cells = [TITLES[row.name] + ("" if row.holds else " ✗"), "" if row.threshold is None else f"{row.threshold:g}"]
+        for split in splits:
+            cells += accuracy_texts(row.cells.get(split))
+        forwards = [cell["forwards"] for cell in row.cells.values()]
+        cells.append(f"{sum(forwards) / len(forwards):.2f}")
+        cells += ["" if value is None else f"{value:.1f}" for value in (row.milliseconds, row.faster)]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
+def accuracy_texts(cell: Cell | None) -> list[str]:
+    """Returns a split's accuracy and its difference to the baseline as texts."""
+    if cell is None:
+        return ["", ""]
+    apart = ""
+    if "to_baseline" in cell:
+        apart = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in cell["to_baseline"]))
+    return [percent(cell["accuracy"]), apart]
+
+
+def page(tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str, Any]], made: Cell) -> Iterator[str]:
+    """Yields the page."""
+    counts = sorted({cell["problems"] for rows in tables.values() for row in rows for cell in row.cells.values()})
+    yield "# The study: methods of distillation, their controls, the autoregressive baseline\n"
+    yield (
+        f"Made by `make study`: {' or '.join(map(str, counts))} problems per task and split, seed 0. A threshold is "
+        "that with the fewest forward passes at most 0.5 points below the baseline on 500 validation problems a task, "
+        "else the model's own. Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
+        "Forward passes are means per answer over the splits; ms are CPU time of ONNX Runtime per answer on problems "
+        f"of `test`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
+    )
+    for task, rows in tables.items():
+        yield f"## {task}\n"
+        yield from table(rows)
+    if controls:
+        yield "## What each method's own term adds\n"
+        yield "| method | to its control, points | forward passes | of the control | problems |"
+        yield "|---|---|---|---|---|"
+        for name, found in controls.items():
+            apart = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in found["difference"]))
+            ours, theirs = found["forwards"]
+            yield f"| {TITLES[name]} | {apart} | {ours:.2f} | {theirs:.2f} | {found['problems']} |"
+        yield ""
+
+
+def draw(runs: Path, names: Sequence[str], out: Path) -> None:
+    """Plots accuracy over forward passes at every threshold, one figure per task, of the validation problems."""
+    swept = {}
+    for path in (runs / f"{name}-threshold.json" for name in TITLES):
+        if path.exists():
+            swept[TITLES[path.stem.removesuffix("-threshold")]] = strict_json.read(path)["points"]
+    for task in names:
+        curves = {}
+        for title, points in swept.items():
+            cells = [point["by_task"][task] for point in points]
+            curves[title] = [(cell["forwards"], 100 * cell["accuracy"]) for cell in cells]
+        base = runs / f"{BASELINE}-{task}-valid.json"
+        if base.exists():
+            report = strict_json.read(base)
+            curves[TITLES[BASELINE]] = [(report["forwards"], 100 * report["accuracy"])]
+        study_figures.curves(out / f"study-{task}.png", curves, "forward passes per answer", f"{task}: right, %")
+
+
+def command(args: argparse.Namespace) -> int:
+    """Writes study.json, study.md and a figure per task, and prints the page."""
+    reports = read_reports(args.runs)
+    names = list(dict.fromkeys(split.partition(" ")[0] for split in reports))
+    if wrong := [split for split in reports if " " not in split]:
+        raise UserError(f"{args.runs} has reports of one task alone ({wrong[0]}); expected those of TASK=math,code")
+    tables = {}
+    for task in names:
+        own = {split.partition(" ")[2]: models for split, models in reports.items() if split.startswith(f"{task} ")}
+        tables[task] = rows_of(task, own, times_of(args.runs / "times.jsonl", task))
+    controls, made = controlled(reports), record(args.runs)
+    text = "\n".join(page(tables, controls, made))
+    kept = {"tables": {task: [asdict(row) for row in rows] for task, rows in tables.items()}, "controls": controls}
+    values = json.dumps({**kept, "record": made}, indent=1) + "\n"
+    args.out.mkdir(parents=True, exist_ok=True)
+    replace_file(args.out / "study.md", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(args.out / "study.json", lambda path: path.write_text(values, encoding="utf-8"))
+    draw(args.runs, names, args.out)
+    print(text)
+    return DONE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code."""
+    parser = command_parser("samples.study.methods_table", (__doc__ or "").splitlines()[0])
+    add_options(parser, OPTIONS)
+    return run(lambda: command(parser.parse_args(argv)))
+
+
+OPTIONS = (
+    option("runs", type=Path, help="folder that the recipe wrote, with TASK=math,code"),
+    option("--out", type=Path, required=True, help="folder of study.json, study.md and the figures"),
+)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
