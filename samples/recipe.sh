@@ -138,7 +138,7 @@ recipe() {
       stage "$model-bundle" 0/0 0/0 1/1 blockstep export onnx --ckpt "$RUNS/$model.pt" --out "$RUNS/$model.bundle"
       bundles+=("$RUNS/$model.bundle")
     done
-    stage times 0/0 0/0 10/30 python -m samples.study.modes "${bundles[@]}" --task "$TASK" --split test \
+    stage times 0/0 0/0 10/30 python -m samples.study.modes "${bundles[@]}" --task "$TASK" --split test_families \
       --count "$(n 100 2)" --out "$RUNS/times.jsonl"
   fi
 

@@ -59,11 +59,17 @@ def test_a_row_has_both_splits_its_threshold_and_its_time(runs: Path, tmp_path: 
     text, values = written(runs, tmp_path / "out")
     math = text.split("## math")[1].split("## code")[0].splitlines()
     row = next(line for line in math if line.startswith("| CDLM"))
-    assert row.startswith("| CDLM | 0.95 | 83.0 | +3.0 (") and row.endswith("| 5.00 | 10.0 | 5.0 |")
+    assert row.startswith("| CDLM | 0.95 | 83.0 | +3.0, ") and row.endswith("| 5.00 | 10.0 | 5.0 |")
     assert next(line for line in math if line.startswith("| teacher")).startswith(
         "| teacher, full attention ✗ |  | 80.0 |"
     )
     assert math[4].startswith("| autoregressive baseline |  | 80.0 |  |") and math[4].endswith("| 40.00 | 50.0 | 1.0 |")
+    first = text.split("## math")[0].splitlines()
+    row = next(line for line in first if line.startswith("| CDLM"))
+    assert row.startswith("| CDLM | 83.0 (+3.0, ") and row.count("| 5.00 |") == 2 and row.endswith("| 5.00 |  |")
+    assert next(line for line in first if line.startswith("| auto")) == (
+        "| autoregressive baseline | 80.0 | 40.00 | 50.0 | 80.0 | 40.00 |  |"
+    )
     found = {row["name"]: row for row in values["tables"]["math"]}
     # the teacher answered the first 50, of which it has 40 right and the baseline all
     assert found["teacher"]["cells"]["test"]["to_baseline"][0] == pytest.approx(-0.2)

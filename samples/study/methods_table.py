@@ -45,7 +45,8 @@ TITLES = {
     "ort-int8": "the sample in int8",
 }
 CONTROLS = {name: f"{name}-control" for name in ("cdlm", "cd4lm", "dparallel", "tad")}
-SPLITS = ("test", "test_seen", "test_families", "test_surface")
+HELD_OUT = "test_families"
+SPLITS = ("test", "test_seen", HELD_OUT, "test_surface")
 TARGET = -0.01  # lowest lower end of the difference to the baseline
 
 Cell = dict[str, Any]
@@ -127,6 +128,26 @@ def times_of(path: Path, task: str) -> dict[str, list[float]]:
     return found
 
 
+def summary(tables: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """Yields a table of all tasks on the held-out families."""
+    heads = [""]
+    for task in tables:
+        heads += [f"`{task}` right, % (to the baseline, points)", "forward passes", "ms"]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for name, title in TITLES.items():
+        found = [row for rows in tables.values() for row in rows if row.name == name and HELD_OUT in row.cells]
+        if len(found) < len(tables):
+            continue
+        cells = [title]
+        for row in found:
+            right, apart = accuracy_texts(row.cells[HELD_OUT])
+            spent = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
+            cells += [f"{right} ({apart})" if apart else right, f"{row.cells[HELD_OUT]['forwards']:.2f}", spent]
+        yield f"| {' | '.join(cells)} |"
+    yield ""
+
+
 def table(rows: Sequence[Row]) -> Iterator[str]:
     """Yields one task's table."""
     splits = [split for split in SPLITS if any(split in row.cells for row in rows)]
@@ -153,7 +174,7 @@ def accuracy_texts(cell: Cell | None) -> list[str]:
         return ["", ""]
     apart = ""
     if "to_baseline" in cell:
-        apart = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in cell["to_baseline"]))
+        apart = "{:+.1f}, {:+.1f} to {:+.1f}".format(*(100 * value for value in cell["to_baseline"]))
     return [percent(cell["accuracy"]), apart]
 
 
@@ -166,8 +187,10 @@ def page(tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str
         "that with the fewest forward passes at most 0.5 points below the baseline on 500 validation problems a task, "
         "else the model's own. Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
         "Forward passes are means per answer over the splits; ms are CPU time of ONNX Runtime per answer on problems "
-        f"of `test`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
+        f"of `{HELD_OUT}`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
     )
+    yield f"On `{HELD_OUT}`, whose families of problems no model has seen:\n"
+    yield from summary(tables)
     for task, rows in tables.items():
         yield f"## {task}\n"
         yield from table(rows)
