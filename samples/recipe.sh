@@ -56,9 +56,13 @@ recipe() {
   # One student per method, with a share of the next-token loss, block-causal from the teacher's weights. Of pronounce the
   # baseline knows more than the teacher: its students start from it, and see what is committed causally as it does, so
   # that they can check their own drafts (mode speculative).
-  local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --learning-rate 6e-4 --seed 2)
-  if [ "$TASK" = pronounce ]; then student+=(--student "$RUNS/baseline.pt" --attention causal_context); fi
-  local updates=(--steps "$(n "$(of 1000 450 500)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
+  local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --seed 2)
+  case $TASK in
+    pronounce) student+=(--learning-rate 6e-4 --student "$RUNS/baseline.pt" --attention causal_context) ;;
+    intents) student+=(--learning-rate 6e-4) ;;
+    *) student+=(--optimizer muon --learning-rate 2e-3) ;;
+  esac
+  local updates=(--steps "$(n "$(of 1000 450 600)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
   local trajectories=(--trajectories "$RUNS/trajectories" "${right[@]}") answers=(--trajectories "$RUNS/answers" "${right[@]}")
   distil cdlm 6/27 8/17 10/35 --method cdlm --weights 0.3,0.15,1 "${trajectories[@]}"
   distil cd4lm 4/13 5/8 7/25 --method cd4lm --temperature 1 --shares 0.3,0.1
