@@ -20,12 +20,12 @@ from typing import Any
 from runtime.bundle import strict_json
 from runtime.cli import DONE, add_options, command_parser, option, run
 from runtime.errors import UserError
-from train.evaluation.intervals import Interval, paired_difference
+from train.evaluation.intervals import Interval, estimate_paired_difference
 from train.storage.output_files import replace_file
 
 from . import study_figures
 from .modes import read_records
-from .recipe_table import BASELINE, Report, difference, percent, read_reports, record
+from .recipe_table import BASELINE, Report, estimate_difference, percent, read_reports, record
 
 TITLES = {
     BASELINE: "autoregressive baseline",
@@ -94,16 +94,16 @@ def cell_of(name: str, report: Report, baseline: Report | None) -> Cell:
     cell: Cell = {"accuracy": report["accuracy"], "accuracy_95": report["accuracy_95"]}
     cell |= {"forwards": report["forwards"], "problems": report["problems"]}
     if baseline is not None and name != BASELINE:
-        cell["to_baseline"] = triple(difference(report, baseline))
+        cell["to_baseline"] = round_interval(estimate_difference(report, baseline))
     return cell
 
 
-def triple(interval: Interval) -> list[float]:
+def round_interval(interval: Interval) -> list[float]:
     """Returns mean, low and high, rounded."""
     return [round(value, 5) for value in (interval.mean, interval.low, interval.high)]
 
 
-def controlled(reports: Mapping[str, Mapping[str, Report]]) -> dict[str, dict[str, Any]]:
+def compare_with_controls(reports: Mapping[str, Mapping[str, Report]]) -> dict[str, dict[str, Any]]:
     """Returns the paired difference of each method to its control over all problems of the splits, and forward passes.
 
     reports: by split, of all tasks, and model.
@@ -115,7 +115,8 @@ def controlled(reports: Mapping[str, Mapping[str, Report]]) -> dict[str, dict[st
             continue
         ours, theirs = ([r for pair in pairs for r in pair[side]["per_problem"]["right"]] for side in (0, 1))
         passes = [sum(pair[side]["forwards"] for pair in pairs) / len(pairs) for side in (0, 1)]
-        found[name] = {"difference": triple(paired_difference(ours, theirs)), "forwards": passes, "problems": len(ours)}
+        apart = round_interval(estimate_paired_difference(ours, theirs))
+        found[name] = {"difference": apart, "forwards": passes, "problems": len(ours)}
     return found
 
 
@@ -233,7 +234,7 @@ def command(args: argparse.Namespace) -> int:
     for task in names:
         own = {split.partition(" ")[2]: models for split, models in reports.items() if split.startswith(f"{task} ")}
         tables[task] = rows_of(task, own, times_of(args.runs / "times.jsonl", task))
-    controls, made = controlled(reports), record(args.runs)
+    controls, made = compare_with_controls(reports), record(args.runs)
     text = "\n".join(page(tables, controls, made))
     kept = {"tables": {task: [asdict(row) for row in rows] for task, rows in tables.items()}, "controls": controls}
     values = json.dumps({**kept, "record": made}, indent=1) + "\n"

@@ -60,13 +60,13 @@ def row_of(name: str, report: Report, baseline: Report | None) -> dict[str, Any]
     row |= {rate: report[rate] for rate in RATES if rate in report}
     row |= {key: report[key] for key in ("forwards", "tokens_per_forward", "problems", "gate")}
     if baseline is not None and name != BASELINE:
-        found = difference(report, baseline)
+        found = estimate_difference(report, baseline)
         row["to_baseline"] = [round(value, 5) for value in (found.mean, found.low, found.high)]
         row["fewer_forwards"] = round(baseline["forwards"] / report["forwards"], 2)
     return row
 
 
-def difference(ours: Report, theirs: Report) -> Interval:
+def estimate_difference(ours: Report, theirs: Report) -> Interval:
     """Returns the paired difference in accuracy, on the problems that both answered: the first ones of a split."""
     right = [report["per_problem"]["right"] for report in (ours, theirs)]
     shared = min(map(len, right))
