@@ -81,12 +81,15 @@ recipe() {
   fi
 
   # Each student's threshold, or mode: the fewest forward passes at which it is not below the baseline on validation
-  # problems. Held to a weak teacher, a weak student would do.
-  local task reports=() model
+  # problems; of math and code these are of held-out families, since the baseline has nearly all others right. Held to a
+  # weak teacher, a weak student would do.
+  local task reports=() model report valid
+  valid=$(of valid valid valid_families)
   for task in $(tasks); do
-    stage "baseline$(mark "$task")-valid" 1/2 0/1 1/3 blockstep train evaluate --ckpt "$RUNS/baseline.pt" --task "$task" \
-      --split valid --count "$(n "$(of 2000 1000 500)" 4)" --out "$RUNS/baseline$(mark "$task")-valid.json"
-    reports+=("$RUNS/baseline$(mark "$task")-valid.json")
+    report=baseline$(mark "$task")-$valid
+    stage "$report" 1/2 0/1 1/3 blockstep train evaluate --ckpt "$RUNS/baseline.pt" --task "$task" --split "$valid" \
+      --count "$(n "$(of 2000 1000 500)" 4)" --out "$RUNS/$report.json"
+    reports+=("$RUNS/$report.json")
   done
   for model in "${students[@]}"; do
     stage "$model-threshold" 3/10 1/4 3/10 calibrate "$RUNS/$model-threshold.json" --ckpt "$RUNS/$model.pt" \

@@ -46,14 +46,14 @@ def stages(folder: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("task", "splits"),
+    ("task", "held_to", "splits"),
     [
-        ("pronounce", ["test"]),
-        ("intents", ["test", "test_surface"]),
-        ("math", ["test", "test_surface", "test_seen", "test_families"]),
+        ("pronounce", "baseline-valid", ["test"]),
+        ("intents", "baseline-valid", ["test", "test_surface"]),
+        ("math", "baseline-valid_families", ["test", "test_surface", "test_seen", "test_families"]),
     ],
 )
-def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, splits: list[str]) -> None:
+def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to: str, splits: list[str]) -> None:
     done = run(tmp_path, task, SMOKE="1")
     assert done.returncode == 0, done.stderr
     exports = ["export-fp32", "export-int8"]
@@ -62,12 +62,12 @@ def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, splits: 
     both = (name + mode for name in STUDENTS for mode in ("", "-block"))
     models = ["baseline", *(both if task == "pronounce" else STUDENTS), "ort-fp32", "ort-int8", "teacher"]
     assert stages(tmp_path) == [
-        "baseline", "teacher", "trajectories", "answers", *STUDENTS, "baseline-valid",
+        "baseline", "teacher", "trajectories", "answers", *STUDENTS, held_to,
         *(f"{name}-threshold" for name in STUDENTS), *exports,
         *(f"{model}-{split}" for model in models for split in splits), "table",
     ]  # fmt: skip
     held = [line for line in calls(tmp_path) if "--teacher-report" in line]
-    assert len(held) == 3 and all(f"--teacher-report {tmp_path}/runs/baseline-valid.json" in line for line in held)
+    assert len(held) == 3 and all(f"--teacher-report {tmp_path}/runs/{held_to}.json" in line for line in held)
     # a second run has nothing to do
     before = calls(tmp_path)
     assert run(tmp_path, task, SMOKE="1").returncode == 0 and calls(tmp_path) == before
@@ -79,8 +79,14 @@ def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> No
     calibrated = [name.removesuffix("-threshold") for name in made if name.endswith("-threshold")]
     assert calibrated == [*STUDENTS, "tad"]
     assert all("--task math,code " in line for line in called if "train teacher" in line or "train distill" in line)
-    assert {"baseline-math-valid", "baseline-code-valid", "tad-math-test_families", "ort-int8-code-test"} <= {*made}
-    held = f"--teacher-report {tmp_path}/runs/baseline-math-valid.json {tmp_path}/runs/baseline-code-valid.json"
+    assert {
+        "baseline-math-valid_families",
+        "baseline-code-valid_families",
+        "tad-math-test_families",
+        "ort-int8-code-test",
+    } <= {*made}
+    reports = (f"{tmp_path}/runs/baseline-{task}-valid_families.json" for task in ("math", "code"))
+    held = f"--teacher-report {' '.join(reports)}"
     assert all(held in line for line in called if "train calibrate" in line)
     # more rows later; a model that is there is not trained again
     report = tmp_path / "runs" / "undistilled-threshold.json"

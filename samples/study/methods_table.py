@@ -185,7 +185,7 @@ def page(tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str
     yield "# The study: methods of distillation, their controls, the autoregressive baseline\n"
     yield (
         f"Made by `make study`: {' or '.join(map(str, counts))} problems per task and split, seed 0. A threshold is "
-        "that with the fewest forward passes at most 0.5 points below the baseline on 500 validation problems a task, "
+        "that with the fewest forward passes at most 0.5 points below the baseline on 500 problems of `valid_families`, "
         "else the model's own. Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
         "Forward passes are means per answer over the splits; ms are CPU time of ONNX Runtime per answer on problems "
         f"of `{HELD_OUT}`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
@@ -207,7 +207,7 @@ def page(tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str
 
 
 def draw(runs: Path, names: Sequence[str], out: Path) -> None:
-    """Plots accuracy over forward passes at every threshold, one figure per task, of the validation problems."""
+    """Plots accuracy over forward passes at every threshold, one figure per task, on problems of `valid_families`."""
     swept = {}
     for path in (runs / f"{name}-threshold.json" for name in TITLES):
         if path.exists():
@@ -217,7 +217,7 @@ def draw(runs: Path, names: Sequence[str], out: Path) -> None:
         for title, points in swept.items():
             cells = [point["by_task"][task] for point in points]
             curves[title] = [(cell["forwards"], 100 * cell["accuracy"]) for cell in cells]
-        base = runs / f"{BASELINE}-{task}-valid.json"
+        base = runs / f"{BASELINE}-{task}-valid_families.json"
         if base.exists():
             report = strict_json.read(base)
             curves[TITLES[BASELINE]] = [(report["forwards"], 100 * report["accuracy"])]
