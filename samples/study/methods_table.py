@@ -184,9 +184,9 @@ def page(tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str
     counts = sorted({cell["problems"] for rows in tables.values() for row in rows for cell in row.cells.values()})
     yield "# The study: methods of distillation, their controls, the autoregressive baseline\n"
     yield (
-        f"Made by `make study`: {' or '.join(map(str, counts))} problems per task and split, seed 0. A threshold is "
-        "that with the fewest forward passes at most 0.5 points below the baseline on 500 problems of `valid_families`, "
-        "else the model's own. Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
+        f"Made by `make study`: {' or '.join(map(str, counts))} problems per task and split, seed 0. A threshold "
+        "takes the fewest forward passes at most 0.5 points below the baseline on 500 problems of `valid_families`, or "
+        "is the model's own. Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
         "Forward passes are means per answer over the splits; ms are CPU time of ONNX Runtime per answer on problems "
         f"of `{HELD_OUT}`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
     )
