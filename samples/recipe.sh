@@ -118,7 +118,7 @@ recipe() {
 
   # Every model once on the test split, which nothing above has seen.
   # The teacher, which runs its whole canvas once per token, takes longest; of math and code it answers the first problems.
-  local count=(10000 2000 2000)
+  local count=(10000 2000 1000)
   evaluate baseline 1/3 0/1 1/2 --ckpt "$RUNS/baseline.pt"
   for model in "${students[@]}"; do
     if [ "$TASK" = pronounce ]; then
@@ -134,7 +134,7 @@ recipe() {
   fi
   evaluate ort-fp32 1/2 0/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-fp32
   evaluate ort-int8 1/2 0/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-int8
-  count=(10000 2000 500)
+  count=(10000 2000 250)
   evaluate teacher 3/8 2/6 3/10 --ckpt "$RUNS/teacher.pt"
 
   # How long an answer takes: all models on the same problems by turns, so run it on an otherwise idle machine.
