@@ -133,7 +133,7 @@ def stack() -> int:
     return STACK if soft == resource.RLIM_INFINITY else max(STACK, soft)
 
 
-def report(asked: dict[str, Any]) -> None:
+def report(request: dict[str, Any]) -> None:
     """Runs in the child: greets, tries the files, and prints the error line, or null if they pass.
 
     What does not depend on the bundle comes before the greeting: importing the libraries, setting the limits.
@@ -143,33 +143,33 @@ def report(asked: dict[str, Any]) -> None:
     from .interpreter import MARK
     from .text import tokenizer as text  # noqa: F401
 
-    if asked["engine"] is not None:
-        KINDS[asked["kind"]].import_library("cpu")
-    limit(asked["bytes"], asked["seconds"])
+    if request["engine"] is not None:
+        KINDS[request["kind"]].import_library("cpu")
+    limit(request["bytes"], request["seconds"])
     print(MARK, flush=True)
-    print(MARK + json.dumps({"refused": try_files(asked)}), flush=True)
+    print(MARK + json.dumps({"refused": try_files(request)}), flush=True)
 
 
-def try_files(asked: dict[str, Any]) -> str | None:
+def try_files(request: dict[str, Any]) -> str | None:
     """Tries the files; returns the error line, or None if they pass."""
     from .bundle.store import read
     from .proof import first_load
     from .text.tokenizer import Tokenizer
 
     try:
-        bundle = read(Path(asked["bundle"]))
+        bundle = read(Path(request["bundle"]))
         _speak(Tokenizer(bundle.tokenizer, bundle.chat_template))
-        if asked["engine"] is not None:
-            engine = bundle.engine(asked["engine"])
-            options = OpenOptions(threads=asked["threads"])
+        if request["engine"] is not None:
+            engine = bundle.engine(request["engine"])
+            options = OpenOptions(threads=request["threads"])
             backend = engine.kind.open(bundle, [engine], options)[1]
             _run(backend)
-            if asked["prove"]:
+            if request["prove"]:
                 return first_load.refusal(bundle, engine, backend, options)
     except (UserError, DeviceError) as error:
         return str(error)
     except MemoryError:
-        return f"{asked['bundle']} takes more than {asked['bytes'] >> 20} MB of memory {ADVICE}"
+        return f"{request['bundle']} takes more than {request['bytes'] >> 20} MB of memory {ADVICE}"
     return None
 
 

@@ -304,19 +304,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command(lambda: command(parser().parse_args(argv)))
 
 
-def show_decisions(told: dict[str, Any], as_json: bool) -> int:
+def show_decisions(data: dict[str, Any], as_json: bool) -> int:
     """Prints the report of `--decisions`, as JSON or as a table of the fields and a summary; returns the exit code."""
     if as_json:
-        print_json(told)
+        print_json(data)
         return DONE
     print(f"{'field':<12}{'right':>8}{'expected error':>16}{'calibrated':>12}")
-    for name, each in told["by_field"].items():
+    for name, each in data["by_field"].items():
         errors = f"{each['expected_calibration_error']:>16.4f}{each['calibrated']:>12.4f}"
         print(f"{name:<12}{each['right']:>8.4f}{errors}")
     error, loss = "expected_calibration_error", "negative_log_likelihood"
-    before, after = told["before"], told["after"]
-    print(f"temperature {told['temperature']:g}: expected calibration error {before[error]:.4f} -> {after[error]:.4f}")
-    print(f"negative log-likelihood {before[loss]:.4f} -> {after[loss]:.4f} nats, {told['decisions']} decisions")
+    before, after = data["before"], data["after"]
+    print(f"temperature {data['temperature']:g}: expected calibration error {before[error]:.4f} -> {after[error]:.4f}")
+    print(f"negative log-likelihood {before[loss]:.4f} -> {after[loss]:.4f} nats, {data['decisions']} decisions")
     return DONE
 
 

@@ -67,9 +67,9 @@ class Shard:
         """Returns this shard's sampling seed in a collection whose seed is `base`."""
         return base * 100_003 + self.number
 
-    def of(self, asked: Collection[str]) -> Shard:
+    def of(self, prompts: Collection[str]) -> Shard:
         """Returns the shard with only the problems of these prompts; the number, and so the seed, stays the same."""
-        return replace(self, problems=[problem for problem in self.problems if problem.prompt in asked])
+        return replace(self, problems=[problem for problem in self.problems if problem.prompt in prompts])
 
 
 def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float], size: int, seed: int) -> list[Shard]:
@@ -83,19 +83,19 @@ def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float]
     return shards
 
 
-def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec = ONE_A_STEP) -> list[Trajectory]:
+def collect(backend: TorchBackend, prompts: Sequence[np.ndarray], gate: GateSpec = ONE_A_STEP) -> list[Trajectory]:
     """Decodes the prompts, each [length]; returns their trajectories in the same order, not graded yet.
 
     If the gate accepts several tokens in a step, they are numbered from left to right, as if unmasked one by one.
     """
     contract, width = backend.contract, backend.model.config.width
     positions = compute_longest_answer(contract)
-    tokens = torch.full((len(asked), positions), contract.pad_id)
-    order = torch.full((len(asked), positions), NEVER_ACCEPTED)
-    hidden = torch.zeros(len(asked), positions, width, dtype=torch.float16)
-    taken, starts = [0] * len(asked), [block_starts(contract, len(prompt)) for prompt in asked]
-    latest = torch.zeros(len(asked), contract.block, width)  # last states; position 0's may be older with `shift`
-    requests = [Request(prompt, DecodeOptions(contract.canvas, mode="block")) for prompt in asked]
+    tokens = torch.full((len(prompts), positions), contract.pad_id)
+    order = torch.full((len(prompts), positions), NEVER_ACCEPTED)
+    hidden = torch.zeros(len(prompts), positions, width, dtype=torch.float16)
+    taken, starts = [0] * len(prompts), [block_starts(contract, len(prompt)) for prompt in prompts]
+    latest = torch.zeros(len(prompts), contract.block, width)  # last states; position 0's may be older with `shift`
+    requests = [Request(prompt, DecodeOptions(contract.canvas, mode="block")) for prompt in prompts]
     for done in steps(backend, requests, gate=gate):
         for step in done:
             assert backend.hidden is not None  # the backend has keep_hidden
@@ -107,7 +107,9 @@ def collect(backend: TorchBackend, asked: Sequence[np.ndarray], gate: GateSpec =
                 hidden[step.row, position] = latest[step.row, place]
                 order[step.row, position] = taken[step.row]
                 taken[step.row] += 1
-    return [Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(asked)]
+    return [
+        Trajectory(tuple(prompt.tolist()), tokens[i], order[i], hidden[i], False) for i, prompt in enumerate(prompts)
+    ]
 
 
 def block_starts(contract: Contract, prompt: int) -> list[int]:

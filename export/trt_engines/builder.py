@@ -261,6 +261,6 @@ def redirect_native_output() -> Iterator[None]:
         os.close(kept)
 
 
-def error_text(said: Sequence[str], error: Exception) -> str:
+def error_text(messages: Sequence[str], error: Exception) -> str:
     """Returns what went wrong, in one line."""
-    return " ".join(" ".join(said or [str(error)]).split())[:400]
+    return " ".join(" ".join(messages or [str(error)]).split())[:400]

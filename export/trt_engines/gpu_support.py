@@ -101,7 +101,7 @@ def find_least_capability(precision: str, flavor: str) -> int:
     return PRECISIONS[precision].rtx if flavor == "rtx" else PRECISIONS[precision].capability
 
 
-def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) -> tuple[int, ...]:
+def choose_targets(library: TrtLibrary, precision: str, requests: Sequence[int]) -> tuple[int, ...]:
     """Returns the compute capabilities to build for: the requested ones, or all known ones that run the precision.
 
     Standard TensorRT has none: it builds for the GPU here. Raises UserError for a requested one that the library does
@@ -109,17 +109,17 @@ def choose_targets(library: TrtLibrary, precision: str, asked: Sequence[int]) ->
     """
     least = find_least_capability(precision, library.flavor)
     if library.flavor != "rtx":
-        if asked:
+        if requests:
             raise UserError(
                 "--compute-capability is for TensorRT for RTX; the standard one builds for the GPU here, leave it out"
             )
         return ()
-    for target in asked:
+    for target in requests:
         if target not in library.capabilities:
             known = ", ".join(map(str, library.capabilities))
             raise UserError(f"TensorRT for RTX {library.version} does not build for SM{target}; it knows {known}")
         check_precision(precision, target, library.flavor)
-    return tuple(sorted(set(asked))) or tuple(each for each in library.capabilities if each >= least)
+    return tuple(sorted(set(requests))) or tuple(each for each in library.capabilities if each >= least)
 
 
 def check_precision(precision: str, target: int, flavor: str) -> None:

@@ -115,7 +115,7 @@ class Progress(ABC):
         """Returns what the next forward pass needs; None if none is needed before the gate decides."""
 
     @abstractmethod
-    def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
+    def receive(self, out: Proposal, slot: int, positions: Ints) -> bool:
         """Takes a slot's predictions of the requested positions. Returns whether its canvas is decided on now."""
 
     @abstractmethod
@@ -123,8 +123,8 @@ class Progress(ABC):
         """If the request is sampled, puts sampled tokens into the latest predictions of masked positions."""
 
     @abstractmethod
-    def accept(self, gated: Bools) -> Bools:
-        """Returns which masked positions are accepted. gated: the gate's choice. bool [block] each"""
+    def accept(self, choice: Bools) -> Bools:
+        """Returns which masked positions are accepted. choice: the gate's choice. bool [block] each"""
 
     @abstractmethod
     def finalize(self, accepted: Bools) -> None:
@@ -212,11 +212,11 @@ class BlockProgress(Progress):
         """Returns what the next forward pass needs; None if none is needed before the gate decides."""
         return self.sequence.inputs(self.canvas, self.open)
 
-    def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
+    def receive(self, out: Proposal, slot: int, positions: Ints) -> bool:
         """Takes a slot's predictions of the requested positions. Returns whether the canvas was in the forward pass, or
         the committed tokens predict its first token, which is then decided alone."""
         for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # top tokens only if this request samples
-            kept[asked] = new[slot, : len(asked)]
+            kept[positions] = new[slot, : len(positions)]
         committing, stepping = self.sequence.receive()
         commits = committing and self.blocks > 1  # in the first block that was the prompt's prefill
         self.commits += commits
@@ -233,9 +233,9 @@ class BlockProgress(Progress):
             np.copyto(self.latest.confidence, drawn.confidence, where=self.open)
             self.draws += 1
 
-    def accept(self, gated: Bools) -> Bools:
+    def accept(self, choice: Bools) -> Bools:
         """Returns which masked positions are accepted: the gate's choice, or the seed alone. bool [block]"""
-        return self.open & (np.arange(len(self.open)) == 0) if self.seeding else gated
+        return self.open & (np.arange(len(self.open)) == 0) if self.seeding else choice
 
     def finalize(self, accepted: Bools) -> None:
         """Writes the latest tokens of accepted masked positions, bool [block], into the canvas; ends the answer or

@@ -116,7 +116,7 @@ class SpeculativeProgress(Progress):
         """Returns what the next forward pass needs."""
         return self.sequence.inputs()
 
-    def receive(self, out: Proposal, slot: int, asked: Ints) -> bool:
+    def receive(self, out: Proposal, slot: int, positions: Ints) -> bool:
         """Takes a slot's predictions: the seed after the prompt, a draft, or the verification of a draft."""
         sequence = self.sequence
         if prefill := len(sequence.pending):
@@ -170,7 +170,7 @@ class SpeculativeProgress(Progress):
     def draw(self) -> None:
         """Does nothing: confirmed tokens were sampled in `receive`, and drafts are top-1 tokens."""
 
-    def accept(self, gated: Bools) -> Bools:
+    def accept(self, choice: Bools) -> Bools:
         """Returns all positions of a confirmed block, none of a draft. bool [block]"""
         return self.open & self.confirmed
 

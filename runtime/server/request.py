@@ -106,9 +106,9 @@ def read_server_requests(
     return tuple(made)
 
 
-def refuse_unknown_model(asked: Any, name: str) -> Refusal:
+def refuse_unknown_model(model: Any, name: str) -> Refusal:
     """Returns the refusal for a model that is not the one served as `name`."""
-    return Refusal(404, f"model {quote_value(asked)} is not served here; expected {name}", "model", "model_not_found")
+    return Refusal(404, f"model {quote_value(model)} is not served here; expected {name}", "model", "model_not_found")
 
 
 def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:

@@ -153,15 +153,15 @@ def _refuse_special(special: Iterable[str], messages: Messages, arguments: Argum
         raise UserError(f"a role, a field of a message or a template argument holds {found}; leave it out")
 
 
-def read_engine(source: Path | str, told: str | None = None, advice: str = "export it again") -> Engine:
+def read_engine(source: Path | str, what: str | None = None, advice: str = "export it again") -> Engine:
     """Makes the library's tokenizer from a file, or from its content as str.
 
-    Raises UserError if that is not a tokenizer; `told` and `advice` are parts of its message.
+    Raises UserError if that is not a tokenizer; `what` and `advice` are parts of its message.
     """
-    told = told or f"{'the text' if isinstance(source, str) else source} is not a tokenizer"
+    what = what or f"{'the text' if isinstance(source, str) else source} is not a tokenizer"
     if not isinstance(source, str) and source.is_file() and source.stat().st_size > LARGEST:
-        raise UserError(f"{told} (more than {LARGEST >> 20} MB); {advice}")
-    with library(told, advice):
+        raise UserError(f"{what} (more than {LARGEST >> 20} MB); {advice}")
+    with library(what, advice):
         engine = Engine.from_str(source if isinstance(source, str) else source.read_text(encoding="utf-8-sig"))
         engine.no_truncation()  # truncation would silently drop the end of a prompt
         engine.no_padding()

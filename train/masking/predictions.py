@@ -14,26 +14,28 @@ from . import all_blocks, noise
 from .noise import AnswerBlocks
 
 
-def hidden_at(run: torch.nn.Module, laid: AnswerBlocks, masked: Tensor, asked: Tensor, contract: Contract) -> Tensor:
-    """Returns the hidden states [n, hidden] that predict the `asked` positions, in row-major order.
+def hidden_at(
+    run: torch.nn.Module, canvas: AnswerBlocks, masked: Tensor, positions: Tensor, contract: Contract
+) -> Tensor:
+    """Returns the hidden states [n, hidden] that predict `positions`, in row-major order.
 
-    masked, asked bool [batch, width]: which positions of the canvases are masked, and which are to be predicted. A
+    masked, positions bool [batch, width]: which positions of the canvases are masked, and which are to be predicted. A
     `full` model sees the whole noisy answer. In a model with a KV cache each block sees the clean answer before it, as
     in decoding, and one forward pass predicts all blocks.
     """
     if not contract.has_cache:
-        ids = laid.ids.masked_fill(masked, contract.mask_id)
-        hidden: Tensor = run(ids, laid.length[:, None].expand_as(ids))  # [batch, width, hidden]
-        return select(hidden, noise.find_predicting_rows(asked, contract.shift))
-    both = all_blocks.copies(laid, contract, select_in_blocks(laid, masked, contract))
-    return select(all_blocks.run_predicting(run, both), select_in_blocks(laid, asked, contract))
+        ids = canvas.ids.masked_fill(masked, contract.mask_id)
+        hidden: Tensor = run(ids, canvas.length[:, None].expand_as(ids))  # [batch, width, hidden]
+        return select(hidden, noise.find_predicting_rows(positions, contract.shift))
+    both = all_blocks.copies(canvas, contract, select_in_blocks(canvas, masked, contract))
+    return select(all_blocks.run_predicting(run, both), select_in_blocks(canvas, positions, contract))
 
 
-def select_in_blocks(laid: AnswerBlocks, flags: Tensor, contract: Contract) -> Tensor:
+def select_in_blocks(canvas: AnswerBlocks, flags: Tensor, contract: Contract) -> Tensor:
     """Selects, from flags of whole rows, bool [batch, width], those of the answers' blocks, bool [batch, noisy]."""
-    positions = laid.blocks(contract)
+    positions = canvas.blocks(contract)
     found = flags.gather(1, positions.clamp_max(flags.shape[1] - 1))
-    return found & (positions < laid.length[:, None])
+    return found & (positions < canvas.length[:, None])
 
 
 def scores(model: Transformer, hidden: Tensor, contract: Contract) -> Tensor:

@@ -44,19 +44,21 @@ def horizon(near: float, block: int) -> int:
     return math.ceil(round(near * block, 6))  # a product such as 0.1 × 30 is a little above 3
 
 
-def add_steps(laid: AnswerBlocks, found: Sequence[Trajectory]) -> tuple[AnswerBlocks, Tensor]:
+def add_steps(canvas: AnswerBlocks, found: Sequence[Trajectory]) -> tuple[AnswerBlocks, Tensor]:
     """Returns the answers with all tokens that the teacher unmasked, and the step that unmasked each.
 
-    laid: the trajectories' answers with filler after the end token, some of which the teacher may have unmasked. The
+    canvas: the trajectories' answers with filler after the end token, some of which the teacher may have unmasked. The
     steps are int64 [batch, width], NEVER_ACCEPTED in prompts and for positions that it did not unmask.
     """
-    ids, steps = laid.ids.clone(), torch.full_like(laid.ids, NEVER_ACCEPTED)
-    for row, (trajectory, start, end) in enumerate(zip(found, laid.start.tolist(), laid.length.tolist(), strict=True)):
+    ids, steps = canvas.ids.clone(), torch.full_like(canvas.ids, NEVER_ACCEPTED)
+    for row, (trajectory, start, end) in enumerate(
+        zip(found, canvas.start.tolist(), canvas.length.tolist(), strict=True)
+    ):
         order = trajectory.order[: end - start]
         here = slice(start, start + len(order))
         steps[row, here] = order
         ids[row, here] = torch.where(order == NEVER_ACCEPTED, ids[row, here], trajectory.tokens[: len(order)])
-    return replace(laid, ids=ids), steps
+    return replace(canvas, ids=ids), steps
 
 
 def sample_states(

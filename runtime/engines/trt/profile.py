@@ -147,16 +147,16 @@ class ProfileRunner:
             self._cuda.launch(self._graph, self._stream)
         self._cuda.synchronize(self._stream)
 
-    def fetch(self, asked: int, top: bool = False, candidates: int = 0) -> Proposal:
-        """Returns what the last run predicted for the first `asked` logits rows. [batch, asked]
+    def fetch(self, rows: int, top: bool = False, candidates: int = 0) -> Proposal:
+        """Returns what the last run predicted for the first `rows` logits rows. [batch, rows]
 
         top: whether to return top tokens too; candidates: how many candidates' log-probabilities to return.
         """
         names = (*REDUCED, *(TOP if top else ()))
-        out = Proposal(*(self._output(name)[:, :asked].copy() for name in names))
+        out = Proposal(*(self._output(name)[:, :rows].copy() for name in names))
         if not candidates:
             return out
-        return replace(out, candidate_logprob=self._output(CANDIDATE_OUTPUT)[:, :asked, :candidates].copy())
+        return replace(out, candidate_logprob=self._output(CANDIDATE_OUTPUT)[:, :rows, :candidates].copy())
 
     def _output(self, name: str) -> NDArray[Any]:
         return self.outputs.array(name, *self._shapes[name])
