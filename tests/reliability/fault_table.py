@@ -109,7 +109,7 @@ FAULTS = (
     Fault(
         "template arguments overrule nothing",
         "runtime/text/chat_template.py",
-        "given = {**_plain(arguments), ",
+        "given = {**_copy_plain(arguments), ",
         "given = {",
         "text_chat_template",
     ),
@@ -117,8 +117,8 @@ FAULTS = (
     Fault(
         "the hash of a bundle's file is not checked",
         "runtime/bundle/store.py",
-        "and _readable_sha256(file) != expected:",
-        "and not _readable_sha256(file):",
+        "and _hash_readable_file(file) != expected:",
+        "and not _hash_readable_file(file):",
         "bundle_store",
     ),
     Fault(
