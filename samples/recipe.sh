@@ -36,20 +36,20 @@ recipe() {
   local new=(--optimizer muon --learning-rate 6e-3) masked=(--optimizer muon --learning-rate 3e-3)
   if [ "$TASK" = pronounce ]; then training+=(--dropout 0.1); fi
   if [ "$TASK" = pronounce ] || [ "$TASK" = intents ]; then new+=(--heads 6 --kv-heads 6 --head-dim 32); fi
-  stage baseline 36/118 10/38 10/40 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
+  stage baseline 36/118 10/38 23/80 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
     --steps "$(n "$(of 12000 2500 2400)" 2)" --batch "$(n "$(of 128 64 64)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A bidirectional masked-diffusion model; every second update is a causal one, which keeps what the baseline knows.
-  stage teacher 6/27 11/40 12/45 blockstep train teacher --objective masked "${training[@]}" \
+  stage teacher 6/27 11/40 20/75 blockstep train teacher --objective masked "${training[@]}" \
     --init "$RUNS/baseline.pt" --steps "$(n "$(of 1000 1300 1200)" 2)" --batch "$(n "$(of 128 64 48)" 4)" "${masked[@]}" \
     --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM and TAD learn from.
-  stage trajectories 3/8 2/6 8/25 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
+  stage trajectories 3/8 2/6 4/15 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
     --temperatures 0 --count "$(n "$(of 6000 2000 768)" 4)" --shard "$(n "$(of 512 512 128)" 4)" --out "$RUNS/trajectories"
 
   # Its answers, several tokens per step, which is sooner: what dParallel learns from.
-  stage answers 2/6 1/4 16/60 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
+  stage answers 2/6 1/4 5/18 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
     --temperatures 0 --threshold 0.98 --count "$(n "$(of 8000 2000 1280)" 4)" --shard "$(n "$(of 512 512 256)" 4)" --seed 1 \
     --out "$RUNS/answers"
 
@@ -64,10 +64,10 @@ recipe() {
   esac
   local updates=(--steps "$(n "$(of 1000 450 600)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
   local trajectories=(--trajectories "$RUNS/trajectories" "${right[@]}") answers=(--trajectories "$RUNS/answers" "${right[@]}")
-  distil cdlm 6/27 8/17 10/35 --method cdlm --weights 0.3,0.15,1 "${trajectories[@]}"
-  distil cd4lm 4/13 5/8 7/25 --method cd4lm --temperature 1 --shares 0.3,0.1
+  distil cdlm 6/27 8/17 16/50 --method cdlm --weights 0.3,0.15,1 "${trajectories[@]}"
+  distil cd4lm 4/13 5/8 12/40 --method cd4lm --temperature 1 --shares 0.3,0.1
   distil dparallel 8/42 6/15 12/45 --method dparallel --certainty 0.3 "${answers[@]}"
-  if [ "$TASK" = math,code ]; then distil tad 0/0 0/0 10/35 --method tad "${trajectories[@]}"; fi
+  if [ "$TASK" = math,code ]; then distil tad 0/0 0/0 16/50 --method tad "${trajectories[@]}"; fi
 
   # What each method adds: its control has as many updates on the same data without its own term. And the two methods
   # that also work under full attention, which has no KV cache.
@@ -92,7 +92,7 @@ recipe() {
     reports+=("$RUNS/$report.json")
   done
   for model in "${students[@]}"; do
-    stage "$model-threshold" 3/10 1/4 3/10 calibrate "$RUNS/$model-threshold.json" --ckpt "$RUNS/$model.pt" \
+    stage "$model-threshold" 3/10 1/4 8/25 calibrate "$RUNS/$model-threshold.json" --ckpt "$RUNS/$model.pt" \
       --target "$(of 1 0.5 0.5)" --teacher-report "${reports[@]}"
   done
 
