@@ -25,7 +25,7 @@ LLAMA_FLAGS := -DCMAKE_CXX_FLAGS='-fno-dse -fno-tree-dse' -DLLAVA_BUILD=OFF -DMT
 help:
 	@echo "make demo   install, export the sample student, verify it, answer two prompts, compare with its teacher"
 	@echo "make try    the committed bundle answers; no torch is installed or used"
-	@echo "make train   the recipe: baseline, teacher, students of three methods, engines, table (hours; TASK=pronounce, intents or math,code; PLAN=1 lists it)"
+	@echo "make train   the recipe: baseline, teacher, students of three or four methods, engines, table (hours; TASK=pronounce, intents or math,code; PLAN=1 lists it)"
 	@echo "make train-smoke   all stages of the recipe, tiny, in three minutes"
 	@echo "make quick  the tests of the runtime and its server alone, half a minute; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"

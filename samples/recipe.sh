@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# From nothing to students of three methods, exported, evaluated, in one table. `make train` runs this.
+# From nothing to students of three methods (math,code: four), exported, evaluated, in one table. `make train` runs this.
 #
 #   TASK=pronounce|intents|math,code   what is learned (default pronounce); math or code alone too
 #   PLAN=1                     print the stages and their expected minutes, run nothing
@@ -150,7 +150,7 @@ recipe() {
   fi
 
   # What was made, by which versions, in which time; and the table.
-  stage table 1/1 1/1 1/1 python samples/study/recipe_table.py "$RUNS"
+  stage "${STUDY:+study-}table" 1/1 1/1 1/1 python samples/study/recipe_table.py "$RUNS"
 }
 
 distil() { # NAME, MINUTES, MINUTES, MINUTES, options of the method

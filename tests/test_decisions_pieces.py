@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from runtime import Model
 from runtime.decisions.form import Field, Form
-from runtime.decisions.pieces import KEPT_CHARACTERS, KEPT_FORMS, Piece, encode_form, encode_once
+from runtime.decisions.pieces import KEPT_CHARACTERS, KEPT_FORMS, Piece, Slot, encode_form, encode_once
 from runtime.decisions.schema import SchemaForm
 from runtime.errors import UserError
 from runtime.server.decision_request import DecisionRequest
@@ -69,6 +69,13 @@ def test_another_tokenizer_or_contract_never_gets_the_kept_pieces() -> None:
                 once(form(), plain, tiny.contract(capacity=64, **{"candidates": 8, **change}))
     for by in range(20):  # each new one may be where the last was, which is gone
         assert once(form(), Shifted(by))[0] == tuple(range(3 + by, 5 + by))
+
+
+def test_a_form_with_lists_is_encoded_like_one_with_tuples() -> None:
+    loose = Form(["ab", Field(["x"], ["cd", "ce"])])  # type: ignore[arg-type]
+    for made in (loose, form()):
+        words, *rest = once(made, Shifted())
+        assert (words, [slot.values for slot in rest if isinstance(slot, Slot)]) == ((3, 4), [((6,), (7,))])
 
 
 def test_few_forms_are_kept_none_of_them_large_and_no_tokenizer() -> None:

@@ -97,6 +97,7 @@ def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> No
     controls = [f"{name}-control.pt" for name in (*STUDENTS, "tad")]
     assert trained == [*controls, "cd4lm-full.pt", "dparallel-full.pt"]
     assert not [line for line in more if "train teacher" in line]
+    assert stages(tmp_path)[-1] == "study-table"
     plain = [line for line in more if "train evaluate" in line and "--attention block_causal" in line]
     assert len(plain) == 8 and all("--gate rule=threshold,threshold=0.95 " in line for line in plain)
 

@@ -106,7 +106,7 @@ static int listening(const char *path)
         return -1;
     strcpy(place.sun_path, path);
     if (lstat(path, &there) == 0 && S_ISSOCK(there.st_mode))
-        unlink(path); /* of a service that has ended; nothing else is removed */
+        unlink(path); /* of an earlier service; nothing else is removed */
     return bind(door, (struct sockaddr *)&place, sizeof place) || listen(door, 64) ? -1 : door;
 }
 

@@ -121,11 +121,16 @@ def compare_with_controls(reports: Mapping[str, Mapping[str, Report]]) -> dict[s
 
 
 def times_of(path: Path, task: str) -> dict[str, list[float]]:
-    """Returns the seconds of each model's answers to a task, by model; none without the file."""
+    """Returns the seconds of each model's answers to a task in its default mode, the first one measured, by model.
+
+    There are none without the file.
+    """
     found: dict[str, list[float]] = {}
+    default: dict[str, str] = {}
     for each in read_records(path):
-        if each["task"] == task:
-            found.setdefault(each["way"].partition(":")[0], []).append(each["seconds"])
+        name = each["way"].rpartition(":")[0]
+        if each["task"] == task and each["way"] == default.setdefault(name, each["way"]):
+            found.setdefault(name, []).append(each["seconds"])
     return found
 
 
