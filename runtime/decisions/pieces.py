@@ -83,11 +83,11 @@ def encode_once(form: Form, tokenizer: Tokenizer, contract: Contract) -> Sequenc
 
     Raises the same; a form that is refused is not kept.
     """
+    if form.characters > KEPT_CHARACTERS:
+        return encode_form(form, tokenizer.encode, contract)
     try:
         hash((form, contract))
     except TypeError:  # lists instead of tuples, in a form that was built by hand
-        return encode_form(form, tokenizer.encode, contract)
-    if form.characters > KEPT_CHARACTERS:
         return encode_form(form, tokenizer.encode, contract)
     return _kept(form, ref(tokenizer), contract)
 
