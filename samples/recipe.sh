@@ -269,6 +269,7 @@ case $TASK in
   pronounce | intents | math | code | math,code) ;;
   *) fail "TASK is '$TASK'; expected pronounce, intents, math, code or math,code" ;;
 esac
+if [ -n "${STUDY:-}" ] && [ "$TASK" != math,code ]; then fail "STUDY=1 is for TASK=math,code, not $TASK; leave it out"; fi
 command -v blockstep > /dev/null || fail "blockstep is not on PATH; run this with: make train"
 [ -n "${SMOKE:-}" ] || command -v c++ > /dev/null || fail "there is no C++ compiler, which torch.compile needs; on Debian: apt install g++"
 mkdir -p "$RUNS"

@@ -102,6 +102,12 @@ def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> No
     assert len(plain) == 8 and all("--gate rule=threshold,threshold=0.95 " in line for line in plain)
 
 
+def test_a_study_of_another_task_is_refused(tmp_path: Path) -> None:
+    done = run(tmp_path, "pronounce", SMOKE="1", STUDY="1")
+    said = "error: STUDY=1 is for TASK=math,code, not pronounce; leave it out\n"
+    assert (done.returncode, done.stderr) == (2, said) and not (tmp_path / "runs").exists()
+
+
 def test_pronounce_trains_on_canvases_of_a_word_and_math_as_before(tmp_path: Path) -> None:
     for task, given in (("pronounce", "--context 64 --canvas 32"), ("math", "--context 512 --vocab 1536")):
         folder = tmp_path / task

@@ -50,7 +50,7 @@ def read_reports(runs: Path) -> dict[str, dict[str, Report]]:
         model = path.stem.removesuffix(f"-{report['split']}")
         found.setdefault(split, {})[model.removesuffix(f"-{report['task']}") if several else model] = report
     if not found:
-        raise UserError(f"{runs} has no report of a test split; run the recipe first: make train")
+        raise UserError(f"{runs} has no report of a test split; run the recipe first, with its TASK: make train")
     return found
 
 
