@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.cli import command_parser, option, parse_at_least_1
-from runtime.contract import Contract
+from runtime.contract import MODES, Contract
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
@@ -27,6 +27,7 @@ from .data.batches import Stream, canvas_for, count_tokens, survey
 from .destination import DTYPES
 from .device import select, send
 from .masking import all_blocks, noise
+from .methods import table
 from .methods.next_token import next_token_loss
 from .storage import output_files, student_pt
 from .torch_backend import contract_of
@@ -43,6 +44,10 @@ CAUSAL_GATE = {"rule": "count", "metric": "confidence", "comparator": ">=", "thr
 TEACHER_GATE = CAUSAL_GATE  # one token per step, as trajectories are collected
 HELP = {  # help texts that do not fit on the line of their option below
     "shift": "predict position i + 1 in row i, as in the autoregressive model of --init (default: on)",
+    "attention": (
+        "attention of a masked teacher; block_causal and causal_context have a KV cache and learn all blocks of an "
+        "answer and its next tokens in every update (default: full)"
+    ),
     "causal-every": (
         "period of causal updates, for --objective masked: each N-th update trains under causal attention, 0 for none "
         "(default: 2, with --no-shift 0)"
@@ -86,32 +91,35 @@ def make_masked_loss(model: Transformer, forward: torch.nn.Module, stream: Strea
     return loss_of
 
 
-def alternating_loss(masked: Loss, causal: Loss, blocks_too: Loss, every: int) -> Loss:
-    """Returns the masked loss, replaced in every `every`-th step by two losses under causal masks.
+def make_cached_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
+    """Returns the next-token loss, which keeps the model's skills, plus the loss of all masked blocks of each answer.
 
-    They are the next-token loss, which keeps the model's skills, and the loss of all blocks of an answer in one forward
-    pass. A bidirectional pass teaches only one block, since the later ones have to be masked.
+    contract: one with a KV cache. If its committed tokens are causal, one forward pass computes both.
     """
-
-    def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        if step % every != every - 1:
-            return masked(step)
-        first, figures = causal(step)
-        second, more = blocks_too(step)
-        return first + second, {**figures, **more}
-
-    return loss_of
-
-
-def blocks_loss(model: Transformer, forward: torch.nn.Module, stream: Stream, contract: Contract) -> Loss:
-    """Returns the masked-denoising loss of all blocks of each answer under the block-causal mask."""
+    next_token = next_token_loss(model, forward, stream, contract.pad_id)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        loss = all_blocks.denoising_loss(model, forward, stream, step, contract, 1, generator)
-        return loss, {"blocks": loss.item()}
+        if not contract.commits_causally:
+            kept, figures = next_token(step)
+            blocks = all_blocks.denoising_loss(model, forward, stream, step, contract, 1, generator)
+        else:
+            blocks, kept, right = all_blocks.denoising_and_next_token_loss(
+                model, forward, stream, step, contract, generator
+            )
+            tokens = count_tokens(distributed.take_own_rows(stream.examples(step)))
+            figures = {"next": distributed.mean(right), TOKENS: tokens}
+        return kept + blocks, {**figures, "blocks": blocks.item()}
 
     return loss_of
+
+
+def alternating_loss(masked: Loss, cached: Loss, every: int) -> Loss:
+    """Returns the masked loss, replaced in every `every`-th step by the one of `make_cached_loss`.
+
+    A bidirectional pass teaches only one block, since the later ones have to be masked.
+    """
+    return lambda step: (cached if step % every == every - 1 else masked)(step)
 
 
 def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoint.Checkpoint:
@@ -140,7 +148,8 @@ def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned:
     causal, end = args.objective == "causal", learned.token_to_id(bpe.END)
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
-        attention="block_causal" if causal else "full",
+        attention="block_causal" if causal else args.attention,
+        modes=MODES if args.attention == "causal_context" and not causal else MODES[:1],
         shift=causal or args.shift,
         block=1 if causal else args.block,
         canvas=args.canvas or max(canvas_for(survey([task], learned, end), args.block) for task in chosen),
@@ -157,12 +166,21 @@ def causal_every(args: argparse.Namespace) -> int:
 
     Raises UserError if rows would be trained to predict two different tokens in turn.
     """
-    every: int = args.causal_every if args.causal_every is not None else CAUSAL_EVERY if args.shift else 0
+    alternating = args.attention == "full" or args.objective == "causal"
+    every: int = (
+        args.causal_every if args.causal_every is not None else CAUSAL_EVERY if args.shift and alternating else 0
+    )
     if every < 0:
         raise UserError(f"--causal-every is {every}; expected a number of updates, or 0 for never")
+    if every and not alternating:
+        raise UserError(f"--causal-every {every} was given, but all updates of {args.attention} are; leave it out")
     if every and args.objective == "masked" and not args.shift:
         raise UserError(
             f"--causal-every {every} trains row i to predict token i + 1, --no-shift token i; leave one of them out"
+        )
+    if args.objective == "masked" and not (alternating or args.shift):
+        raise UserError(
+            f"--attention {args.attention} learns next tokens, which --no-shift does not; leave one of them out"
         )
     return every
 
@@ -172,14 +190,15 @@ def loss_of(
 ) -> Loss:
     """Returns the loss for `--objective` and `--causal-every`."""
     decoding, every = start.decoding, causal_every(args)
-    next_token = next_token_loss(model, forward, stream, decoding.pad_id)
     if args.objective == "causal":
-        return next_token
+        return next_token_loss(model, forward, stream, decoding.pad_id)
+    if decoding.attention != "full":
+        return make_cached_loss(model, forward, stream, contract_of(start))
     masked = make_masked_loss(model, forward, stream, contract_of(start))
     if not every:
         return masked
     alone = replace(start, decoding=replace(decoding, attention="block_causal"))
-    return alternating_loss(masked, next_token, blocks_loss(model, forward, stream, contract_of(alone)), every)
+    return alternating_loss(masked, make_cached_loss(model, forward, stream, contract_of(alone)), every)
 
 
 def train(args: argparse.Namespace) -> Fitted:
@@ -227,6 +246,7 @@ OPTIONS = (
     option("--steps", type=parse_at_least_1, default=10000, help="number of updates (default: 10000)"),
     option("--batch", type=parse_at_least_1, default=64, help="examples per update (default: 64)"),
     option("--learning-rate", type=parse_above_0, default=2e-3, help="peak learning rate (default: 2e-3)"),
+    option("--attention", choices=table.ALL, default="full", help=HELP["attention"]),
     option("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"]),
     option("--causal-every", type=int, help=HELP["causal-every"]),
     option("--block", type=parse_at_least_1, default=16, help="tokens per block (default: 16)"),

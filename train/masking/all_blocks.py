@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.contract import Contract
@@ -53,11 +54,42 @@ def denoising_loss(
 
     early: see `noise`.
     """
+    laid, both = _sample_copies(stream, step, contract, early, generator)
+    return _denoising(model, run_predicting(run, both), both, laid, contract)
+
+
+def denoising_and_next_token_loss(
+    model: Transformer, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Returns `denoising_loss`, with all ratios equally frequent, and `next_token_loss` of one forward pass.
+
+    Also returns which next tokens are right, bool [n]. For models whose committed tokens are causal: the clean copy is
+    then what the next-token loss runs.
+    """
+    laid, both = _sample_copies(stream, step, contract, 1, generator)
+    hidden = run(both.ids, mask=both.mask, positions=both.positions)
+    blocks = _denoising(model, _gather_predicting(hidden, both), both, laid, contract)
+    places = torch.arange(laid.ids.shape[1])
+    wanted = (places >= laid.start[:, None] - 1) & (places < laid.answer_end[:, None] - 1)  # [batch, clean]
+    logits = model.logits(select(hidden[:, : laid.ids.shape[1]], wanted)).float()
+    target = send(laid.ids.roll(-1, 1)[wanted], logits.device)
+    following = distributed.part(F.cross_entropy(logits, target), len(target))
+    return blocks, following, logits.argmax(-1) == target
+
+
+def _sample_copies(
+    stream: Stream, step: int, contract: Contract, early: float, generator: torch.Generator
+) -> tuple[AnswerBlocks, Copies]:
+    """Returns this process's rows of a step's batch, and their clean and noisy copies."""
     laid = masking.lay_out(stream.examples(step), contract, 0, generator)
     masked = noise(laid, contract, early, generator)
     laid, masked = laid.mine(), distributed.take_own_rows(masked)
-    both = copies(laid, contract, masked)
-    hidden = select(run_predicting(run, both), both.masked)  # [n, hidden]
+    return laid, copies(laid, contract, masked)
+
+
+def _denoising(model: Transformer, predicting: Tensor, both: Copies, laid: AnswerBlocks, contract: Contract) -> Tensor:
+    """Returns the cross-entropy at the masked positions. predicting [batch, noisy, hidden]: see `run_predicting`."""
+    hidden = select(predicting, both.masked)  # [n, hidden]
     positions = both.positions[:, laid.ids.shape[1] :]  # [batch, noisy]
     target = laid.ids.gather(1, positions.clamp_max(laid.ids.shape[1] - 1))[both.masked]
     weight = torch.where(positions < laid.answer_end[:, None], 1.0, FILLER)[both.masked]
@@ -83,7 +115,10 @@ def noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: tor
 
 def run_predicting(run: torch.nn.Module, both: Copies) -> Tensor:
     """Returns the hidden state that predicts each noisy position, [batch, noisy, hidden]."""
-    hidden = run(both.ids, mask=both.mask, positions=both.positions)
+    return _gather_predicting(run(both.ids, mask=both.mask, positions=both.positions), both)
+
+
+def _gather_predicting(hidden: Tensor, both: Copies) -> Tensor:
     return hidden.gather(1, send(both.rows, hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
