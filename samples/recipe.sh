@@ -49,21 +49,21 @@ recipe() {
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM and TAD learn from.
   stage trajectories 3/8 2/6 4/15 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
-    --temperatures 0 --count "$(n "$(of 6000 2000 768)" 4)" --shard "$(n "$(of 512 512 128)" 4)" --out "$RUNS/trajectories"
+    --temperatures 0 --count "$(n "$(of 6000 2000 2048)" 4)" --shard "$(n "$(of 512 512 256)" 4)" --out "$RUNS/trajectories"
 
   # Its answers, several tokens per step, which is sooner: what dParallel learns from.
   stage answers 2/6 1/4 5/18 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
-    --temperatures 0 --threshold 0.98 --count "$(n "$(of 8000 2000 1280)" 4)" --shard "$(n "$(of 512 512 256)" 4)" --seed 1 \
+    --temperatures 0 --threshold 0.98 --count "$(n "$(of 8000 2000 4096)" 4)" --shard "$(n "$(of 512 512 256)" 4)" --seed 1 \
     --out "$RUNS/answers"
 
-  # One student per method, with a share of the next-token loss, block-causal from the teacher's weights. Of pronounce the
-  # baseline knows more than the teacher: its students start from it, and see what is committed causally as it does, so
-  # that they can check their own drafts (mode speculative).
+  # One student per method, with a share of the next-token loss. They see what is committed causally, as the baseline does,
+  # so that they can check their own drafts (mode speculative); those of intents see their blocks both ways. They start
+  # from the teacher's weights, of pronounce from the baseline's, which knows more than its teacher.
   local student=("${training[@]}" --teacher "$RUNS/teacher.pt" --next-token 1 --seed 2)
   case $TASK in
     pronounce) student+=(--learning-rate 6e-4 --student "$RUNS/baseline.pt" --attention causal_context) ;;
     intents) student+=(--learning-rate 6e-4) ;;
-    *) student+=(--optimizer muon --learning-rate 2e-3) ;;
+    *) student+=(--optimizer muon --learning-rate 1e-3 --attention causal_context) ;;
   esac
   local updates=(--steps "$(n "$(of 1000 450 600)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
   local trajectories=(--trajectories "$RUNS/trajectories" "${right[@]}") answers=(--trajectories "$RUNS/answers" "${right[@]}")
@@ -99,8 +99,8 @@ recipe() {
       --target "$(of 1 0.5 0.5)" --teacher-report "${reports[@]}"
   done
 
-  # The teacher's weights under the students' mask: what more forward passes would have brought without distillation.
-  local undistilled=(--ckpt "$RUNS/teacher.pt" --attention block_causal --gate)
+  # The teacher's weights by the students' gate: what more forward passes would have brought without distillation.
+  local undistilled=(--ckpt "$RUNS/teacher.pt" --gate)
   if [ -n "${STUDY:-}" ]; then
     stage undistilled-threshold 0/0 0/0 3/10 calibrate "$RUNS/undistilled-threshold.json" "${undistilled[@]}" \
       rule=threshold,threshold=0.98 --no-write --target 0.5 --teacher-report "${reports[@]}"
@@ -120,7 +120,7 @@ recipe() {
   done
 
   # Every model once on the test split, which nothing above has seen.
-  # The teacher, which runs its whole canvas once per token, takes longest; of math and code it answers the first problems.
+  # The teacher, one token per forward pass, takes longest; of math and code it answers the first problems.
   local count=(10000 2000 1000)
   evaluate baseline 1/3 0/1 1/2 --ckpt "$RUNS/baseline.pt"
   for model in "${students[@]}"; do
@@ -159,7 +159,7 @@ recipe() {
 distil() { # NAME, MINUTES, MINUTES, MINUTES, options of the method
   local name=$1 words=$2 forms=$3 others=$4
   shift 4
-  stage "$name" "$words" "$forms" "$others" blockstep train distill "$@" "${student[@]}" "${updates[@]}" --out "$RUNS/$name.pt"
+  stage "$name" "$words" "$forms" "$others" blockstep train distill "${student[@]}" "${updates[@]}" "$@" --out "$RUNS/$name.pt"
   students+=("$name")
 }
 

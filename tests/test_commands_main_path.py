@@ -24,6 +24,7 @@ from train.checkpoint import Checkpoint, Decoding
 from train.data.bpe import train_tokenizer
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards
 from train.evaluation import evaluated_model, evaluation_run
+from train.methods.table import CACHED
 from train.storage import student_pt
 from train.torch_backend import TorchBackend, contract_of
 from train.transformer.network import ModelConfig, Transformer, initialize
@@ -70,14 +71,20 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> School:
     return made
 
 
-@pytest.mark.parametrize(("steps", "figures"), [(3, {"masked"}), (4, {"next", "blocks"})])
-def test_every_second_update_of_a_teacher_is_under_causal_masks(
-    school: School, tmp_path: Path, steps: int, figures: set[str]
+@pytest.mark.parametrize(
+    ("steps", "attention", "figures"),
+    [(3, "full", {"masked"}), (4, "full", {"next", "blocks"}), *((3, a, {"next", "blocks"}) for a in CACHED)],
+)
+def test_every_second_update_of_a_full_teacher_is_under_causal_masks_and_every_one_of_others(
+    school: School, tmp_path: Path, steps: int, attention: str, figures: set[str]
 ) -> None:
     words = f"--data {school.data} --init {school.teacher} --out {tmp_path / 'teacher.pt'} --batch 2 --no-bf16 {SMALL}"
+    words += f" --attention {attention}"
     assert call(teacher.main, f"{words} --steps {steps}") == 0
     last = json.loads((tmp_path / "teacher.pt.log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert {"masked", "next", "blocks"} & last.keys() == figures
+    contract = contract_of(open_checkpoint.load(tmp_path / "teacher.pt"))
+    assert contract.attention == attention and contract.modes == (MODES if attention == "causal_context" else MODES[:1])
 
 
 def shards(school: School) -> dict[str, bytes]:

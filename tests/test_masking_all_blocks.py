@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from unittest.mock import Mock
 
 import pytest
 import tiny
@@ -11,9 +12,10 @@ from block_alone import block_alone
 from torch import Tensor
 
 from runtime.contract import ALIGNMENTS, Contract
-from train.data.batches import Example
+from train.data.batches import Example, Stream
 from train.masking import all_blocks, noise
 from train.masking.noise import AnswerBlocks
+from train.methods.next_token import next_token_loss
 
 SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
 LENGTHS = tuple((prompt, 1 + 5 * prompt % 11) for prompt in range(1, 2 * tiny.BLOCK + 2))  # around blocks' borders
@@ -89,6 +91,21 @@ def test_a_processs_rows_with_the_masks_of_all_rows_are_predicted_as_among_all(a
         whole = all_blocks.run_predicting(model, all_blocks.copies(laid, contract, masked))
         alone = all_blocks.run_predicting(model, all_blocks.copies(laid.rows(short), contract, masked[short]))
     assert torch.allclose(whole[short][masked[short]], alone[masked[short]], atol=1e-4), f"seed {seed}"
+
+
+def test_both_losses_of_one_forward_pass_are_those_of_two() -> None:
+    seed = tiny.choose_seed()
+    rng, model = random.Random(seed), tiny.model(seed)
+    drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
+    stream = Mock(Stream, examples=lambda step: [Example(tuple(a.tolist()), tuple(b.tolist())) for a, b in drawn])
+    contract = tiny.contract(attention="causal_context", shift=True, alignment="prompt")
+    blocks, kept, right = all_blocks.denoising_and_next_token_loss(
+        model, model, stream, 0, contract, torch.Generator().manual_seed(seed)
+    )
+    alone = all_blocks.denoising_loss(model, model, stream, 0, contract, 1, torch.Generator().manual_seed(seed))
+    next_token, figures = next_token_loss(model, model, stream, contract.pad_id)(0)
+    assert torch.allclose(blocks, alone, atol=1e-5) and torch.allclose(kept, next_token, atol=1e-5), f"seed {seed}"
+    assert len(right) == sum(answer for _, answer in SIZES) and right.float().mean() == figures["next"], f"seed {seed}"
 
 
 def test_what_is_masked_is_a_mask_and_the_rest_is_the_answer() -> None:

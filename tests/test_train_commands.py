@@ -44,6 +44,17 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (evaluate.main, "--ckpt {} --gate sub_block=0", "gate.sub_block is 0"),
         (teacher.main, "--no-shift --causal-every 2", "--causal-every 2 trains row i to predict token i + 1"),
         (teacher.main, "--causal-every -1", "--causal-every is -1"),
+        (teacher.main, "--attention causal_context --causal-every 2", "--causal-every is for --attention full"),
+        (
+            teacher.main,
+            "--attention block_causal --no-shift",
+            "--attention block_causal trains row i to predict token i + 1",
+        ),
+        (
+            teacher.main,
+            "--objective causal --attention full",
+            "--attention full was given, but an autoregressive model",
+        ),
         (teacher.main, "--seed 4294967296", "--seed: '4294967296' is not a whole number from -4294967295 to"),
         (distill.main, "--teacher {} --seed -4294967296", "is not a whole number from -4294967295 to 4294967295"),
         (teacher.main, "--seed 1.5", "--seed: '1.5' is not a whole number"),

@@ -148,7 +148,7 @@ def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned:
     causal, end = args.objective == "causal", learned.token_to_id(bpe.END)
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
-        attention="block_causal" if causal else args.attention,
+        attention=attention_of(args),
         modes=MODES if args.attention == "causal_context" and not causal else MODES[:1],
         shift=causal or args.shift,
         block=1 if causal else args.block,
@@ -161,27 +161,30 @@ def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned:
     )
 
 
+def attention_of(args: argparse.Namespace) -> str:
+    """Returns `--attention` or its default. Raises UserError for an autoregressive model, which has one of its own."""
+    if args.objective == "causal" and args.attention is not None:
+        raise UserError(f"--attention {args.attention} was given, but an autoregressive model has none: leave it out")
+    attention: str = args.attention or ("block_causal" if args.objective == "causal" else "full")
+    return attention
+
+
 def causal_every(args: argparse.Namespace) -> int:
     """Returns `--causal-every` or its default: each n-th update is under causal masks, none if it is 0.
 
-    Raises UserError if rows would be trained to predict two different tokens in turn.
+    Raises UserError if rows would be trained to predict two different tokens in turn, or if all updates are such.
     """
-    alternating = args.attention == "full" or args.objective == "causal"
-    every: int = (
-        args.causal_every if args.causal_every is not None else CAUSAL_EVERY if args.shift and alternating else 0
-    )
+    cached, given = attention_of(args) != "full", args.causal_every is not None
+    every: int = args.causal_every if given else 0 if cached or not args.shift else CAUSAL_EVERY
     if every < 0:
         raise UserError(f"--causal-every is {every}; expected a number of updates, or 0 for never")
-    if every and not alternating:
-        raise UserError(f"--causal-every {every} was given, but all updates of {args.attention} are; leave it out")
-    if every and args.objective == "masked" and not args.shift:
-        raise UserError(
-            f"--causal-every {every} trains row i to predict token i + 1, --no-shift token i; leave one of them out"
-        )
-    if args.objective == "masked" and not (alternating or args.shift):
-        raise UserError(
-            f"--attention {args.attention} learns next tokens, which --no-shift does not; leave one of them out"
-        )
+    if args.objective == "causal":
+        return every
+    if cached and given:
+        raise UserError(f"--causal-every is for --attention full: all updates of {args.attention} are such; drop it")
+    if (every or cached) and not args.shift:
+        culprit = f"--attention {args.attention}" if cached else f"--causal-every {every}"
+        raise UserError(f"{culprit} trains row i to predict token i + 1, --no-shift token i; leave one of them out")
     return every
 
 
@@ -246,7 +249,7 @@ OPTIONS = (
     option("--steps", type=parse_at_least_1, default=10000, help="number of updates (default: 10000)"),
     option("--batch", type=parse_at_least_1, default=64, help="examples per update (default: 64)"),
     option("--learning-rate", type=parse_above_0, default=2e-3, help="peak learning rate (default: 2e-3)"),
-    option("--attention", choices=table.ALL, default="full", help=HELP["attention"]),
+    option("--attention", choices=table.ALL, help=HELP["attention"]),
     option("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"]),
     option("--causal-every", type=int, help=HELP["causal-every"]),
     option("--block", type=parse_at_least_1, default=16, help="tokens per block (default: 16)"),
