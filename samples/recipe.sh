@@ -91,7 +91,7 @@ recipe() {
   for task in $(tasks); do
     report=baseline$(mark "$task")-$valid
     stage "$report" 1/2 0/1 1/3 blockstep train evaluate --ckpt "$RUNS/baseline.pt" --task "$task" --split "$valid" \
-      --count "$(n "$(of 2000 1000 500)" 4)" --out "$RUNS/$report.json"
+      --count "$(n "$(of 2000 1000 300)" 4)" --out "$RUNS/$report.json"
     reports+=("$RUNS/$report.json")
   done
   for model in "${students[@]}"; do
@@ -124,12 +124,17 @@ recipe() {
   local count=(10000 2000 1000)
   evaluate baseline 1/3 0/1 1/2 --ckpt "$RUNS/baseline.pt"
   for model in "${students[@]}"; do
-    if [ "$TASK" = pronounce ]; then
-      evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative
-      evaluate "$model-block" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block
-    else
-      evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt"
-    fi
+    case $TASK:$model in
+      pronounce:*)
+        evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative
+        evaluate "$model-block" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block
+        ;;
+      intents:*) evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" ;;
+      *)
+        evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block
+        if [[ $model != *-* ]]; then evaluate "$model-speculative" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative; fi
+        ;;
+    esac
   done
   if [ -n "${STUDY:-}" ]; then
     evaluate undistilled 0/0 0/0 1/2 "${undistilled[@]}" \

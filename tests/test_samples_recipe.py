@@ -59,8 +59,9 @@ def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to:
     exports = ["export-fp32", "export-int8"]
     if task == "intents":
         exports = ["export-fp32", "fp32-decisions", "export-int8", "int8-decisions"]
-    both = (name + mode for name in STUDENTS for mode in ("", "-block"))
-    models = ["baseline", *(both if task == "pronounce" else STUDENTS), "ort-fp32", "ort-int8", "teacher"]
+    modes = {"pronounce": ("", "-block"), "intents": ("",), "math": ("", "-speculative")}[task]
+    both = (name + mode for name in STUDENTS for mode in modes)
+    models = ["baseline", *both, "ort-fp32", "ort-int8", "teacher"]
     assert stages(tmp_path) == [
         "baseline", "teacher", "trajectories", "answers", *STUDENTS, held_to,
         *(f"{name}-threshold" for name in STUDENTS), *exports,
@@ -98,8 +99,8 @@ def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> No
     assert trained == [*controls, "cd4lm-full.pt", "dparallel-full.pt"]
     assert not [line for line in more if "train teacher" in line]
     assert stages(tmp_path)[-1] == "study-table"
-    plain = [line for line in more if "train evaluate" in line and "--attention block_causal" in line]
-    assert len(plain) == 8 and all("--gate rule=threshold,threshold=0.95 " in line for line in plain)
+    plain = [line for line in more if "train evaluate" in line and "--gate rule=threshold,threshold=0.95 " in line]
+    assert len(plain) == 8 and all(f"--ckpt {tmp_path}/runs/teacher.pt " in line for line in plain)
 
 
 def test_a_study_of_another_task_is_refused(tmp_path: Path) -> None:
@@ -126,8 +127,11 @@ def test_students_of_pronounce_start_from_the_baseline_and_draft_for_themselves(
         distilled = [line for line in calls(folder) if "train distill" in line]
         given = f"--student {folder}/runs/baseline.pt --attention causal_context"
         assert len(distilled) == 3 and all((given in line) == (start == "baseline") for line in distilled)
+        assert all("--attention causal_context" in line for line in distilled)
         modes = [line.split("--mode ")[1].split()[0] for line in calls(folder) if "--mode " in line]
-        assert modes == (["speculative", "block"] * 3 if task == "pronounce" else [])
+        assert modes == (
+            ["speculative", "block"] * 3 if task == "pronounce" else (["block"] * 4 + ["speculative"] * 4) * 3
+        )
 
 
 def test_intents_are_exported_with_candidates_and_their_decisions_calibrated(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_a_row_has_both_splits_its_threshold_and_its_time(runs: Path, tmp_path: 
     row = next(line for line in math if line.startswith("| CDLM"))
     assert row.startswith("| CDLM | 0.95 | 83.0 | +3.0, ") and row.endswith("| 5.00 | 10.0 | 5.0 |")
     assert next(line for line in math if line.startswith("| teacher")).startswith(
-        "| teacher, full attention ✗ |  | 80.0 |"
+        "| teacher, one token per forward pass ✗ |  | 80.0 |"
     )
     assert math[4].startswith("| autoregressive baseline |  | 80.0 |  |") and math[4].endswith("| 40.00 | 50.0 | 1.0 |")
     first = text.split("## math")[0].splitlines()

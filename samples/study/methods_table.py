@@ -29,17 +29,21 @@ from .recipe_table import BASELINE, Report, estimate_difference, percent, read_r
 
 TITLES = {
     BASELINE: "autoregressive baseline",
-    "teacher": "teacher, full attention",
-    "undistilled": "not distilled: the teacher's weights, block-causal",
+    "teacher": "teacher, one token per forward pass",
+    "undistilled": "not distilled: the teacher at a threshold",
     "cdlm": "CDLM",
+    "cdlm-speculative": "CDLM, drafts for itself",
     "cdlm-control": "its control, denoising alone",
     "cd4lm": "CD4LM",
+    "cd4lm-speculative": "CD4LM, drafts for itself",
     "cd4lm-control": "its control, cross-entropy alone",
     "cd4lm-full": "CD4LM, full attention",
     "dparallel": "dParallel",
+    "dparallel-speculative": "dParallel, drafts for itself",
     "dparallel-control": "its control, without certainty",
     "dparallel-full": "dParallel, full attention",
     "tad": "TAD",
+    "tad-speculative": "TAD, drafts for itself",
     "tad-control": "its control, cross-entropy on all positions",
     "ort-fp32": "the sample: CDLM, ONNX Runtime",
     "ort-int8": "the sample in int8",
@@ -190,7 +194,7 @@ def page(tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str
     yield "# The study: methods of distillation, their controls, the autoregressive baseline\n"
     yield (
         f"Made by `make study`: {' or '.join(map(str, counts))} problems per task and split, seed 0. A threshold "
-        "takes the fewest forward passes at most 0.5 points below the baseline on 500 problems of `valid_families`, or "
+        "takes the fewest forward passes at most 0.5 points below the baseline on 300 problems of `valid_families`, or "
         "is the model's own. Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
         "Forward passes are means per answer over the splits; ms are CPU time of ONNX Runtime per answer on problems "
         f"of `{HELD_OUT}`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
