@@ -6,6 +6,7 @@ import random
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from slow_causal import TooClose, slow_blocks, slow_causal
 
 from runtime.contract import Contract, parse_contract
-from runtime.decoding import loop
+from runtime.decoding import loop, speculation
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.decoding.running_batch import RunningBatch
@@ -193,6 +194,31 @@ def test_a_verification_that_drafts_too_saves_forward_passes() -> None:
             assert got.token_ids == causal.token_ids
             taken[fused] += got.forwards
     assert taken[True] < 0.8 * taken[False]
+
+
+def test_a_draft_ends_before_a_token_of_low_confidence(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, _ = random_backend("shifted", 5)  # untrained: no draft is confident
+    rng, taken, answers = random.Random(5), {}, {}
+    some = prompts(rng, False, 10)
+    for least in (0.0, speculation.CONFIDENT):
+        monkeypatch.setattr(speculation, "CONFIDENT", least)
+        found = [loop.generate(backend, request(prompt, 12, "speculative")) for prompt in some]
+        taken[least], answers[least] = sum(each.forwards for each in found), [each.token_ids for each in found]
+    assert answers[0.0] == answers[speculation.CONFIDENT]
+    assert taken[speculation.CONFIDENT] == sum(map(len, answers[0.0])) != taken[0.0]  # one token per forward pass
+
+
+def test_the_prompts_forward_pass_drafts_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, spec = taught("shifted")
+    [prompt] = prompts(random.Random(0), True, 1)
+    for fused in (True, False):
+        forward = Mock(wraps=backend.forward)
+        monkeypatch.setattr(backend, "forward", forward)
+        got = loop.generate(backend, request(prompt, spec.block, "speculative", fused=fused))
+        widths = [call.args[0].input_ids.shape[1] for call in forward.call_args_list]
+        assert (len(widths), widths[0]) == (
+            (got.forwards, len(prompt) + spec.block - 1) if fused else (got.forwards + 1, len(prompt))
+        )
 
 
 def test_forwards_are_counted_as_the_authors_do() -> None:

@@ -6,6 +6,10 @@ verifies (Nemotron-Labs-Diffusion's linear_spec_generate). Or masks follow the t
 pass does both (I-DLM, and `causal_context` with shift, if it is fused). In `causal_context` masks see each other, in
 `causal` only what comes before them. Tokens that were not confirmed are not counted as committed, so that later keys
 and values overwrite theirs.
+
+If one forward pass does both, a draft ends before the first token of low confidence: masks that follow a wrong token
+are wasted, and one forward pass with them. The causal prediction after the last drafted token replaces the token that
+was left out. The prompt's forward pass drafts too.
 """
 
 from __future__ import annotations
@@ -15,11 +19,13 @@ from typing import final
 
 import numpy as np
 
-from ..backend import Bools, Ints, Proposal
+from ..backend import Bools, Floats, Ints, Proposal
 from ..contract import Contract
 from .request_state import Progress, make_empty_proposal
 from .sampling import Sampler
 from .sequence import NOTHING, Inputs
+
+CONFIDENT = 0.6  # least confidence of a drafted token; of 0 to 0.9 it took the fewest forward passes (LOG.md)
 
 
 @final
@@ -42,36 +48,45 @@ class Draft:
         self.drafted = NOTHING
 
     @property
-    def _masks(self) -> int:
+    def _known(self) -> int:
+        """Returns how many tokens come before the masks: the prompt's, or the seed and the draft."""
+        return len(self.pending) or 1 + len(self.drafted)
+
+    @property
+    def masks(self) -> int:
         """Returns how many tokens the next forward pass drafts: at most a block with the seed, if there is room."""
-        wanted = self._block - 1 if self._together or not len(self.drafted) else 0
-        return max(0, min(wanted, self.room - self.past - 1 - len(self.drafted)))
+        if not self._together and (len(self.pending) or len(self.drafted)):
+            return 0
+        return max(0, min(self._block - 1, self.room - self.past - self._known))
 
     @property
     def verifies(self) -> bool:
-        """Whether the next forward pass confirms tokens; otherwise it only drafts."""
-        return self._together or len(self.drafted) > 0 or not self._masks
+        """Whether the next forward pass confirms tokens, the first after a prompt too; otherwise it only drafts."""
+        return self._together or self._known > 1 or not self.masks
 
     @property
     def width(self) -> int:
         """Tokens of the next forward pass."""
-        return len(self.pending) or 1 + len(self.drafted) + self._masks
+        return self._known + self.masks
 
     def inputs(self) -> Inputs:
-        """Returns the prompt, whose last row predicts the seed, or seed, draft and masks, with their logits rows."""
-        past, pending, masks = self.past, len(self.pending), self._masks
-        if pending:
-            visible = np.arange(past + 1, past + pending + 1)
-            return Inputs(self.pending, visible, past, np.array([pending - 1]), np.zeros(1, np.int64))
-        ids = np.concatenate(([self.seed], self.drafted, np.full(masks, self._mask)))
+        """Returns the prompt, whose last row predicts the seed, or seed and draft; then masks; and the logits rows."""
+        past, known, masks = self.past, self._known, self.masks
+        before = self.pending if len(self.pending) else np.concatenate(([self.seed], self.drafted))
+        ids, places = np.concatenate((before, np.full(masks, self._mask))), np.arange(known + masks)
         if self.verifies:
-            rows, verified = np.arange(len(ids)), 1 + len(self.drafted)
-            visible = past + 1 + rows
+            visible = past + 1 + places
             if not self._causal:
-                visible[verified:] = past + len(ids)
-            return Inputs(ids, visible, past, rows, rows[:verified])
-        rows = np.arange(1, len(ids)) - self._rows_before
+                visible[known:] = past + len(ids)
+            rows = places[max(0, len(self.pending) - 1) :]
+            return Inputs(ids, visible, past, rows, np.arange(len(rows) - masks))
+        rows = places[1:] - self._rows_before
         return Inputs(ids, np.full(len(ids), past + len(ids)), past, rows, rows - 1 + self._rows_before)
+
+    def draft(self, tokens: Ints, confidence: Floats) -> None:
+        """Takes predictions at masks as the next draft: if masks follow it, up to the first of low confidence."""
+        low = np.flatnonzero(confidence < CONFIDENT) if self._together else NOTHING
+        self.drafted = tokens[: low[0] if len(low) else None].astype(np.int64)
 
     def commit(self, tokens: int) -> None:
         """Counts the first `tokens` tokens of the last forward pass as committed."""
@@ -119,26 +134,24 @@ class SpeculativeProgress(Progress):
     def receive(self, out: Proposal, slot: int, positions: Ints) -> bool:
         """Takes a slot's predictions: the seed after the prompt, a draft, or the verification of a draft."""
         sequence = self.sequence
-        if prefill := len(sequence.pending):
-            self._confirm(out, slot, 1)
-            sequence.commit(prefill)
-            return True
-        self.forwards += 1
-        drafting, verified = sequence._masks, 1 + len(sequence.drafted)
+        prefill, drafting = len(sequence.pending), sequence.masks
+        self.forwards += drafting > 0 or not prefill
         self.steps += drafting > 0
         if not sequence.verifies:
-            sequence.drafted = out.token[slot, :drafting].astype(np.int64)
+            sequence.draft(out.token[slot, :drafting], out.confidence[slot, :drafting])
             self._show(1 + drafting)
             self.latest.confidence[:drafting], self.latest.entropy[:drafting] = (
                 part[slot, :drafting] for part in (out.confidence, out.entropy)
             )
             return True
-        self.commits += 1
+        self.commits += not prefill
+        verified = 1 if prefill else 1 + len(sequence.drafted)
         confirmed = self._confirm(out, slot, verified)
-        sequence.commit(confirmed)
+        sequence.commit(prefill or confirmed)
         whole = confirmed == verified  # otherwise the masks followed a token that is not in the answer
         most = min(drafting, sequence.room - sequence.past - 1) if whole else 0
-        sequence.drafted = out.token[slot, verified : verified + most].astype(np.int64)
+        after = slice(verified, verified + most)
+        sequence.draft(out.token[slot, after], out.confidence[slot, after])
         return True
 
     def _confirm(self, out: Proposal, slot: int, verified: int) -> int:
