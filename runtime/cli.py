@@ -33,8 +33,8 @@ HELP = {  # help texts that do not fit on the line of their option below
     "threads": "threads of the engine (default: the physical cores within the CPU quota; 1 for a small int8 engine)",
     "mode": (
         "decoding mode; block: the gate unmasks blocks of masked positions; causal: token by token, as an "
-        "autoregressive model; speculative: the causal answer, drafted block by block (default: the first mode of the "
-        "model's contract)"
+        "autoregressive model; speculative: the causal answer, drafted block by block (default: block if there is a "
+        "threshold or a suffix, else the first mode of the model's contract)"
     ),
     "verify": (
         "loads at which the bundle is checked, by hashes of its files, an isolated load check, and a replay of forward "

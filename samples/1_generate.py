@@ -21,9 +21,11 @@ def main() -> None:
     )
     ids = model.tokenizer.encode(prompt)  # int64 [length]; token ids may be given instead of a text
     assert model.generate(ids).result.token_ids == result.token_ids
-    for threshold in (1.0, 0.5):  # a higher threshold takes more forward passes
-        passes = model.generate(prompt, threshold=threshold).result.forwards
-        print(f"-- threshold {threshold}: {passes} forward passes")
+    for mode in model.contract.modes:  # speculative: the causal answer in fewer forward passes
+        print(f"-- mode {mode}: {model.generate(prompt, mode=mode).result.forwards} forward passes")
+    for threshold in (0.99, 0.5):  # of the mode block; a higher one takes more forward passes and makes fewer mistakes
+        other = model.generate(prompt, threshold=threshold)
+        print(f"-- threshold {threshold}: {other.result.forwards} forward passes: {other.text!r}")
 
 
 if __name__ == "__main__":

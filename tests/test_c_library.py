@@ -81,7 +81,7 @@ def test_verify_says_whether_the_engine_computes_what_pytorch_did(opened: Opened
     assert lib.blockstep_verify(golden.encode(), opened.ffi.NULL) == lib.BLOCKSTEP_MISTAKE
     assert "has no recorded reference" in opened.error()
     wrong = shutil.copytree(BUNDLE, tmp_path / "wrong.bundle")
-    graph = next(wrong.glob("*.onnx")).read_bytes()
+    graph = next(wrong.glob("ort-fp32-*.onnx")).read_bytes()
     engine_faults.put_graph(
         wrong, engine_faults.change_graph(graph, {"layers.0.up_proj.weight": engine_faults.scale()})
     )

@@ -90,7 +90,7 @@ def prompts(rng: random.Random, periodic: bool, count: int) -> list[list[int]]:
     return found
 
 
-def request(prompt: Sequence[int], wanted: int, mode: str, **more: Any) -> Request:
+def request(prompt: Sequence[int], wanted: int, mode: str | None, **more: Any) -> Request:
     return Request(np.array(prompt, np.int64), DecodeOptions(wanted, mode=mode, **more))
 
 
@@ -249,6 +249,16 @@ def test_modes_stand_in_the_manifest_only_if_there_are_others() -> None:
     assert "modes" not in tiny.contract().as_dict()
     spec = contract("seeded")
     assert parse_contract(spec.as_dict()) == spec and spec.as_dict()["modes"] == ["block", "speculative", "causal"]
+
+
+def test_options_of_the_mode_block_choose_it_if_no_mode_is_given() -> None:
+    spec = contract("shifted", modes=["speculative", "block", "causal"])
+    backend = TorchBackend(tiny.model(3), spec)
+    for more in ({"threshold": 0.1}, {"suffix": [4]}):
+        found, block = (loop.generate(backend, request([5, 6], 3, mode, **more)) for mode in (None, "block"))
+        assert found.token_ids == block.token_ids and found.forwards == block.forwards
+    plain, causal = (loop.generate(backend, request([5, 6], 6, mode)) for mode in (None, "causal"))
+    assert plain.token_ids == causal.token_ids
 
 
 def test_options_that_a_mode_has_no_use_for_are_refused() -> None:

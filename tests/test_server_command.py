@@ -48,7 +48,7 @@ def test_sigterm_finishes_the_stream_that_was_begun(tmp_path: Path) -> None:
         server.kill()
         server.stdout.close()  # type: ignore[union-attr]
     written = (tmp_path / "log").read_text(encoding="utf-8")
-    assert "/v1/completions eos: 49 prompt tokens" in written and PROMPT[:20] not in written
+    assert "/v1/completions eos: 50 prompt tokens" in written and PROMPT[:20] not in written
 
 
 @pytest.mark.parametrize(

@@ -72,8 +72,8 @@ def test_chats_are_what_generate_says(client: OpenAI, model: Model, prompt: str)
 
 def test_counts_and_thresholds_come_along(client: OpenAI, model: Model) -> None:
     for threshold in (None, 0.5, 1.0):
-        expected = model.generate(PROMPTS[0], raw=True, threshold=threshold)
-        extra = {} if threshold is None else {"threshold": threshold}
+        expected = model.generate(PROMPTS[0], raw=True, threshold=threshold, mode="block")
+        extra = {"mode": "block"} if threshold is None else {"threshold": threshold}
         got = client.completions.create(model="student", prompt=PROMPTS[0], extra_body=extra)
         own: Any = got.model_extra["blockstep"]  # type: ignore[index]
         assert got.choices[0].text == expected.text

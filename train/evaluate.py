@@ -64,8 +64,9 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     other = read_evaluation(args.against) if args.against else None
     task, problems = choose_problems(args)
     subject = open_evaluated_model(dataclass_of(ModelOptions, args, overrides=overrides_of(args, OWN)))
-    mode, gate = mode_of(subject.backend.contract, args.mode), choose_gate(subject.gate, args.gate, args.threshold)
-    if mode != "block" and (args.gate or args.threshold is not None):
+    gated, gate = args.gate or args.threshold is not None, choose_gate(subject.gate, args.gate, args.threshold)
+    mode = mode_of(subject.backend.contract, args.mode, bool(gated))
+    if mode != "block" and gated:
         raise UserError(f"--gate or --threshold was given with mode {mode}, which has no gate; leave one of them out")
     kept = find_fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})

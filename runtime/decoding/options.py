@@ -46,7 +46,8 @@ class DecodeOptions:
         raw: Whether to leave the bundle's chat template out of a text prompt; ids never get one.
         mode: How blocks are filled: `block` as the gate accepts tokens; `causal` token by token, as in an
             autoregressive model; `speculative` with the causal mode's tokens, drafted as a block and verified together.
-            None for the first of the contract's `modes`, which are those that the model supports.
+            None for the first of the contract's `modes`, which are those that the model supports, but for `block` if
+            there is a threshold or a suffix, which no other mode has.
     """
 
     max_new_tokens: int | None = None
@@ -88,7 +89,7 @@ def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOp
 
     Raises UserError if the request does not fit the model. The threshold is checked by `threshold_reader`.
     """
-    mode = mode_of(contract, options.mode)
+    mode = mode_of(contract, options.mode, gated=options.threshold is not None or len(options.suffix) > 0)
     if mode != "block":
         _check_ungated(options, mode)
     contract = choose_contract(contract, mode)
@@ -102,10 +103,14 @@ def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOp
     return replace(options, max_new_tokens=wanted, suffix=suffix, seed=seed, mode=mode)
 
 
-def mode_of(contract: Contract, mode: str | None) -> str:
-    """Returns the mode, or the contract's default for None. Raises UserError if the model does not support it."""
+def mode_of(contract: Contract, mode: str | None, gated: bool = False) -> str:
+    """Returns the mode; for None the contract's default or, if `gated`, `block`.
+
+    gated: whether the request has an option that only the mode `block` has. Raises UserError if the model does not
+    support the mode.
+    """
     if mode is None:
-        return contract.modes[0]
+        return "block" if gated and "block" in contract.modes else contract.modes[0]
     if mode not in contract.modes:
         can = " or ".join(contract.modes)
         raise UserError(f"mode is {mode!r}; this model decodes in the mode {can}")

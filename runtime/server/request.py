@@ -127,7 +127,7 @@ def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | Non
     tokens if fewer of them would fit."""
     temperature, seed = _sampling(model, fields)
     with blame("mode"):
-        mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None))
+        mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None), gated="threshold" in fields)
     contract = choose_contract(model.contract, mode)
     limit, wanted = _room(fields, api.limits, most)
     prompts, made = _prompts(api, fields, places), list[Request]()
