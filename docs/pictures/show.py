@@ -1,8 +1,9 @@
 """Makes show.svg, a moving picture of blocks unmasking, from a recorded `--show`: python docs/pictures/show.py
 
-The record show.txt is what this writes to stderr, run in the repository's root:
+The record show.txt is what this writes to stderr:
 
-    blockstep generate samples/student.bundle "$(cat samples/prompt_math.txt)" --show 2> docs/pictures/show.txt
+    cd docs/pictures && blockstep generate ../../samples/student.bundle "$(cat ../../samples/prompt_math.txt)" \\
+        --mode block --show 2> show.txt
 
 A masked position is shown as ░. The same record gives the same picture, byte for byte.
 """

@@ -83,8 +83,9 @@ def rows_of(task: str, reports: Mapping[str, Mapping[str, Report]], times: Mappi
         if not found:
             continue
         cells = {split: cell_of(name, report, reports[split].get(BASELINE)) for split, report in found.items()}
-        gate = next(iter(found.values()))["gate"]
-        blocks = name not in (BASELINE, "teacher") and gate["rule"] == "threshold"
+        report = next(iter(found.values()))
+        gate, gated = report["gate"], report.get("mode", "block") == "block"
+        blocks = gated and name not in (BASELINE, "teacher") and gate["rule"] == "threshold"
         seconds = times.get(name)
         spent = 1000 * sum(seconds) / len(seconds) if seconds else None
         base = times.get(BASELINE)
