@@ -19,9 +19,9 @@ from runtime.contract import Contract
 NEUTRAL = {"capacity", "top_k", "candidates", "batch", "max_prompt", "dtype", "cache", "modes", "gate"}
 
 
-def bundle_of(path: Path, provenance: Mapping[str, Any]) -> Bundle | None:
+def find_bundle(path: Path, provenance: Mapping[str, Any]) -> Bundle | None:
     """Returns the bundle at `path`; None if it is missing or of another checkpoint: `write` then replaces it."""
-    found = _bundle(path)
+    found = _read_bundle(path)
     same = found is not None and found.provenance.get("checkpoint_sha256") == provenance.get("checkpoint_sha256")
     return found if same else None
 
@@ -42,7 +42,7 @@ def keep_mode_order(there: Bundle | None, contract: Contract) -> Contract:
     return replace(contract, modes=there.contract.modes)
 
 
-def as_calibrated(there: Bundle | None, contract: Contract, engine: Engine) -> Engine:
+def apply_calibration(there: Bundle | None, contract: Contract, engine: Engine) -> Engine:
     """Returns the engine with the gate and decision temperature that its dialect and precision have in `there`.
 
     Those of `engine` stay if `there` has none, or if the contract decodes in another way now. Its gate also
@@ -64,10 +64,10 @@ def describe_lost_calibration(path: Path, engine: Engine, provenance: Mapping[st
     Call it before the engine is written, with the engine as it will be. A temperature counts as lost only if the
     checkpoint brings none of its own.
     """
-    old = _bundle(path)
+    old = _read_bundle(path)
     if old is None:
         return []
-    if bundle_of(path, provenance) is None:
+    if find_bundle(path, provenance) is None:
         reason, gone = "another checkpoint's", old.engines
     else:
         reason, gone = "for another gate or decoding", tuple(e for e in old.engines if e.key == engine.key)
@@ -84,7 +84,7 @@ def describe_lost_calibration(path: Path, engine: Engine, provenance: Mapping[st
 
 
 def describe_kept_calibration(before: Engine, after: Engine) -> list[str]:
-    """Returns a line if `as_calibrated` changed the engine, else none."""
+    """Returns a line if `apply_calibration` changed the engine, else none."""
     kept = []
     if after.gate is not None and after.gate != before.gate:
         kept.append("gate" if after.gate.unit is None else f"gate's threshold {after.gate.threshold:g}")
@@ -93,5 +93,5 @@ def describe_kept_calibration(before: Engine, after: Engine) -> list[str]:
     return [f"{after.name} keeps the calibrated {' and '.join(kept)}: the checkpoint is the same"] if kept else []
 
 
-def _bundle(path: Path) -> Bundle | None:
+def _read_bundle(path: Path) -> Bundle | None:
     return read(path) if (path / MANIFEST).is_file() else None

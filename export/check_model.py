@@ -17,15 +17,15 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from runtime.bundle.manifest import read
-from runtime.cli import DONE, FAILED, command_parser, dataclass_of, option, print_json, run
+from runtime.cli import DONE, FAILED, fill_dataclass, make_cli_parser, option, print_json, run
 from runtime.contract import Contract
 from runtime.errors import UserError
 from runtime.files import name_of
-from runtime.perf.conditions import find_version, processor_name
+from runtime.perf.conditions import find_version, read_processor_name
 from runtime.proof.judge import Check
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
-from train.cli_options import add_directory_options, overrides_of
+from train.cli_options import add_directory_options, make_overrides
 from train.huggingface.reader import read_settings
 from train.huggingface.weights import list_expected_shapes
 
@@ -33,7 +33,7 @@ from .contract_from_checkpoint import make_export_contract
 from .graph.ort_graph import ORT_PRECISIONS
 from .onnx import OnnxBundle, write_bundle
 from .precisions import PRECISIONS
-from .proof.against_own_code import Agreement, Decoded, agreement, decode, run_own_code
+from .proof.against_own_code import Agreement, Decoded, decode, measure_agreement, run_own_code
 from .proof.held_out import make_recorded_requests
 from .proof.prove import sample_requests
 
@@ -52,7 +52,7 @@ WHERE = "Where to send this page: docs/parity.md."
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: check_model(options(argv)))
+    return run(lambda: check_model(parse_options(argv)))
 
 
 OPTIONS = (
@@ -68,13 +68,13 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = (
         "Exports a Hugging Face directory to a temporary bundle (in TMPDIR, about the size of the weights), generates "
         "answers to five prompts, compares the logits with the directory's own modelling code, and prints one page. "
         "Exit 1 if a check fails."
     )
-    p = command_parser("export.check_model", what, OPTIONS)
+    p = make_cli_parser("export.check_model", what, OPTIONS)
     add_directory_options(p)
     return p.parse_args(argv)
 
@@ -120,15 +120,17 @@ def check_model(args: argparse.Namespace) -> int:
     if args.out is not None and not args.out.parent.is_dir():  # reported before the hours of work
         raise UserError(f"--out is {args.out}, whose folder is not there; make it, or name another file")
     stream = sys.stderr if args.json else sys.stdout
-    source = open_checkpoint.load(args.directory, overrides_of(args))
+    source = open_checkpoint.load(args.directory, make_overrides(args))
     with TemporaryDirectory(prefix="check-model-") as folder:
         page = examine(args, source, make_export_contract(source, None), Path(folder))
-    text = "\n".join(lines(page)) + "\n"
+    text = "\n".join(format_lines(page)) + "\n"
     if args.out is not None:
         args.out.write_text(text, encoding="utf-8")
     print(text, file=stream)
     if args.json:
-        print_json({**to_plain(page), "ok": page.ok, "verdict": verdict(page), "versions": dict(versions())})
+        print_json(
+            {**to_plain(page), "ok": page.ok, "verdict": format_verdict(page), "versions": dict(list_versions())}
+        )
     return DONE if page.ok else FAILED
 
 
@@ -136,24 +138,24 @@ def examine(args: argparse.Namespace, source: Checkpoint, contract: Contract, fo
     """Makes everything that the page reports, in a folder that the caller removes."""
     requests = [*make_recorded_requests(source, contract, None, args.data), *sample_requests(contract)][:PROMPTS]
     started, bundle, inputs = time.perf_counter(), folder / "model.bundle", folder / "inputs"
-    wanted = dataclass_of(
-        OnnxBundle, args, ckpt=args.directory, overrides=overrides_of(args), dialect="ort", parity="layers",
+    wanted = fill_dataclass(
+        OnnxBundle, args, ckpt=args.directory, overrides=make_overrides(args), dialect="ort", parity="layers",
         capacity=None, task=None, top_k=0, candidates=0,
     )  # fmt: skip
     checks = write_bundle(wanted, bundle, sys.stderr)
     seconds = round(time.perf_counter() - started, 1)
-    name, facts = name_of(args.directory.resolve()), facts_of(args, source, contract)
+    name, facts = name_of(args.directory.resolve()), collect_facts(args, source, contract)
     if not all(check.ok for check in checks):
         return Page(name, facts, seconds, 0, args.precision, checks)
     size = sum(file.stat().st_size for file in bundle.iterdir())
     inputs.mkdir()
-    decoded = decode(bundle, read(bundle).engine(), contract, requests, inputs)
+    decoded = decode(bundle, read(bundle).find_engine(), contract, requests, inputs)
     tokenizer = source.read_tokenizer()
     texts = [tokenizer.decode(list(each.tokens), skip_special_tokens=False) for each in decoded]
     own = try_own_code(args, inputs)
     compared = "form" in own
-    barred = source.missing_ids()
-    agreements = [agreement(inputs, each.inputs, contract, barred) for each in decoded] if compared else []
+    barred = source.list_missing_ids()
+    agreements = [measure_agreement(inputs, each.inputs, contract, barred) for each in decoded] if compared else []
     shown = [text if args.data is None else "" for text in texts]
     return Page(name, facts, seconds, size, args.precision, checks, decoded, shown, own, agreements)
 
@@ -166,9 +168,9 @@ def try_own_code(args: argparse.Namespace, inputs: Path) -> dict[str, Any]:
     return run_own_code(args.python, args.directory, inputs, args.trust_remote_code)
 
 
-def facts_of(args: argparse.Namespace, source: Checkpoint, contract: Contract) -> dict[str, Any]:
+def collect_facts(args: argparse.Namespace, source: Checkpoint, contract: Contract) -> dict[str, Any]:
     """Returns the model's facts from config.json, tokenizer and family."""
-    settings, shape = read_settings(args.directory, overrides_of(args)), source.model
+    settings, shape = read_settings(args.directory, make_overrides(args)), source.model
     names = ("block", "canvas", "attention", "alignment", "shift", "mask_id", "eos_ids", "pad_id", "vocab")
     gate = {name: value for name, value in source.decoding.gate.items() if value is not None}
     return {
@@ -192,7 +194,7 @@ def to_plain(page: Page) -> dict[str, Any]:
     return values
 
 
-def verdict(page: Page) -> str:
+def format_verdict(page: Page) -> str:
     """Returns the verdict of the page's first line, in a few words."""
     if not all(check.ok for check in page.checks):
         return "the export failed its own checks"
@@ -202,9 +204,9 @@ def verdict(page: Page) -> str:
     return f"exported, verified by layers, and {'agrees with' if page.ok else 'DIFFERS FROM'} {where}"
 
 
-def lines(page: Page) -> Iterator[str]:
+def format_lines(page: Page) -> Iterator[str]:
     """Yields the lines of the page."""
-    yield f"# blockstep check-model: {page.name}: {verdict(page)}"
+    yield f"# blockstep check-model: {page.name}: {format_verdict(page)}"
     yield ""
     yield ", ".join(f"{name} {value}" for name, value in page.facts.items() if value not in (None, {}))
     yield ""
@@ -221,10 +223,10 @@ def lines(page: Page) -> Iterator[str]:
             f"({each.finish}){text}"
         )
         if page.agreements:
-            yield agreement_line(page, page.agreements[number])
+            yield format_agreement(page, page.agreements[number])
     yield ""
-    yield ", ".join(f"{name} {found}" for name, found in versions())
-    yield from machine()
+    yield ", ".join(f"{name} {found}" for name, found in list_versions())
+    yield from describe_machine()
     yield ""
     yield WHERE
 
@@ -247,7 +249,7 @@ def format_own_code_lines(page: Page) -> Iterator[str]:
             yield f"config.json was written by transformers {written}; --python takes a Python that has it"
 
 
-def agreement_line(page: Page, found: Agreement) -> str:
+def format_agreement(page: Page, found: Agreement) -> str:
     """Returns the line about a prompt's comparison."""
     tokens = f"{found.tokens} of {found.rows} top-1 tokens differ"
     if found.tokens:
@@ -258,16 +260,16 @@ def agreement_line(page: Page, found: Agreement) -> str:
     )
 
 
-def versions() -> Iterator[tuple[str, str]]:
+def list_versions() -> Iterator[tuple[str, str]]:
     """Yields names and versions of Python and of the packages installed here."""
     yield "python", platform.python_version()
     yield from ((name, found) for name in PACKAGES if (found := find_version(name)))
 
 
-def machine() -> Iterator[str]:
+def describe_machine() -> Iterator[str]:
     """Yields lines about processor and memory, and about the GPU as its driver reports it."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    yield f"{processor_name()}, {os.cpu_count()} logical cores, {memory / 1e9:.0f} GB, {platform.platform()}"
+    yield f"{read_processor_name()}, {os.cpu_count()} logical cores, {memory / 1e9:.0f} GB, {platform.platform()}"
     if tool := shutil.which("nvidia-smi"):
         done = subprocess.run([tool, GPU, "--format=csv,noheader"], capture_output=True, text=True, check=False)
         yield from done.stdout.strip().splitlines()

@@ -6,12 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import room_for_answer
+from runtime.decoding.block_layout import count_room_for_answer
 from runtime.errors import UserError
 from runtime.files import is_in_cache, name_of, resolve_name
 from runtime.text import chat_template
 from train.checkpoint import Checkpoint
-from train.torch_backend import contract_of
+from train.torch_backend import derive_contract
 from train.transformer.rope import QUERY_SCALE, find_longest
 
 CAPACITY = 1024  # positions, by default
@@ -23,7 +23,7 @@ def check_template(source: Checkpoint) -> None:
         chat_template.check(source.chat_template)
 
 
-def default_out(ckpt: Path) -> Path:
+def choose_default_out(ckpt: Path) -> Path:
     """Returns a bundle's default path: next to the checkpoint, or in the current folder for one in a download cache.
 
     A directory's name keeps what follows a dot (SDAR-1.7B-Chat). A path that ends in `..` is resolved to have a name.
@@ -53,7 +53,9 @@ def make_export_contract(source: Checkpoint, capacity: int | None, top_k: int = 
     check_query_scale(source, capacity or min(CAPACITY, context))
     if capacity is not None and not 1 <= capacity <= context:
         raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
-    known = source.vocab() - len({source.decoding.mask_id, *source.missing_ids()})  # tokens that can be proposed
+    known = source.count_vocab() - len(
+        {source.decoding.mask_id, *source.list_missing_ids()}
+    )  # tokens that can be proposed
     if not 0 <= top_k <= known:
         raise UserError(
             f"--top-k is {top_k}; expected 0, for the top-1 token alone, to {known}, the tokens it may give"
@@ -63,9 +65,9 @@ def make_export_contract(source: Checkpoint, capacity: int | None, top_k: int = 
             f"--candidates is {candidates}; expected 0, for no decisions, to {known}, the tokens it may give"
         )
     contract = replace(
-        contract_of(source, top_k=top_k, candidates=candidates), capacity=capacity or min(CAPACITY, context)
+        derive_contract(source, top_k=top_k, candidates=candidates), capacity=capacity or min(CAPACITY, context)
     )
-    if not room_for_answer(contract, 1):
+    if not count_room_for_answer(contract, 1):
         least = (contract.block if contract.has_cache else contract.canvas) + 1
         raise UserError(
             f"a KV-cache capacity of {contract.capacity} leaves no room for an answer; expected at least {least}"

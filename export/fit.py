@@ -11,7 +11,7 @@ from pathlib import Path
 import onnx
 
 from runtime.bundle.store import Bundle, Engine, read
-from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
+from runtime.cli import DONE, FAILED, make_cli_parser, option, print_json, run
 from runtime.engines.registry import KINDS
 from runtime.errors import UserError
 
@@ -89,7 +89,7 @@ class Verdict:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: fit(options(argv)))
+    return run(lambda: fit(parse_options(argv)))
 
 
 OPTIONS = (
@@ -103,8 +103,8 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    args = command_parser("export.fit", DESCRIPTION, OPTIONS).parse_args(argv)
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    args = make_cli_parser("export.fit", DESCRIPTION, OPTIONS).parse_args(argv)
     for name in ("capacity", "batch"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise UserError(f"--{name} is {getattr(args, name)}; expected at least 1")
@@ -117,14 +117,14 @@ def fit(args: argparse.Namespace) -> int:
     """Reads the bundle, adds up the memory that the engine needs, and prints it."""
     bundle = read(args.bundle)
     engine = choose_engine(bundle, args.engine)
-    shape = engine_shape(bundle, engine, args.batch)
+    shape = derive_engine_shape(bundle, engine, args.batch)
     capacity = args.capacity or (engine.build.capacity if engine.build else bundle.contract.capacity)
     context = read_trained_context(bundle)
     if context is not None and capacity > context:
         raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
     need = compute_need(shape, capacity)
     devices = (args.device,) if args.device else tuple(MEMORY)
-    verdicts = [verdict(device, shape, need, args.system_gb, context) for device in devices]
+    verdicts = [judge_fit(device, shape, need, args.system_gb, context) for device in devices]
     if args.json:
         told = {"bundle": str(args.bundle), "engine": engine.name, "batch": shape.batch, "context": context}
         print_json({**told, **asdict(need), "total": need.total, "devices": [asdict(each) for each in verdicts]})
@@ -136,7 +136,7 @@ def fit(args: argparse.Namespace) -> int:
 def choose_engine(bundle: Bundle, name: str | None) -> Engine:
     """Returns the engine of that name or kind, by default the first TensorRT engine, else the first engine."""
     if name is not None:
-        return bundle.engine(name)
+        return bundle.find_engine(name)
     return next((engine for engine in bundle.engines if engine.kind.native_code), bundle.engines[0])
 
 
@@ -146,7 +146,7 @@ def read_trained_context(bundle: Bundle) -> int | None:
     return context if type(context) is int and context > 0 else None
 
 
-def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineShape:
+def derive_engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineShape:
     """Returns an engine's shape from the contract and the shapes of its graph's weights; reads no values."""
     contract, build = bundle.contract, engine.build
     file = bundle.path / engine.graph
@@ -156,14 +156,14 @@ def engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> EngineSha
         raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:100]}); export it again") from None
     sizes = {initializer.name: tuple(initializer.dims) for initializer in graph.initializer}
     caches = [BYTES[i.type.tensor_type.elem_type] for i in graph.input if i.name == "past_key_values.0.key"]
-    hidden = _size(sizes, file, "norm.weight", 1)
+    hidden = _find_size(sizes, file, "norm.weight", 1)
     stored = (engine.model,) if build else tuple(engine.files)
     return EngineShape(
         weights=sum((bundle.path / name).stat().st_size for name in stored),
         item=caches[0] if caches else BYTES[onnx.TensorProto.FLOAT],
         hidden=hidden,
-        ffn=_size(sizes, file, ".down_proj", hidden),
-        heads=_size(sizes, file, ".o_proj", hidden) // contract.head_dim,
+        ffn=_find_size(sizes, file, ".down_proj", hidden),
+        heads=_find_size(sizes, file, ".o_proj", hidden) // contract.head_dim,
         kv_heads=contract.kv_heads,
         head_dim=contract.head_dim,
         layers=contract.layers,
@@ -195,7 +195,7 @@ def compute_need(shape: EngineShape, capacity: int) -> Need:
     return Need(capacity, shape.weights, cache, 2 * tokens * shape.hidden * shape.item + max(attention, mlp, head))
 
 
-def verdict(device: str, shape: EngineShape, need: Need, system_gb: float, context: int | None = None) -> Verdict:
+def judge_fit(device: str, shape: EngineShape, need: Need, system_gb: float, context: int | None = None) -> Verdict:
     """Returns whether an engine fits a device, and the largest KV-cache capacity that fits, at most `context`."""
     left = (MEMORY[device] - system_gb) * 1e9
     low, high = 0, context or MOST  # the largest capacity that fits is in [low, high]
@@ -223,7 +223,7 @@ def report(engine: str, need: Need, verdicts: Sequence[Verdict], context: int | 
     yield "system is an assumption (--system-gb); building an engine on the device takes more than running it"
 
 
-def _size(sizes: dict[str, tuple[int, ...]], file: Path, part: str, other: int) -> int:
+def _find_size(sizes: dict[str, tuple[int, ...]], file: Path, part: str, other: int) -> int:
     """Returns the length of the vector `part`, or the size of the matrix `part` in the dimension other than `other`."""
     for name, dims in sizes.items():
         if part == name and len(dims) == 1:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TextIO
 
 from runtime.bundle.store import Engine, check_place, write
-from runtime.cli import DONE, FAILED, command_parser, dataclass_of, option, print_json, run
+from runtime.cli import DONE, FAILED, fill_dataclass, make_cli_parser, option, print_json, run
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.ort.ort_cuda import KERNELS
@@ -22,20 +22,26 @@ from runtime.proof import first_load
 from runtime.proof.judge import Check
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
-from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_options, overrides_of
+from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_options, make_overrides
 from train.huggingface.families import Overrides
 from train.torch_backend import limit_threads
 
-from .calibration import as_calibrated, bundle_of, describe_kept_calibration, describe_lost_calibration, keep_mode_order
-from .contract_from_checkpoint import CAPACITY, check_template, default_out, make_export_contract
+from .calibration import (
+    apply_calibration,
+    describe_kept_calibration,
+    describe_lost_calibration,
+    find_bundle,
+    keep_mode_order,
+)
+from .contract_from_checkpoint import CAPACITY, check_template, choose_default_out, make_export_contract
 from .graph.ort_graph import PRECISIONS_OF, choose_comparison, write_ort_graph
 from .precisions import PRECISIONS
 from .proof.held_out import DATA_HELP, make_recorded_requests
 from .proof.prove import WHOLE, prove, proves_whole, sample_requests
 from .proof.record import record_reference
 from .proof.record_streamed import record_streamed
-from .provenance import provenance
-from .quantization.ort_formats import formats_of
+from .provenance import collect_provenance
+from .quantization.ort_formats import choose_formats
 from .quantization.own_codes import find_own_codes_in_fp16
 from .staging import make_working_folder, report_write_errors
 
@@ -69,7 +75,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: export(options(argv)))
+    return run(lambda: export(parse_options(argv)))
 
 
 PRECISION_NAMES = tuple(dict.fromkeys(name for names in PRECISIONS_OF.values() for name in names))
@@ -96,8 +102,8 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    p = command_parser(
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    p = make_cli_parser(
         "export.onnx", "Exports a checkpoint to a bundle for ONNX Runtime and checks its parity with PyTorch.", OPTIONS
     )
     add_directory_options(p)
@@ -141,8 +147,8 @@ class OnnxBundle:
 def export(args: argparse.Namespace) -> int:
     """Traces, checks, and only then writes the bundle."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    out = args.out or default_out(args.ckpt)
-    checks = write_bundle(dataclass_of(OnnxBundle, args, overrides=overrides_of(args)), out, stream)
+    out = args.out or choose_default_out(args.ckpt)
+    checks = write_bundle(fill_dataclass(OnnxBundle, args, overrides=make_overrides(args)), out, stream)
     failed = not all(check.ok for check in checks)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
@@ -158,16 +164,16 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     check_template(source)
     if wanted.dialect != "ort" and wanted.precision == "int4":
         find_own_codes_in_fp16(source, wanted.dialect)  # refuses to round again
-    formats = formats_of(wanted.dialect, wanted.precision, source)
+    formats = choose_formats(wanted.dialect, wanted.precision, source)
     contract = make_export_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
-    origin = provenance(wanted.ckpt, wanted.overrides, source)
+    origin = collect_provenance(wanted.ckpt, wanted.overrides, source)
     target = "cpu" if wanted.dialect == "ort" else "any"
     fresh = Engine(
         f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {},
         decision_temperature=source.decoding.decision_temperature,
     )  # fmt: skip
-    there = bundle_of(out, origin)
-    contract, engine = keep_mode_order(there, contract), as_calibrated(there, contract, fresh)
+    there = find_bundle(out, origin)
+    contract, engine = keep_mode_order(there, contract), apply_calibration(there, contract, fresh)
     calibration = [*describe_kept_calibration(fresh, engine), *describe_lost_calibration(out, engine, origin)]
     with report_write_errors(out):
         check_place(out, contract, engine, origin)
@@ -177,7 +183,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
             files = write_ort_graph(source, contract, wanted.precision, folder, dialect=wanted.dialect)
         other = choose_comparison(source, wanted.dialect, wanted.precision)
         for found in prove(other.source, contract, files[0], other.precision, wanted.parity, formats):
-            check = found if found.name == "graph" else other.with_note(found)
+            check = found if found.name == "graph" else other.add_note(found)
             checks.append(check)
             print(check, file=stream, flush=True)
         engine = replace(engine, model=files[0].name)
@@ -191,7 +197,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
             with report_write_errors(out):
                 made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
             if proves_whole(source, wanted.parity) and PRECISIONS[wanted.precision].on_cpu:  # just replayed here
-                first_load.remember(made.engine(engine.name), "cpu")
+                first_load.remember(made.find_engine(engine.name), "cpu")
             print(*calibration, sep="\n", end="\n" if calibration else "", file=stream, flush=True)
     return checks
 
@@ -204,7 +210,7 @@ def add_reference(
     source: the checkpoint, with the weights that the graph computes with.
     """
     requests = make_recorded_requests(source, contract, wanted.task, wanted.data) or sample_requests(contract)
-    formats = formats_of(engine.dialect, engine.precision, source)
+    formats = choose_formats(engine.dialect, engine.precision, source)
     if proves_whole(source, wanted.parity):
         runs = PRECISIONS[engine.precision].on_cpu
         backend = OrtBackend(folder / engine.model, contract) if runs else None

@@ -19,19 +19,19 @@ from train.transformer.network import ModelConfig
 EXPORTER = 2  # version of the graphs that export writes; raised if they change
 
 
-def provenance(ckpt: Path, overrides: Overrides, source: Checkpoint) -> dict[str, Any]:
+def collect_provenance(ckpt: Path, overrides: Overrides, source: Checkpoint) -> dict[str, Any]:
     """Returns what a bundle was made of, its model's shape, from which `runtime.roofline` counts operations, and the
     context (positions) that it was trained with, which no engine's capacity may exceed."""
     return {
-        "checkpoint_sha256": open_checkpoint.fingerprint(ckpt, overrides),
+        "checkpoint_sha256": open_checkpoint.compute_fingerprint(ckpt, overrides),
         "exporter": EXPORTER,
         "versions": {"torch": torch.__version__, "onnx": onnx.__version__, "onnxruntime": ort.__version__},
-        "shape": asdict(shape_of_model(source.model)),
+        "shape": asdict(derive_shape(source.model)),
         "context": source.decoding.context,
     }
 
 
-def shape_of_model(model: ModelConfig) -> ModelShape:
+def derive_shape(model: ModelConfig) -> ModelShape:
     """Returns the sizes and counts that decide what a forward pass costs."""
     return ModelShape(
         hidden=model.width,

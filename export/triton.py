@@ -21,7 +21,7 @@ from runtime.cli import (
     DONE,
     ENGINE_OPTIONS,
     choose_served_name,
-    command_parser,
+    make_cli_parser,
     option,
     parse_at_least_1,
     print_json,
@@ -50,7 +50,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: export(options(argv)))
+    return run(lambda: export(parse_options(argv)))
 
 
 OPTIONS = (
@@ -69,9 +69,9 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Writes a bundle as a model of a Triton repository, for Triton's Python backend. Needs neither torch nor "
-    return command_parser("export.triton", what + "Triton.", OPTIONS).parse_args(argv)
+    return make_cli_parser("export.triton", what + "Triton.", OPTIONS).parse_args(argv)
 
 
 def export(args: argparse.Namespace) -> int:
@@ -87,7 +87,7 @@ def export(args: argparse.Namespace) -> int:
         new = folder / name
         copy_bundle(bundle, new / "1" / "bundle")
         shutil.copyfile(MODEL, new / "1" / "model.py")
-        (new / "config.pbtxt").write_text(config(name, parameters(args)), encoding="ascii")
+        (new / "config.pbtxt").write_text(format_config(name, collect_parameters(args)), encoding="ascii")
         files.flush_tree(new)
         check_model_place(place, args.replace)
         if not place.exists():
@@ -124,7 +124,7 @@ def copy_bundle(bundle: Bundle, folder: Path) -> None:
         verify_files(copied, engine, "always")
 
 
-def parameters(args: argparse.Namespace) -> dict[str, str]:
+def collect_parameters(args: argparse.Namespace) -> dict[str, str]:
     """Returns the parameters that `triton_model.py` loads the bundle with, without options that were not given."""
     given = {
         "engine": args.engine,
@@ -138,13 +138,13 @@ def parameters(args: argparse.Namespace) -> dict[str, str]:
     return {name: str(value) for name, value in given.items() if value is not None}
 
 
-def config(name: str, values: Mapping[str, str]) -> str:
+def format_config(name: str, values: Mapping[str, str]) -> str:
     """Returns config.pbtxt, a ModelConfig of Triton's model_config.proto in protobuf's text format.
 
     name, values: only letters, digits, '.', '_' and '-', so that nothing needs escaping.
     """
-    inputs = [_tensor("input", key, *kind, "optional: true ") for key, kind in INPUTS.items()]
-    outputs = [_tensor("output", key, *kind) for key, kind in OUTPUTS.items()]
+    inputs = [_format_tensor("input", key, *kind, "optional: true ") for key, kind in INPUTS.items()]
+    outputs = [_format_tensor("output", key, *kind) for key, kind in OUTPUTS.items()]
     told = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in values.items()]
     lines = [
         f'name: "{name}"',
@@ -159,7 +159,7 @@ def config(name: str, values: Mapping[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _tensor(kind: str, name: str, data_type: str, size: int, more: str = "") -> str:
+def _format_tensor(kind: str, name: str, data_type: str, size: int, more: str = "") -> str:
     return f'{kind} {{ name: "{name}" data_type: {data_type} dims: {size} {more}}}'
 
 

@@ -94,22 +94,22 @@ def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:
         if block.result is not None:
             finish = block.result.finish
         elif ask.stream:
-            sender.send(_response(pieces.pop(), ""))
+            sender.send(_make_response(pieces.pop(), ""))
     if finish == "cancelled":
         return _fail(sender, "the request was cancelled", pb_utils.TritonError.CANCELLED)
-    sender.send(_response("".join(pieces), finish), flags=FINAL)
+    sender.send(_make_response("".join(pieces), finish), flags=FINAL)
 
 
 def read_request(request: Any) -> TritonRequest:
     """Reads the request from its tensors. Raises UserError for a tensor of the wrong shape, for a prompt that is not
     text or ids, and for a parameter that would change the answer."""
     check_parameters(json.loads(request.parameters()))
-    text, ids = _tensor(request, "text_input"), _tensor(request, "input_ids")
+    text, ids = _read_tensor(request, "text_input"), _read_tensor(request, "input_ids")
     if (text is None) == (ids is None):
         raise UserError("expected either text_input or input_ids; send one of the two")
     max_tokens, threshold, stream = (_read_one(request, name) for name in ("max_tokens", "threshold", "stream"))
     return TritonRequest(
-        _text(_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
+        _decode_text(_read_single("text_input", text)) if ids is None else ids.reshape(-1).tolist(),
         DecodeOptions(max_new_tokens=_limit(max_tokens), threshold=None if threshold is None else float(threshold)),
         bool(stream),
     )
@@ -140,30 +140,30 @@ def _generate_wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[
         steps.close()
 
 
-def _tensor(request: Any, name: str) -> Any:
+def _read_tensor(request: Any, name: str) -> Any:
     tensor = pb_utils.get_input_tensor_by_name(request, name)
     return None if tensor is None else tensor.as_numpy()
 
 
 def _read_one(request: Any, name: str) -> Any:
-    values = _tensor(request, name)
-    return None if values is None else _single(name, values)
+    values = _read_tensor(request, name)
+    return None if values is None else _read_single(name, values)
 
 
-def _single(name: str, values: Any) -> Any:
+def _read_single(name: str, values: Any) -> Any:
     if values.size != 1:
         raise UserError(f"{name} has {values.size} elements; expected one")
     return values.reshape(-1)[0]
 
 
-def _text(content: Any) -> str:
+def _decode_text(content: Any) -> str:
     try:
         return content.decode("utf-8") if isinstance(content, bytes) else str(content)
     except UnicodeDecodeError as error:
         raise UserError(f"text_input is not UTF-8 ({error.reason}); send text, or input_ids") from None
 
 
-def _response(text: str, finish: str) -> Any:
+def _make_response(text: str, finish: str) -> Any:
     values = {"text_output": text, "finish_reason": finish}
     return pb_utils.InferenceResponse(
         [pb_utils.Tensor(name, np.array([value.encode()], np.object_)) for name, value in values.items()]

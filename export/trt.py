@@ -8,9 +8,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from runtime.cli import DONE, FAILED, add_options, command_parser, dataclass_of, option, print_json, run
+from runtime.cli import DONE, FAILED, add_options, fill_dataclass, make_cli_parser, option, print_json, run
 from runtime.errors import UserError
-from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_options, overrides_of
+from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_options, make_overrides
 
 from .precisions import PRECISIONS
 from .trt_engines.builder import BuilderSettings
@@ -62,7 +62,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: export(options(argv)))
+    return run(lambda: export(parse_options(argv)))
 
 
 OPTIONS = (
@@ -110,10 +110,10 @@ BUILDER_OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Builds TensorRT engines into a bundle and checks the parity of their graphs with PyTorch. "
     how = "Exit 1 if a check or a build fails; that engine is not added, others in the bundle stay."
-    p = command_parser("export.trt", what + how, OPTIONS)
+    p = make_cli_parser("export.trt", what + how, OPTIONS)
     add_options(p.add_argument_group("options of the builder"), BUILDER_OPTIONS)
     add_directory_options(p)
     args = p.parse_args(argv)
@@ -149,7 +149,7 @@ def export(args: argparse.Namespace) -> int:
     """Adds to the bundle the engines that it lacks or has with other settings; with --graph-only, graphs."""
     started, report = time.perf_counter(), BuildReport(sys.stderr if args.json else sys.stdout)
     library = None if args.graph_only else find_library(args.flavor)
-    settings = settings_of(args)
+    settings = make_settings(args)
     if library is not None:
         check_library(library, args.dialect, {f"--{n.replace('_', '-')}": getattr(args, n) for n in NOT_IN_RTX})
     if library is not None and args.bundle is not None:
@@ -158,21 +158,21 @@ def export(args: argparse.Namespace) -> int:
         from .trt_engines.from_checkpoint import GraphOptions, from_checkpoint  # needs torch
 
         path = from_checkpoint(
-            dataclass_of(GraphOptions, args, overrides=overrides_of(args)), settings, library, report
+            fill_dataclass(GraphOptions, args, overrides=make_overrides(args)), settings, library, report
         )
-    report.say(what_next(args, path) if report.ok else f"what failed was not added to {path}")
+    report.say(format_next_step(args, path) if report.ok else f"what failed was not added to {path}")
     if args.json:
         told = {"bundle": str(path), "ok": report.ok, "engines": report.engines, "checks": report.checks}
         print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
     return DONE if report.ok else FAILED
 
 
-def settings_of(args: argparse.Namespace) -> BuilderSettings:
+def make_settings(args: argparse.Namespace) -> BuilderSettings:
     """Returns the build settings that the options give; `targets` are those of --compute-capability."""
-    return dataclass_of(BuilderSettings, args, targets=tuple(args.compute_capability))
+    return fill_dataclass(BuilderSettings, args, targets=tuple(args.compute_capability))
 
 
-def what_next(args: argparse.Namespace, path: Path) -> str:
+def format_next_step(args: argparse.Namespace, path: Path) -> str:
     """Returns what to do with the bundle next."""
     if args.graph_only:
         return f"where it is to run, with a copy of the bundle: blockstep export trt --bundle {path.name}"

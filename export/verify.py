@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from runtime.backend import Backend, Inspectable
 from runtime.bundle.store import Bundle, Engine, read, verify_files
-from runtime.cli import DONE, FAILED, command_parser, option, print_json, run
+from runtime.cli import DONE, FAILED, make_cli_parser, option, print_json, run
 from runtime.contract import Contract
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -25,7 +25,7 @@ from runtime.engines.trt.cuda import load_cuda
 from runtime.errors import DeviceError, UserError
 from train import open_checkpoint
 from train.checkpoint import Checkpoint
-from train.cli_options import RAW_OPTION, add_directory_options, overrides_of
+from train.cli_options import RAW_OPTION, add_directory_options, make_overrides
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.torch_backend import TorchBackend, limit_threads
@@ -34,15 +34,15 @@ from .graph.ort_graph import ComparedWith, choose_comparison
 from .precisions import PRECISIONS
 from .proof.compare import EXACT, Parity, compare
 from .proof.held_out import DATA_HELP, make_held_out_requests, take_held_out_texts
-from .proof.instrumented import twin_of
+from .proof.instrumented import load_instrumented
 from .proof.log_prob_gaps import NOTICED
 from .proof.quantized_reference import QuantizedBackend, compute_whole_bound
-from .quantization.ort_formats import ORT_FORMATS, formats_of
+from .quantization.ort_formats import ORT_FORMATS, choose_formats
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: verify(options(argv)))
+    return run(lambda: verify(parse_options(argv)))
 
 
 OPTIONS = (
@@ -75,7 +75,7 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = (
         "Compares a bundle's engine with PyTorch, step by step and answer by answer. `blockstep verify` does so "
         "without PyTorch, with what was recorded at the export. "
@@ -91,7 +91,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
         "top-1 token, or any answer differs. A NaN always fails. Tokens other than the top-1 are compared in the "
         "instrumented graph, which has the logits as one more output and has to equal the shipped one otherwise."
     )
-    p = command_parser("export.verify", what + bounds, OPTIONS)
+    p = make_cli_parser("export.verify", what + bounds, OPTIONS)
     add_directory_options(p)
     return p.parse_args(argv)
 
@@ -100,28 +100,28 @@ def verify(args: argparse.Namespace) -> int:
     """Answers the prompts with the engine and with PyTorch, and reports how far they are apart."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     made = read(args.bundle)
-    overrides = overrides_with(args, made.contract)
+    overrides = complete_overrides(args, made.contract)
     engine = choose_engines(made, args.engine, args.device)[0]
     engine.kind.import_library(args.device)
     source = open_checkpoint.load(args.ckpt, overrides)
     if args.template_args is None:
         source = replace(source, chat_template=made.chat_template)  # with the export's arguments
-    check_origin(made, args.ckpt, open_checkpoint.fingerprint(args.ckpt, overrides))
+    check_origin(made, args.ckpt, open_checkpoint.compute_fingerprint(args.ckpt, overrides))
     verify_files(made, engine, "always")
-    candidate = candidate_of(made, engine, args.trust_engine, args.device)
+    candidate = open_candidate(made, engine, args.trust_engine, args.device)
     contract = candidate.contract
     asked = take_held_out_texts(args.task, args.data, args.prompts)
-    encode, lines = prompts.of_checkpoint(source, args.raw), [problem.line for problem in asked]
+    encode, lines = prompts.make_encoder(source, args.raw), [problem.line for problem in asked]
     requests = make_held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
     if engine.kind.native_code or args.device != "cpu":
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
     other = choose_comparison(source, engine.dialect, engine.precision)
-    arithmetic = arithmetic_of(source, engine, contract, other)
+    arithmetic = make_arithmetic_backend(source, engine, contract, other)
     with report_ort_failure(engine):
         compared = compare_with_pytorch(made, engine, other.source, candidate, requests, arithmetic)
         *_, parity = tqdm(compared, total=len(requests), unit="prompt", disable=None)
     bound = compute_whole_bound(parity.lost) if isinstance(arithmetic, QuantizedBackend) else None
-    checks = [other.with_note(check) for check in parity.checks(precision=other.precision, bound=bound)]
+    checks = [other.add_note(check) for check in parity.make_checks(precision=other.precision, bound=bound)]
     if other.note:
         stored = f"; those numbers are up to {parity.lost:.1e} nats from the checkpoint's (no bound)"
         checks[0] = replace(checks[0], detail=checks[0].detail + stored)
@@ -146,22 +146,24 @@ def compare_with_pytorch(
     """Compares the engine with a checkpoint in PyTorch, see `compare`."""
     contract, model = candidate.contract, source.build()
     limit_threads(parameters=sum(each.numel() for each in model.parameters()))
-    reference = TorchBackend(model, contract, barred=source.missing_ids())
-    twin = twin_of(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
+    reference = TorchBackend(model, contract, barred=source.list_missing_ids())
+    twin = load_instrumented(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
     return compare(reference, candidate, requests, gate=engine.gate, twin=twin, arithmetic=arithmetic)
 
 
-def arithmetic_of(source: Checkpoint, engine: Engine, contract: Contract, other: ComparedWith) -> Backend | None:
+def make_arithmetic_backend(
+    source: Checkpoint, engine: Engine, contract: Contract, other: ComparedWith
+) -> Backend | None:
     """Returns one more backend to run, which measures `Parity.lost`, or None.
 
     It has the engine's own arithmetic in PyTorch, or the checkpoint if that is not what the engine is compared with.
     """
-    if formats := formats_of(engine.dialect, engine.precision, source):
+    if formats := choose_formats(engine.dialect, engine.precision, source):
         return QuantizedBackend(source, contract, formats)
-    return TorchBackend(source.build(), contract, barred=source.missing_ids()) if other.note else None
+    return TorchBackend(source.build(), contract, barred=source.list_missing_ids()) if other.note else None
 
 
-def candidate_of(made: Bundle, engine: Engine, trust: bool, device: str = "cpu") -> Inspectable:
+def open_candidate(made: Bundle, engine: Engine, trust: bool, device: str = "cpu") -> Inspectable:
     """Opens the engine or, for a TensorRT engine without a GPU, its graph in ONNX Runtime on the CPU."""
     if engine.build is None or has_gpu():
         spinning = engine.kind.native_code  # ONNX Runtime's threads must not spin: PyTorch and the engine take turns
@@ -191,14 +193,14 @@ def report_ort_failure(engine: Engine) -> Iterator[None]:
 def has_gpu() -> bool:
     """Returns whether there is a GPU, and cuda-python to reach it."""
     try:
-        return load_cuda().gpu() is not None
+        return load_cuda().find_gpu() is not None
     except UserError:
         return False
 
 
-def overrides_with(args: argparse.Namespace, contract: Contract) -> Overrides:
+def complete_overrides(args: argparse.Namespace, contract: Contract) -> Overrides:
     """Returns the given overrides; for a directory, the others are taken from the bundle's contract."""
-    given = overrides_of(args)
+    given = make_overrides(args)
     if not args.ckpt.is_dir():
         return given
     names = ("block", "canvas", "alignment", "attention", "mask_id", "eos_ids", "shift")

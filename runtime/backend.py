@@ -51,7 +51,7 @@ class Proposal:
     top_logprob: Floats | None = None
     candidate_logprob: Floats | None = None
 
-    def parts(self) -> tuple[NDArray[Any], ...]:
+    def list_arrays(self) -> tuple[NDArray[Any], ...]:
         """Returns the arrays that decoding reads, in field order: the first three, then top tokens if there are any.
 
         Candidates are never among them.

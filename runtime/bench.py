@@ -10,7 +10,17 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .cli import DONE, ENGINE_OPTIONS, MODE_OPTION, TEMPLATE_OPTION, command_parser, load_model, option, print_json, run
+from .cli import (
+    DONE,
+    ENGINE_OPTIONS,
+    MODE_OPTION,
+    TEMPLATE_OPTION,
+    load_model,
+    make_cli_parser,
+    option,
+    print_json,
+    run,
+)
 from .decoding.options import DecodeOptions
 from .errors import UserError
 from .perf.conditions import describe_conditions
@@ -21,7 +31,7 @@ PROMPT = "Tom has 3 apples and buys 4 more. How many apples does he have?"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: bench(options(argv)))
+    return run(lambda: bench(parse_options(argv)))
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -76,22 +86,22 @@ def report(values: dict[str, Any]) -> Iterator[str]:
     yield ""
     yield f"{'forward pass (ms)':<18}{'past':>6}{'width':>7}{'rows':>6}{'p10':>10}{'median':>10}{'p90':>10}"
     for row in values["forwards"]:
-        yield f"{row['forward']:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}" + _columns(row["ms"])
+        yield f"{row['forward']:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}" + _format_ms(row["ms"])
     if values["candidates"]:
         yield ""
         columns = f"{'past':>6}{'width':>7}{'rows':>6}{'p10':>10}{'median':>10}{'p90':>10}{'ratio':>8}"
         yield f"{'step by turns (ms)':<18}{columns}"
     for row in values["candidates"]:
         name = f"candidates {row['candidates']}"
-        yield f"{name:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}{_columns(row['ms'])}{row['ratio']:>8.3f}"
+        yield f"{name:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}{_format_ms(row['ms'])}{row['ratio']:>8.3f}"
     yield ""
     yield f"{'of ' + str(values['answers']['count']) + ' answers':<35}{'p10':>10}{'median':>10}{'p90':>10}"
     for name, row in values["answers"].items():
         if isinstance(row, dict):
-            yield f"{name.replace('_', ' '):<35}" + _columns(row)
+            yield f"{name.replace('_', ' '):<35}" + _format_ms(row)
 
 
-def _columns(row: dict[str, float]) -> str:
+def _format_ms(row: dict[str, float]) -> str:
     return "".join(f"{row[name]:>10.3f}" for name in ("p10", "median", "p90"))
 
 
@@ -142,9 +152,9 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Times an exported student: forward passes in milliseconds, whole answers in tokens per second."
-    parser = command_parser(f"{__package__}.bench", what, OPTIONS)
+    parser = make_cli_parser(f"{__package__}.bench", what, OPTIONS)
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help=f"prompt to answer (default: {PROMPT})")
     prompts.add_argument(

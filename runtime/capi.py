@@ -17,7 +17,7 @@ from io import StringIO
 from pathlib import Path
 
 from . import files
-from .cli import DONE, command_parser, option, print_json, run
+from .cli import DONE, make_cli_parser, option, print_json, run
 from .errors import UserError
 
 SOURCES = Path(__file__).resolve().parent / "c"
@@ -71,7 +71,7 @@ def python_attach(chosen, package):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: report(options(argv)))
+    return run(lambda: report(parse_options(argv)))
 
 
 def report(args: argparse.Namespace) -> int:
@@ -91,7 +91,7 @@ def build_library(out: Path) -> tuple[Path, Path]:
     The library contains the paths of this Python and of this package. Raises UserError if cffi, a compiler, Python's
     headers or its shared library are missing.
     """
-    linking, compiler = python_flags(), find_compiler()
+    linking, compiler = find_python_flags(), find_compiler()
     out = files.resolve_path(out)
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out, prefix=".build-") as folder:
@@ -115,7 +115,7 @@ def write_source(target: Path) -> None:
     except ModuleNotFoundError:
         raise UserError("cffi is not installed; pip install 'blockstep[capi]'") from None
     ffi = FFI()
-    ffi.cdef(declarations() + PRIVATE)
+    ffi.cdef(read_declarations() + PRIVATE)
     ffi.embedding_api("")
     ffi.embedding_init_code(STARTUP)
     paths = {"BUILT_IN_PYTHON": sys.executable, "BUILT_IN_PACKAGE": str(SOURCES.parent)}
@@ -125,14 +125,14 @@ def write_source(target: Path) -> None:
         ffi.emit_c_code(str(target))
 
 
-def declarations() -> str:
+def read_declarations() -> str:
     """Returns the part of the header that cffi understands: everything between the preprocessor's conditions."""
     header = (SOURCES / HEADER).read_text(encoding="utf-8")
     declared = header.split("/* declarations */")[1].split("/* end of declarations */")[0]
     return declared.replace("BLOCKSTEP_PUBLIC ", "")
 
 
-def python_flags() -> list[str]:
+def find_python_flags() -> list[str]:
     """Returns what a compiler needs to embed this Python. Raises UserError if headers or shared library are missing."""
     if sys.platform != "linux":
         raise UserError(f"this is {sys.platform}; the C library is built on Linux alone")
@@ -158,10 +158,10 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = f"Builds {LIBRARY} and {HEADER}. The library starts this Python inside its host; "
     what += "BLOCKSTEP_PYTHON names another environment's executable when it runs."
-    return command_parser(f"{__package__}.capi", what, OPTIONS).parse_args(argv)
+    return make_cli_parser(f"{__package__}.capi", what, OPTIONS).parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; --help lists the options")
 
 
-def program(module: str) -> str:
+def find_program_name(module: str) -> str:
     """Returns how the user called a module's command: `blockstep export onnx`, or `python -m export.onnx`."""
     if Path(sys.argv[0]).stem != "blockstep":
         return f"python -m {module}"
@@ -88,9 +88,9 @@ def add_options(container: argparse._ActionsContainer, options: Iterable[Option]
         container.add_argument(name, **settings)
 
 
-def command_parser(module: str, description: str, options: Iterable[Option] = ()) -> Parser:
+def make_cli_parser(module: str, description: str, options: Iterable[Option] = ()) -> Parser:
     """Makes a command's parser. module: the command's module, such as `export.onnx`."""
-    parser = Parser(prog=program(module), description=description)
+    parser = Parser(prog=find_program_name(module), description=description)
     add_options(parser, options)
     return parser
 
@@ -131,7 +131,7 @@ def print_json(values: Mapping[str, Any]) -> None:
     print(json.dumps(values, allow_nan=False))
 
 
-def json_object(text: str) -> dict[str, Any]:
+def parse_json_object(text: str) -> dict[str, Any]:
     """Parses the arguments of a chat template, as an argparse type."""
     try:
         return check_arguments(strict_json.parse(text))
@@ -153,10 +153,10 @@ ENGINE_OPTIONS = (  # options of every command that loads a bundle
 )
 MODE_OPTION = option("--mode", choices=MODES, help=HELP["mode"])
 # An option of the commands that put prompts into a chat template.
-TEMPLATE_OPTION = option("--template-args", type=json_object, metavar="JSON", help=HELP["template-args"])
+TEMPLATE_OPTION = option("--template-args", type=parse_json_object, metavar="JSON", help=HELP["template-args"])
 
 
-def dataclass_of(kind: Callable[..., T], args: argparse.Namespace, **own: Any) -> T:
+def fill_dataclass(kind: Callable[..., T], args: argparse.Namespace, **own: Any) -> T:
     """Returns `kind` with each field taken from the option of the same name. own: values of the other fields.
 
     A command does not pass its Namespace to other folders: functions there take a dataclass or plain values.

@@ -69,7 +69,7 @@ class GateSpec:
             raise UserError(f"threshold {threshold} is outside [0, {high:.4g}] of {self.metric}; give one inside it")
         return float(threshold)
 
-    def own_threshold(self, vocab: int) -> float:
+    def require_threshold(self, vocab: int) -> float:
         """Returns the gate's own threshold, checked if its rule uses one."""
         return self.threshold if self.unit is None else self.check_threshold(self.threshold, vocab)
 
@@ -170,7 +170,7 @@ def put_first(modes: Sequence[str], mode: str) -> tuple[str, ...]:
     return (mode, *(each for each in modes if each != mode))
 
 
-def cache_names(part: int) -> tuple[str, str]:
+def name_cache_part(part: int) -> tuple[str, str]:
     """Returns a KV-cache part's input and output name; the parts: keys of layer 0, its values, keys of layer 1, ..."""
     kind = f"{part // 2}.{'value' if part % 2 else 'key'}"
     return f"past_key_values.{kind}", f"present.{kind}"
@@ -199,7 +199,7 @@ def parse_contract(values: Any) -> Contract:
     _check_tokens(contract)
     if contract.canvas % contract.block:
         raise UserError(f"contract.canvas {contract.canvas} is not a multiple of block {contract.block}")
-    contract.gate.own_threshold(contract.vocab)
+    contract.gate.require_threshold(contract.vocab)
     if (contract.cache == "none") == contract.has_cache:
         raise UserError(f"contract.cache is {contract.cache} with attention {contract.attention}; only full has none")
     _check_modes(contract)

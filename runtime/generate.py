@@ -18,9 +18,9 @@ from .cli import (
     ENGINE_OPTIONS,
     MODE_OPTION,
     TEMPLATE_OPTION,
-    command_parser,
-    dataclass_of,
+    fill_dataclass,
     load_model,
+    make_cli_parser,
     option,
     parse_at_least_1,
     print_json,
@@ -30,11 +30,11 @@ from .contract import Contract
 from .decisions.decide import PROBABILITIES
 from .decisions.form import Probability
 from .decoding.batch import Step
-from .decoding.block_layout import room_for_answer
+from .decoding.block_layout import count_room_for_answer
 from .decoding.options import DecodeOptions, Request, choose_contract
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
-from .text.terminal import Screen, show_steps, summary, view
+from .text.terminal import Screen, format_summary, make_view, show_steps
 
 HELP = {  # help texts that do not fit on the line of their option below
     "suffix": (
@@ -59,7 +59,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: generate(options(argv)))
+    return run(lambda: generate(parse_options(argv)))
 
 
 def generate(args: argparse.Namespace) -> int:
@@ -71,9 +71,9 @@ def generate(args: argparse.Namespace) -> int:
     loaded = time.perf_counter() - started
     if schema is not None:
         return decide(model, prompt, schema, args, loaded)
-    request = model.request(prompt, dataclass_of(DecodeOptions, args, fused=True))
+    request = model.request(prompt, fill_dataclass(DecodeOptions, args, fused=True))
     steps: Iterator[Step] = model.steps(request.prompt, request.options)
-    shown = view(model.tokenizer, model.contract, sys.stderr) if args.show else None
+    shown = make_view(model.tokenizer, model.contract, sys.stderr) if args.show else None
     if shown is not None:
         steps = show_steps(steps, shown)
     stream = blocks(steps, model.tokenizer)
@@ -88,16 +88,16 @@ def generate(args: argparse.Namespace) -> int:
     if whole:
         print(answer.text, flush=True)
     if shown is not None:
-        print(summary(answer.result), file=sys.stderr)
+        print(format_summary(answer.result), file=sys.stderr)
     if answer.result.finish == "length" and not args.suffix:  # before a suffix, an answer is as long as its gap
-        print(cut_line(model.contract, request), file=sys.stderr)
+        print(format_cut_line(model.contract, request), file=sys.stderr)
     return DONE
 
 
-def cut_line(contract: Contract, request: Request) -> str:
+def format_cut_line(contract: Contract, request: Request) -> str:
     """Returns the line about an answer without an end token: what ended it, and how it may become longer."""
     given, tokens = len(request.prompt), request.options.max_new_tokens
-    room = room_for_answer(choose_contract(contract, request.options.mode or contract.modes[0]), given)
+    room = count_room_for_answer(choose_contract(contract, request.options.mode or contract.modes[0]), given)
     if tokens is not None and tokens < room:
         return f"cut: no end token within {tokens} tokens; --max-new-tokens may be up to {room} for this prompt"
     if not contract.has_cache:
@@ -250,9 +250,9 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = "Generates the answer to a prompt with an exported student, block by block."
-    return command_parser(f"{__package__}.generate", what, OPTIONS).parse_args(argv)
+    return make_cli_parser(f"{__package__}.generate", what, OPTIONS).parse_args(argv)
 
 
 if __name__ == "__main__":

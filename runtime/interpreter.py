@@ -39,7 +39,7 @@ class Outcome:
     error_text: str
 
 
-def interpreters() -> list[str]:
+def list_interpreters() -> list[str]:
     """Returns paths of executables that may be this Python, the most probable first."""
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     names = (version + getattr(sys, "abiflags", ""), version)
@@ -68,7 +68,7 @@ def run_code(executable: str, code: str, given: str, seconds: float) -> Outcome:
     threads = [
         Thread(target=_write, args=(process.stdin, given), daemon=True),
         Thread(target=_listen, args=(process.stdout, reports, heard), daemon=True),
-        Thread(target=lambda stream: errors.extend(_lines(stream)), args=(process.stderr,), daemon=True),
+        Thread(target=lambda stream: errors.extend(_read_lines(stream)), args=(process.stderr,), daemon=True),
     ]
     for thread in threads:
         thread.start()
@@ -102,7 +102,7 @@ def _write(stream: IO[bytes], given: str) -> None:
 
 def _listen(stream: IO[bytes], reports: list[str], heard: Event) -> None:
     """Appends what follows MARK in each line that has it to `reports`; sets `heard` at the first, or at the end."""
-    for line in _lines(stream):
+    for line in _read_lines(stream):
         _, mark, text = line.decode(errors="replace").partition(MARK)
         if mark:
             reports.append(text.strip())
@@ -110,7 +110,7 @@ def _listen(stream: IO[bytes], reports: list[str], heard: Event) -> None:
     heard.set()
 
 
-def _lines(stream: IO[bytes]) -> Iterator[bytes]:
+def _read_lines(stream: IO[bytes]) -> Iterator[bytes]:
     with stream:
         while line := stream.readline(LINE):
             yield line

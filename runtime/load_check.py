@@ -63,12 +63,15 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, p
     names = [*bundle.texts, *(engine.hashed_files if engine else ())]
     size = sum((bundle.path / name).stat().st_size for name in names)
     what = f"engine {engine.name} of {bundle.path}" if engine else f"the text of {bundle.path}"
-    seconds, memory = SECONDS + size // RATE, MEMORY + COPIES * size + stack() * (threads or os.cpu_count() or 1)
-    asked = {**child_paths(), "bundle": str(bundle.path.absolute()), "engine": engine.name if engine else None}
+    seconds, memory = (
+        SECONDS + size // RATE,
+        MEMORY + COPIES * size + get_stack_size() * (threads or os.cpu_count() or 1),
+    )
+    asked = {**find_child_paths(), "bundle": str(bundle.path.absolute()), "engine": engine.name if engine else None}
     asked |= {"kind": engine.kind.name if engine else None, "threads": threads, "seconds": seconds, "bytes": memory}
     asked["prove"] = prove
     reason = f"{sys.prefix} has no python executable"
-    for executable in interpreter.interpreters():
+    for executable in interpreter.list_interpreters():
         try:
             outcome = interpreter.run_code(executable, CHILD, json.dumps(asked), seconds * PATIENCE)
         except interpreter.NotReached as error:
@@ -86,7 +89,7 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, p
     return False
 
 
-def child_paths() -> dict[str, Any]:
+def find_child_paths() -> dict[str, Any]:
     """Returns the paths from which a child loads this package and imports other modules."""
     package = sys.modules[__package__]
     found = [entry for entry in sys.path if isinstance(entry, str)]  # imports ignore entries of other types
@@ -98,7 +101,7 @@ def judge(what: str, outcome: Outcome, seconds: int) -> None:
     if outcome.code is None:
         raise UserError(f"{what} did not end within {seconds * PATIENCE} s {ADVICE}")
     if outcome.code < 0:
-        name = signal_name(-outcome.code)
+        name = name_signal(-outcome.code)
         if name in OUTSIDE:
             raise UserError(
                 f"{what} is not loaded, since its isolated load check was ended from outside ({name}), as the system "
@@ -114,7 +117,7 @@ def judge(what: str, outcome: Outcome, seconds: int) -> None:
         raise UserError(refused)
 
 
-def signal_name(number: int) -> str:
+def name_signal(number: int) -> str:
     import signal
 
     try:
@@ -123,7 +126,7 @@ def signal_name(number: int) -> str:
         return f"signal {number}"
 
 
-def stack() -> int:
+def get_stack_size() -> int:
     """Returns the bytes of a thread's stack, which all count as the process's data, used or not."""
     try:
         import resource
@@ -160,12 +163,12 @@ def try_files(request: dict[str, Any]) -> str | None:
         bundle = read(Path(request["bundle"]))
         _speak(Tokenizer(bundle.tokenizer, bundle.chat_template))
         if request["engine"] is not None:
-            engine = bundle.engine(request["engine"])
+            engine = bundle.find_engine(request["engine"])
             options = OpenOptions(threads=request["threads"])
             backend = engine.kind.open(bundle, [engine], options)[1]
             _run(backend)
             if request["prove"]:
-                return first_load.refusal(bundle, engine, backend, options)
+                return first_load.find_refusal(bundle, engine, backend, options)
     except (UserError, DeviceError) as error:
         return str(error)
     except MemoryError:
@@ -204,16 +207,16 @@ def _run(backend: Any) -> None:
     """Runs one forward pass over one token."""
     import numpy as np
 
-    from .decoding.block_layout import room_for_answer
-    from .decoding.loop import steps
+    from .decoding.block_layout import count_room_for_answer
+    from .decoding.loop import decode_steps
     from .decoding.options import DecodeOptions, Request
 
     contract = backend.contract
     special = {contract.mask_id, contract.pad_id, *contract.eos_ids}
     token = next((token for token in range(contract.vocab) if token not in special), 0)
-    if not room_for_answer(contract, 1):
+    if not count_room_for_answer(contract, 1):
         return
     try:
-        next(steps(backend, [Request(np.array([token]), DecodeOptions(1))]))
+        next(decode_steps(backend, [Request(np.array([token]), DecodeOptions(1))]))
     except NumericalError:  # left to the first answer, which reports it
         return

@@ -92,7 +92,7 @@ class Model:
         self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]
     ) -> Generator[Step, None, None]:
         """Yields what each forward pass does to the canvas; the last step has the result. Close it to stop early."""
-        return self._steps(self.request(prompt, options, **keywords))
+        return self._decode_steps(self.request(prompt, options, **keywords))
 
     def stream(
         self, prompt: Prompt, options: DecodeOptions = DEFAULTS, **keywords: Unpack[OptionKeywords]
@@ -222,12 +222,12 @@ class Model:
         if not self._busy.acquire(blocking=False):
             raise UserError("this model is generating another answer; end or close that one, or load a second model")
 
-    def _steps(self, request: Request) -> Generator[Step, None, None]:
+    def _decode_steps(self, request: Request) -> Generator[Step, None, None]:
         self._check_process()
         self._acquire()
         try:
             if self._session is None:
-                made = loop.steps(self.backend, [request], gate=self.gate)
+                made = loop.decode_steps(self.backend, [request], gate=self.gate)
             else:
                 made = self._session.steps(request)
             for done in made:

@@ -118,6 +118,6 @@ def _prove_here(bundle: Bundle, engine: Engine, backend: Backend, options: OpenO
 
     if verify == "first" and first_load.is_proved(engine, options.device):
         return
-    if refused := first_load.refusal(bundle, engine, backend, options):
+    if refused := first_load.find_refusal(bundle, engine, backend, options):
         raise UserError(refused)
     first_load.remember(engine, options.device)

@@ -14,16 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from .bundle.manifest import read
-from .cli import DONE, ENGINE_OPTIONS, command_parser, expect, load_model, option, parse_counts, print_json, run
+from .cli import DONE, ENGINE_OPTIONS, expect, load_model, make_cli_parser, option, parse_counts, print_json, run
 from .engines.registry import choose_engines
 from .errors import UserError
 from .model import Model
 from .perf.block_costs import Question, analyze
-from .perf.conditions import processor_name
+from .perf.conditions import read_processor_name
 from .perf.data_sheets import DEVICES, Device, choose_devices
-from .perf.latency import canvas, percentiles, time_calls
-from .perf.local_cpu import bandwidth, measure_processor
-from .perf.op_counts import SHAPES, WEIGHT_SIZES, Pass, parse_shape, shape_of, weight_bytes
+from .perf.latency import compute_percentiles, make_canvas_step, time_calls
+from .perf.local_cpu import measure_bandwidth, measure_processor
+from .perf.op_counts import SHAPES, WEIGHT_SIZES, Pass, count_weight_bytes, parse_shape, read_shape
 
 WARMUP = 3  # steps that are run first, untimed
 PAIRS = "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=151936"
@@ -53,10 +53,10 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: roofline(options(argv)))
+    return run(lambda: print_costs(parse_options(argv)))
 
 
-def roofline(args: argparse.Namespace) -> int:
+def print_costs(args: argparse.Namespace) -> int:
     """Computes the costs for each device, and prints them."""
     name, question = parse_question(args)
     # A model that cannot be loaded is reported before this machine is measured.
@@ -87,10 +87,10 @@ def parse_question(args: argparse.Namespace) -> tuple[str, Question]:
     shape, precision, name = SHAPES[args.model or next(iter(SHAPES))], args.precision or "fp16", args.model
     if args.bundle:
         bundle = read(Path(args.bundle))
-        shape, name = shape_of(bundle.provenance.get("shape"), str(bundle.path)), bundle.path.name
+        shape, name = read_shape(bundle.provenance.get("shape"), str(bundle.path)), bundle.path.name
         precision = args.precision or choose_engines(bundle, args.engine, args.device)[0].precision
     elif args.shape:
-        shape, name = shape_of(args.shape, "--shape"), "--shape"
+        shape, name = read_shape(args.shape, "--shape"), "--shape"
     if precision not in WEIGHT_SIZES:
         raise UserError(f"the engine is {precision}; this counts {', '.join(WEIGHT_SIZES)}: name one with --precision")
     numbers = (args.past, args.answer, args.tokens_per_forward, args.repeat)
@@ -109,7 +109,7 @@ def open_devices(args: argparse.Namespace, precision: str) -> dict[str, Device]:
     found = {key: DEVICES[key] for key in keys if key != "local" and precision in DEVICES[key].rates}
     if "local" in keys:
         print("measuring this machine ...", file=sys.stderr)
-        found["local"] = measure_processor(processor_name(), args.threads)
+        found["local"] = measure_processor(read_processor_name(), args.threads)
     if not found:
         raise UserError(f"the data sheets' devices have no rate for {precision}; expected fp16, int8 or int4, or local")
     return found
@@ -122,14 +122,16 @@ def measure_steps(model: Model, here: Device, question: Question, args: argparse
         return
     # Weights that fit into a CPU cache stay there between steps, and are read as fast as a buffer of their size that
     # is read again and again.
-    speed = bandwidth(int(weight_bytes(question.shape, WEIGHT_SIZES[question.precision], contract.block)), args.threads)
+    speed = measure_bandwidth(
+        int(count_weight_bytes(question.shape, WEIGHT_SIZES[question.precision], contract.block)), args.threads
+    )
     for past in sorted({0, min(question.past, contract.capacity - contract.block)}):
-        load = here.work(question.shape, question.precision, Pass(1, contract.block, past, contract.block))
-        memory, compute = (load.weights + load.cache) / speed / 1e6, here.compute_ms(load, question.precision)
+        load = here.count_work(question.shape, question.precision, Pass(1, contract.block, past, contract.block))
+        memory, compute = (load.weights + load.cache) / speed / 1e6, here.estimate_compute_ms(load, question.precision)
         backend.open(1, past + contract.block)
-        forward = canvas(contract, past)
+        forward = make_canvas_step(contract, past)
         seconds = time_calls(lambda forward=forward: backend.forward(forward), args.repeat, WARMUP)  # type: ignore[misc]
-        found = percentiles(1000 * seconds)
+        found = compute_percentiles(1000 * seconds)
         yield {
             "past": past,
             "block": contract.block,
@@ -162,7 +164,7 @@ def report(values: dict[str, Any]) -> Iterator[str]:
         widest = ", ".join(f"{w['block']} (batch {w['batch']})" for w in device["widest_memory_bound_block"])
         yield f"memory-bound up to a block of {widest}; train a block of {device['block_to_train']}"
         yield f"{'':<20}" + "".join(f"{'op/byte':>10}{'ms':>9} {'cost':>6}{'tokens/s':>9}" for _ in batches)
-        yield from rows(device["points"], len(batches))
+        yield from format_rows(device["points"], len(batches))
     for step in values["steps"]:
         yield ""
         yield (
@@ -175,17 +177,17 @@ def report(values: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def rows(points: Sequence[dict[str, Any]], batches: int) -> Iterator[str]:
+def format_rows(points: Sequence[dict[str, Any]], batches: int) -> Iterator[str]:
     """Yields one line per mode, with its batches side by side."""
     for start in range(0, len(points), batches):
         line = f"{points[start]['mode']:<20}"
         for p in points[start : start + batches]:
-            line += f"{p['intensity']:>10.1f}{figure(p['ms']):>9}{p['bound'][0]}{figure(p['cost']):>6}"
+            line += f"{p['intensity']:>10.1f}{format_figure(p['ms']):>9}{p['bound'][0]}{format_figure(p['cost']):>6}"
             line += f"{p['tokens_per_second']:>9,.0f}"
         yield line
 
 
-def figure(value: float) -> str:
+def format_figure(value: float) -> str:
     """Formats a number with three significant digits, or, from 1000 on, as a whole number."""
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
 
@@ -213,8 +215,8 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = command_parser(f"{__package__}.roofline", DESCRIPTION, OPTIONS)
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = make_cli_parser(f"{__package__}.roofline", DESCRIPTION, OPTIONS)
     model = parser.add_mutually_exclusive_group()
     model.add_argument(
         "bundle",

@@ -18,8 +18,8 @@ from .cli import (
     ENGINE_OPTIONS,
     TEMPLATE_OPTION,
     choose_served_name,
-    command_parser,
     load_model,
+    make_cli_parser,
     option,
     parse_at_least_1,
     port,
@@ -28,7 +28,7 @@ from .cli import (
 )
 from .engines.registry import choose_engines
 from .errors import UserError
-from .server.sockets import is_local, listen, url_of
+from .server.sockets import format_url, is_local, listen
 
 if TYPE_CHECKING:
     from .model import Model
@@ -62,7 +62,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: serve(options(argv)))
+    return run(lambda: serve(parse_options(argv)))
 
 
 def serve(args: argparse.Namespace) -> int:
@@ -78,7 +78,7 @@ def serve(args: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     with listen(args.host, args.port) as place:
-        served, url = service(args, load_model(args)), url_of(place)
+        served, url = make_service(args, load_model(args)), format_url(place)
         app = make_app(served)
         if args.json:
             print_json({"url": url, "model": served.name})
@@ -91,20 +91,20 @@ def serve(args: argparse.Namespace) -> int:
 
 def open_service(argv: Sequence[str]) -> Service:
     """Returns the service that the command would run with these options, for other kinds of servers."""
-    args = options(argv)
-    return service(args, load_model(args))
+    args = parse_options(argv)
+    return make_service(args, load_model(args))
 
 
-def service(args: argparse.Namespace, model: Model) -> Service:
+def make_service(args: argparse.Namespace, model: Model) -> Service:
     """Returns the service of a loaded model, with workers as the options describe them."""
-    from .server.adaptive_threshold import Pressure, span
+    from .server.adaptive_threshold import Pressure, parse_span
     from .server.metrics import Counters
     from .server.service import Service
     from .server.worker_pool import Workers, choose_decoders
 
-    keys = api_keys(args.api_key_file)
+    keys = read_api_keys(args.api_key_file)
     if args.workers is None and args.slots is not None and args.slots > model.contract.batch == 1:
-        advice = batching(Path(args.bundle), args.device)
+        advice = advise_batching(Path(args.bundle), args.device)
         raise UserError(f"--slots is {args.slots}, but engine {model.engine} takes one sequence; {advice}")
     decoders = choose_decoders(model, args.workers, args.slots, args.device)
     sys.setswitchinterval(SWITCH)
@@ -114,7 +114,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     if args.adaptive_threshold is not None:
         if "block" not in model.contract.modes:
             raise UserError("--adaptive-threshold was given, but this model has no mode with a gate; leave it out")
-        idle, full = span(args.adaptive_threshold, model.gate, model.contract.vocab)
+        idle, full = parse_span(args.adaptive_threshold, model.gate, model.contract.vocab)
         threshold = Pressure(idle, full, args.queue, lambda: workers.waiting)
     workers = Workers(decoders, args.queue, threshold)
     own = (lambda: model.gate.threshold) if gated else None
@@ -131,7 +131,7 @@ def service(args: argparse.Namespace, model: Model) -> Service:
     )
 
 
-def batching(path: Path, device: str) -> str:
+def advise_batching(path: Path, device: str) -> str:
     """Returns advice on how to get an engine that takes batches: one of the bundle's for this device, or a new one."""
     from .bundle.manifest import read
 
@@ -144,7 +144,7 @@ def batching(path: Path, device: str) -> str:
     return "give --slots 1, or export one that takes batches: blockstep export onnx --dialect standard"
 
 
-def api_keys(file: str | None) -> tuple[str, ...]:
+def read_api_keys(file: str | None) -> tuple[str, ...]:
     """Reads API keys from a file, one per line. Raises UserError if it cannot be read or has none."""
     if file is None:
         return ()
@@ -216,8 +216,8 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    return command_parser(f"{__package__}.serve", DESCRIPTION, OPTIONS).parse_args(argv)
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
+    return make_cli_parser(f"{__package__}.serve", DESCRIPTION, OPTIONS).parse_args(argv)
 
 
 if __name__ == "__main__":

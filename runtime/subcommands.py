@@ -54,7 +54,7 @@ def dispatch(words: Sequence[str]) -> int:
     group = words[0] if words and any(name.startswith(f"{words[0]} ") for name in COMMANDS) else ""
     rest = words[1:] if group else words
     if not rest or rest[0] in ("-h", "--help"):
-        print(help_text(group))
+        print(format_help(group))
         return DONE
     names = ", ".join(name for name in COMMANDS if name.startswith(group))
     given = " ".join(words[:2] if group else words[:1])
@@ -88,7 +88,7 @@ def name_of(module: str) -> str:
     return next((words for words, (own, _) in COMMANDS.items() if own == module), module.replace(".", " "))
 
 
-def help_text(group: str = "") -> str:
+def format_help(group: str = "") -> str:
     """Returns the help text: a list of all commands, or of those of a group such as `train`."""
     width = max(map(len, COMMANDS)) + 2
     lines = [f"  {name:{width}}{what}" for name, (_, what) in COMMANDS.items() if name.startswith(group)]

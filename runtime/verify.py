@@ -9,14 +9,14 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from .cli import DONE, ENGINE_OPTIONS, FAILED, command_parser, option, print_json, run
+from .cli import DONE, ENGINE_OPTIONS, FAILED, make_cli_parser, option, print_json, run
 from .engines.registry import OpenOptions
 from .proof.bundle_proof import prove_bundle
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: verify(options(argv)))
+    return run(lambda: verify(parse_options(argv)))
 
 
 OPTIONS = (
@@ -26,14 +26,14 @@ OPTIONS = (
 )
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     what = (
         "Replays the forward passes and answers that PyTorch computed when the bundle was exported, and compares. It "
         "needs numpy and the engine, neither PyTorch nor the checkpoint, so it runs on every machine that runs the "
         "bundle; `blockstep export verify` compares with PyTorch itself, on any prompts and in every token's "
         "probability. Exit 1 if a bound is exceeded, 2 for a bundle without a recorded reference."
     )
-    return command_parser(f"{__package__}.verify", what, OPTIONS).parse_args(argv)
+    return make_cli_parser(f"{__package__}.verify", what, OPTIONS).parse_args(argv)
 
 
 def verify(args: argparse.Namespace) -> int:

@@ -19,7 +19,7 @@ from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from train import open_checkpoint
-from train.evaluation.evaluated_model import torch_backend
+from train.evaluation.evaluated_model import make_torch_backend
 
 SAMPLES = Path(__file__).resolve().parent
 BUNDLE = SAMPLES.parent / "build" / "demo" / "student.bundle"
@@ -36,10 +36,10 @@ def run(title: str, *command: str) -> str:
     return done.stdout
 
 
-def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
+def generate_teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
     """Returns the teacher's answers to the same prompts, one token per step, in PyTorch."""
     saved = open_checkpoint.load(SAMPLES / "teacher.pt")
-    backend, tokenizer = torch_backend(saved, 1, None, False), saved.read_tokenizer()
+    backend, tokenizer = make_torch_backend(saved, 1, None, False), saved.read_tokenizer()
     ids = [np.array(tokenizer.encode(prompt).ids, np.int64) for prompt in prompts]
     requests = [Request(prompt, DecodeOptions(backend.contract.canvas)) for prompt in ids]
     generate(backend, requests[0], gate=ONE_A_STEP)  # the first run is slower, and not counted
@@ -51,7 +51,7 @@ def teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
     return texts, results
 
 
-def table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result]]]) -> None:
+def print_table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result]]]) -> None:
     """Prints parity, then each row's forward passes, tokens per pass and seconds, and the first row over the last."""
     apart, differ = verified["max"]["every_log_prob"], len(verified["differing"])
     print(f"\nparity with PyTorch, of every likely token: max |d log p| {apart:.1e}")
@@ -81,10 +81,10 @@ def main() -> None:
     for prompt in prompts:
         model.generate(prompt)  # the engine's first run plans its memory
     answers = [model.generate(prompt) for prompt in prompts]
-    texts, slow = teacher_answers(prompts)
+    texts, slow = generate_teacher_answers(prompts)
     print("\n== the same prompts by its teacher, one token per step")
     fast = [answer.result for answer in answers]
-    table(json.loads(verified), [("teacher, one per step, PyTorch", slow), ("student, ONNX Runtime", fast)])
+    print_table(json.loads(verified), [("teacher, one per step, PyTorch", slow), ("student, ONNX Runtime", fast)])
     same = sum(answer.text == text for answer, text in zip(answers, texts, strict=True))
     print(f"{same} of {len(prompts)} texts are the teacher's own; the demo took {time.perf_counter() - started:.0f} s")
 

@@ -14,7 +14,7 @@ from runtime.bundle.manifest import parse
 from runtime.contract import parse_contract
 from runtime.errors import LONGEST, UserError
 from train.huggingface.families import find_family
-from train.huggingface.reader import NormalizedConfig, model_config
+from train.huggingface.reader import NormalizedConfig, make_model_config
 
 GOLDEN = Path(__file__).parent / "golden"
 MANIFESTS = [json.loads(file.read_text()) for file in sorted(GOLDEN.glob("*.bundle/manifest.json"))]
@@ -61,7 +61,7 @@ def test_a_manifest_is_a_bundle_or_one_line(values: Any) -> None:
     assert made.contract == parse_contract(made.contract.as_dict())
     names = [*made.texts, *(name for engine in made.engines for name in engine.files)]
     assert all(Path(name).name == name for name in names)
-    assert made.engine(made.engines[0].name) == made.engines[0]
+    assert made.find_engine(made.engines[0].name) == made.engines[0]
 
 
 @settings(max_examples=100)
@@ -70,7 +70,7 @@ def test_a_config_is_a_shape_or_one_line(values: Any) -> None:
     if not isinstance(values, dict):
         return
     try:
-        shape = model_config(
+        shape = make_model_config(
             NormalizedConfig(Path("config.json"), values, find_family(values, "qwen3", Path("config.json")))
         )
     except UserError as error:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
-from trt_bundle import plan_of
+from trt_bundle import make_fake_plan
 
 from runtime import verify
 from runtime.bundle import trust_records
@@ -25,7 +25,7 @@ from runtime.errors import UserError
 from runtime.open_bundle import load
 from train import open_checkpoint
 from train.data.trajectories import NEVER_ACCEPTED, read_shards
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 
 GOLDEN = Path(__file__).parent / "golden"
 ANSWERS = json.loads((GOLDEN / "answers.json").read_text(encoding="utf-8"))
@@ -51,7 +51,7 @@ def test_a_recorded_reference_is_replayed_as_it_was() -> None:
 @pytest.mark.parametrize("name", ["student.pt", "student-without-rope-scaling.pt", "directory"])
 def test_a_checkpoint_answers_as_it_did(name: str) -> None:
     made = open_checkpoint.load(GOLDEN / name)
-    backend, words = TorchBackend(made.build(), contract_of(made)), made.read_tokenizer()
+    backend, words = TorchBackend(made.build(), derive_contract(made)), made.read_tokenizer()
     for prompt in PROMPTS:
         ids = np.array(words.encode(prompt, add_special_tokens=False).ids)
         assert generate(backend, Request(ids, DecodeOptions(16))).token_ids == expected(prompt)
@@ -59,16 +59,16 @@ def test_a_checkpoint_answers_as_it_did(name: str) -> None:
 
 def test_a_bundle_with_a_tensorrt_engine_is_read_whole() -> None:
     bundle = read(GOLDEN / "trt.bundle")
-    engine = bundle.engine("trt")
+    engine = bundle.find_engine("trt")
     assert engine.build is not None and bundle.contract.max_prompt == 16 and bundle.contract.gate.threshold == 0.75
     content = (bundle.path / engine.model).read_bytes()
     trust_records.remember_built(engine.files[engine.model])
     cuda, student = FakeCuda(), open_checkpoint.load(GOLDEN / "student.pt")
-    plan = plan_of(student.build(), bundle.contract, engine.build, "in_place")
+    plan = make_fake_plan(student.build(), bundle.contract, engine.build, "in_place")
     fake = FakeTensorRT(cuda, {content: plan})
     backend = open_engines(bundle, [engine], cuda=Cuda(cuda), library=lambda _: fake)
     ids = np.array(student.read_tokenizer().encode(PROMPTS[0], add_special_tokens=False).ids)
-    reference = TorchBackend(student.build(), contract_of(student))
+    reference = TorchBackend(student.build(), derive_contract(student))
     answers = [
         generate(each, Request(ids, DecodeOptions(8)), gate=bundle.contract.gate).token_ids
         for each in (backend, reference)

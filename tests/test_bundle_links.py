@@ -43,7 +43,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     contract = make_export_contract(source, None)
     files = write_ort_graph(source, contract, "fp32", folder, external=1000)
     engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, files[0].name, {}, {})
-    origin = {"checkpoint_sha256": store.sha256(folder / "student.pt")}
+    origin = {"checkpoint_sha256": store.hash_file(folder / "student.pt")}
     store.write(folder / "student.bundle", contract, engine, files, source.tokenizer, None, origin)
     return folder
 
@@ -106,7 +106,7 @@ def test_a_linked_bundle_with_external_weights_generates_and_verifies(
     assert (found.result.token_ids, found.result.forwards) == (wanted.result.token_ids, wanted.result.forwards)
     read = store.read(linked)
     assert set(trust_records.read_seen()) >= {
-        str((linked / name).resolve()) for name in (*read.engine().files, *read.texts)
+        str((linked / name).resolve()) for name in (*read.find_engine().files, *read.texts)
     }
     words = [str(linked), "--ckpt", str(made / "student.pt"), "--prompts", "1", "--task", "math"]
     assert verify.main(words) == 0
@@ -135,7 +135,7 @@ def test_a_linked_graph_reads_no_file_that_its_manifest_does_not_name(made: Path
             entry.value = "secret" if entry.key == "location" else entry.value
     target = (linked / engine["model"]).resolve()
     target.write_bytes(graph.SerializeToString())
-    engine["files"][engine["model"]] = store.sha256(target)
+    engine["files"][engine["model"]] = store.hash_file(target)
     (linked / "manifest.json").resolve().write_text(json.dumps(values))
     with pytest.raises(UserError, match="secret not found"):
         load(linked)
@@ -158,7 +158,7 @@ def test_a_link_to_anything_but_a_file_is_refused(
 ) -> None:
     there = Path(shutil.copytree(made / "student.bundle", tmp_path / "a.bundle"))
     read = store.read(there)
-    file = there / {"model": read.engine().model, "tokenizer": read.tokenizer.name}.get(name, name)
+    file = there / {"model": read.find_engine().model, "tokenizer": read.tokenizer.name}.get(name, name)
     os.mkfifo(tmp_path / "pipe")
     file.unlink()
     file.symlink_to({"itself": file.name, "pipe": "../pipe"}.get(target, target))
@@ -183,14 +183,16 @@ def test_a_new_gate_replaces_the_link_and_not_what_is_in_the_cache(made: Path, t
     before = blob.read_bytes()
     store.set_gate(linked, "ort-fp32", GateSpec(threshold=0.75))
     assert blob.read_bytes() == before and not (linked / "manifest.json").is_symlink()
-    assert store.read(linked).engine().gate == GateSpec(threshold=0.75)
+    assert store.read(linked).find_engine().gate == GateSpec(threshold=0.75)
 
 
 def test_a_checkpoint_is_the_same_behind_a_link_and_writing_there_replaces_the_link(made: Path, tmp_path: Path) -> None:
     target = Path(shutil.copyfile(made / "student.pt", tmp_path / "blob"))
     link("blob", tmp_path / "student.pt")
     before = target.read_bytes()
-    assert open_checkpoint.fingerprint(tmp_path / "student.pt") == open_checkpoint.fingerprint(made / "student.pt")
+    assert open_checkpoint.compute_fingerprint(tmp_path / "student.pt") == open_checkpoint.compute_fingerprint(
+        made / "student.pt"
+    )
     student_pt.set_gate(tmp_path / "student.pt", {**student().decoding.gate, "threshold": 0.25})
     assert target.read_bytes() == before and not (tmp_path / "student.pt").is_symlink()
     assert open_checkpoint.load(tmp_path / "student.pt").decoding.gate["threshold"] == 0.25
@@ -201,6 +203,6 @@ def test_a_hugging_face_checkpoint_is_the_same_in_its_cache(tmp_path: Path) -> N
     foreign.shard(tmp_path / "plain")
     linked = in_a_hugging_face_cache(tmp_path / "plain", tmp_path / "models--org--dream")
     found, wanted = open_checkpoint.load(linked), open_checkpoint.load(tmp_path / "plain")
-    assert open_checkpoint.fingerprint(linked) == open_checkpoint.fingerprint(tmp_path / "plain")
+    assert open_checkpoint.compute_fingerprint(linked) == open_checkpoint.compute_fingerprint(tmp_path / "plain")
     assert (found.model, found.decoding, found.tokenizer) == (wanted.model, wanted.decoding, wanted.tokenizer)
     assert all(torch.equal(found.weights[name], weight) for name, weight in wanted.weights.items())

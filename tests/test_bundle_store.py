@@ -18,7 +18,7 @@ import pytest
 import tiny
 
 from runtime.bundle import store as bundle
-from runtime.bundle.store import Bundle, Engine, content_name, read, sha256, verify_files, write
+from runtime.bundle.store import Bundle, Engine, hash_file, make_content_name, read, verify_files, write
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 
@@ -40,7 +40,7 @@ def store(path: Path, engine: Engine = ORT, content: bytes = b"graph", **changes
     source.mkdir(exist_ok=True)
     plain = source / f"plain-{engine.name}.onnx"
     plain.write_bytes(content)
-    file = plain.rename(source / content_name(engine.name, ".onnx", sha256(plain)))
+    file = plain.rename(source / make_content_name(engine.name, ".onnx", hash_file(plain)))
     options = {"contract": tiny.contract(), "tokenizer": "{}", "chat_template": None, "provenance": FROM} | changes
     return write(path, engine=replace(engine, model=file.name), artifacts=[file], **options)
 
@@ -52,13 +52,13 @@ def names(path: Path) -> list[str]:
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     made = store(tmp_path / "a.bundle", INT8, chat_template="{{ messages }}")
     assert made == read(tmp_path / "a.bundle")
-    engine = made.engine("ort-int8")
+    engine = made.find_engine("ort-int8")
     assert engine.gate == GateSpec(threshold=0.85) and engine.parity == {"steps": "fine"}
     assert made.contract == tiny.contract() and made.chat_template == "{{ messages }}" and made.provenance == FROM
     assert (made.path / engine.model).read_bytes() == b"graph" and made.tokenizer.read_text() == "{}"
     assert len(names(made.path)) == 4
     for name in names(made.path):
-        assert name == "manifest.json" or sha256(made.path / name)[:8] in name
+        assert name == "manifest.json" or hash_file(made.path / name)[:8] in name
 
 
 def test_an_engine_is_added_or_replaced_by_dialect_precision_and_target(tmp_path: Path) -> None:
@@ -67,10 +67,12 @@ def test_an_engine_is_added_or_replaced_by_dialect_precision_and_target(tmp_path
     store(path, INT8, b"int8")
     made = store(path, content=b"newer")
     assert [engine.name for engine in made.engines] == ["ort-int8", "ort-fp32"]
-    assert made.engine().name == "ort-int8" and made.engine("ort-fp32").files.keys() == {made.engine("ort-fp32").model}
-    assert len(names(path)) == 4 and (path / made.engine("ort-fp32").model).read_bytes() == b"newer"
+    assert made.find_engine().name == "ort-int8" and made.find_engine("ort-fp32").files.keys() == {
+        made.find_engine("ort-fp32").model
+    }
+    assert len(names(path)) == 4 and (path / made.find_engine("ort-fp32").model).read_bytes() == b"newer"
     with pytest.raises(UserError, match="no engine 'trt-fp16'; it has ort-int8, ort-fp32"):
-        made.engine("trt-fp16")
+        made.find_engine("trt-fp16")
 
 
 def test_engines_of_one_bundle_have_the_same_count_of_candidates(tmp_path: Path) -> None:
@@ -110,7 +112,7 @@ def test_engines_of_one_bundle_have_one_contract_and_one_checkpoint(tmp_path: Pa
 def test_a_file_that_stays_is_not_lost_when_its_content_comes_again(tmp_path: Path) -> None:
     path = tmp_path / "a.bundle"
     assert store(path) == store(path)
-    verify_files(read(path), read(path).engine(), "always")
+    verify_files(read(path), read(path).find_engine(), "always")
 
 
 def test_a_folder_that_is_no_bundle_is_left_alone(tmp_path: Path) -> None:
@@ -178,7 +180,7 @@ def test_a_killed_writer_leaves_the_older_bundle_and_the_next_one_its_rest(renam
     assert before.items() <= {name: (path / name).read_bytes() for name in names(path)}.items()
     # What it had moved, and what it had written to move it next; the engine's file comes from outside as it is.
     assert len(names(path)) == len(before) + renames + (renames > 0)
-    verify_files(read(path), read(path).engine(), "always")
+    verify_files(read(path), read(path).find_engine(), "always")
     store(path, content=b"newest")
     assert len(names(path)) == 3
 
@@ -292,54 +294,54 @@ def test_no_bundle_is_told_with_how_to_make_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("which", ["model", "tokenizer"])
 def test_damage_is_found_and_named(which: str, tmp_path: Path) -> None:
     made = store(tmp_path / "a.bundle")
-    file = made.path / made.engine().model if which == "model" else made.tokenizer
-    verify_files(made, made.engine())
+    file = made.path / made.find_engine().model if which == "model" else made.tokenizer
+    verify_files(made, made.find_engine())
     content = bytearray(file.read_bytes())
     content[0] ^= 1
     file.write_bytes(content)
     for policy in ("first", "always"):
         with pytest.raises(UserError, match=f"{file.name} is damaged"):
-            verify_files(made, made.engine(), policy)
+            verify_files(made, made.find_engine(), policy)
     file.unlink()
     with pytest.raises(UserError, match=f"{file.name} is missing"):
-        verify_files(made, made.engine())
+        verify_files(made, made.find_engine())
     (tmp_path / "elsewhere").write_bytes(bytes(content))
     file.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(UserError, match=f"{file.name} is damaged"):
-        verify_files(made, made.engine())
+        verify_files(made, made.find_engine())
 
 
 def test_hashes_are_remembered_by_size_time_and_inode(tmp_path: Path, cache: Path) -> None:
     made = store(tmp_path / "a.bundle")
-    file = made.path / made.engine().model
-    verify_files(made, made.engine())
+    file = made.path / made.find_engine().model
+    verify_files(made, made.find_engine())
     assert str(file.resolve()) in json.loads(cache.read_text())
     before = file.stat()
     file.write_bytes(b"grapH")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    verify_files(made, made.engine())  # known, so not read: what remembering means
+    verify_files(made, made.find_engine())  # known, so not read: what remembering means
     with pytest.raises(UserError, match="damaged"):
-        verify_files(made, made.engine(), "always")
+        verify_files(made, made.find_engine(), "always")
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
     with pytest.raises(UserError, match="damaged"):
-        verify_files(made, made.engine())
+        verify_files(made, made.find_engine())
     with pytest.raises(UserError, match="verify is 'never'"):
-        verify_files(made, made.engine(), "never")
+        verify_files(made, made.find_engine(), "never")
 
 
 @pytest.mark.parametrize("memory", ["", "[]", "{", '{"x": 1}'])
 def test_a_memory_that_cannot_be_read_or_written_costs_only_time(memory: str, tmp_path: Path, cache: Path) -> None:
     made = store(tmp_path / "a.bundle")
     cache.write_text(memory)
-    verify_files(made, made.engine())
+    verify_files(made, made.find_engine())
     cache.unlink()
     cache.parent.rmdir()
     cache.parent.write_text("a file where the folder should be")
-    verify_files(made, made.engine())
-    (made.path / made.engine().model).write_bytes(b"grapH")
+    verify_files(made, made.find_engine())
+    (made.path / made.find_engine().model).write_bytes(b"grapH")
     with pytest.raises(UserError, match="damaged"):
-        verify_files(made, made.engine())
+        verify_files(made, made.find_engine())
 
 
 def test_names_carry_the_content() -> None:
-    assert bundle.content_name("ort-fp32", ".onnx", "0123456789") == "ort-fp32-01234567.onnx"
+    assert bundle.make_content_name("ort-fp32", ".onnx", "0123456789") == "ort-fp32-01234567.onnx"

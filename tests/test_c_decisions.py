@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deciding import deciding_bundle
+from deciding import make_deciding_bundle
 from native import BUNDLE, Opened, make_samples, needs_tools, run
 
 from runtime import load
@@ -32,7 +32,7 @@ def opened(built: Path) -> Opened:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deciding_bundle(tmp_path_factory.mktemp("deciding"))
+    return make_deciding_bundle(tmp_path_factory.mktemp("deciding"))
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from native import BUNDLE, PROMPTS, ROOT, build_all, needs_tools, run
-from speaking import ids_of, speaking_bundle
+from speaking import encode_ids, make_speaking_bundle
 from tiny import END
 
 from runtime import Model, load
@@ -139,10 +139,10 @@ def test_valgrind_finds_no_error_of_ours(built: Path, tmp_path: Path) -> None:
     if shutil.which("valgrind") is None:
         pytest.skip("no valgrind here (Debian: apt install valgrind)")
     # A tiny graph: ONNX Runtime takes seconds per forward pass of the student there.
-    log, bundle = tmp_path / "errors.xml", speaking_bundle(tmp_path, "ask", "hello, world")
+    log, bundle = tmp_path / "errors.xml", make_speaking_bundle(tmp_path, "ask", "hello, world")
     watch = ("valgrind", "--xml=yes", f"--xml-file={log}", "--leak-check=full", "--show-leak-kinds=definite")
-    report = soak(built, [ids_of("ask")], 2, 20, leak=1000, bundle=bundle, under=(*watch, "--num-callers=6"))
-    assert report["answers"] == [[*ids_of("hello, world"), END]]
+    report = soak(built, [encode_ids("ask")], 2, 20, leak=1000, bundle=bundle, under=(*watch, "--num-callers=6"))
+    assert report["answers"] == [[*encode_ids("hello, world"), END]]
     # Python and the libraries behind it have findings of their own; whose one is, its first frame outside libc says.
     found = {whose(error) for error in ElementTree.parse(log).getroot().iter("error")}
     ours = {(kind, file, function) for kind, file, function in found if file in ("libblockstep.so", "soak")}

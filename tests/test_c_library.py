@@ -15,7 +15,7 @@ import engine_faults
 import pytest
 from native import BUNDLE, PROMPTS, ROOT, Opened, needs_tools, run
 from serving import until
-from speaking import every_other, speaking_bundle
+from speaking import every_other, make_speaking_bundle
 
 from runtime import Model, capi, load
 from runtime.capi import build_library, main
@@ -47,7 +47,7 @@ def loaded(opened: Opened) -> Iterator[Any]:
 @pytest.fixture
 def speaking(opened: Opened, tmp_path: Path) -> Iterator[Any]:
     """A model of one request at a time that answers "ask" with ANSWER."""
-    code, model = opened.load(str(speaking_bundle(tmp_path, "ask", ANSWER)), threads=1, at_once=1)
+    code, model = opened.load(str(make_speaking_bundle(tmp_path, "ask", ANSWER)), threads=1, at_once=1)
     assert code == opened.lib.BLOCKSTEP_OK, opened.error()
     yield model
     opened.lib.blockstep_close(model)
@@ -238,7 +238,7 @@ def test_a_model_that_is_not_there_is_told(opened: Opened) -> None:
 
 @pytest.mark.native
 def test_scores_that_are_no_numbers_have_a_code(opened: Opened, tmp_path: Path) -> None:
-    code, model = opened.load(str(speaking_bundle(tmp_path, "ask", ANSWER, lambda place: float("nan"))), threads=1)
+    code, model = opened.load(str(make_speaking_bundle(tmp_path, "ask", ANSWER, lambda place: float("nan"))), threads=1)
     assert code == opened.lib.BLOCKSTEP_OK
     got = opened.ask(model, prompt=b"ask")
     assert (got.code, got.answer) == (opened.lib.BLOCKSTEP_NUMERICAL, None) and got.error
@@ -261,7 +261,7 @@ def test_the_contract_is_the_bundles(opened: Opened, loaded: Any, student: Model
 
 @pytest.mark.native
 def test_a_chat_template_applies_unless_raw(opened: Opened, tmp_path: Path) -> None:
-    bundle = str(speaking_bundle(tmp_path, "<ask>", "hello", template="<{{ messages[0].content }}>"))
+    bundle = str(make_speaking_bundle(tmp_path, "<ask>", "hello", template="<{{ messages[0].content }}>"))
     code, model = opened.load(bundle, threads=1)
     assert code == opened.lib.BLOCKSTEP_OK, opened.error()
     for fields, text in (({"prompt": b"ask"}, "hello"), ({"prompt": b"<ask>", "raw": 1}, "hello")):
@@ -276,7 +276,7 @@ def test_a_chat_template_applies_unless_raw(opened: Opened, tmp_path: Path) -> N
 def test_an_answer_at_a_temperature_is_pythons(opened: Opened, speaking: Any, tmp_path: Path) -> None:
     folder = tmp_path / "made"
     folder.mkdir()
-    lib, bundle = opened.lib, speaking_bundle(folder, "ask", "a quiet answer", every_other, others="wxyz")
+    lib, bundle = opened.lib, make_speaking_bundle(folder, "ask", "a quiet answer", every_other, others="wxyz")
     python = load(bundle, threads=1)
     code, model = opened.load(str(bundle), threads=1)
     assert code == lib.BLOCKSTEP_OK, opened.error()
@@ -307,7 +307,7 @@ def test_structs_are_those_that_hosts_of_version_2_were_compiled_with(opened: Op
 @pytest.mark.native
 def test_an_answer_holds_characters_of_several_bytes_and_zeros(opened: Opened, tmp_path: Path) -> None:
     said = "né\0日本 \N{SPARKLES}!"
-    code, model = opened.load(str(speaking_bundle(tmp_path, "ask", said)), threads=1)
+    code, model = opened.load(str(make_speaking_bundle(tmp_path, "ask", said)), threads=1)
     assert code == opened.lib.BLOCKSTEP_OK
     got = opened.ask(model, prompt=b"ask")
     assert got.answer is not None and got.answer["text"] == said
@@ -329,7 +329,7 @@ def test_the_command_refuses_what_it_cannot_build_with(
         patch.setattr(capi.sysconfig, "get_path", lambda name: str(tmp_path))
         refused()
     with monkeypatch.context() as patch:
-        patch.setattr(capi, "python_flags", list)
+        patch.setattr(capi, "find_python_flags", list)
         patch.setenv("CC", "no-such-compiler -O2")
         refused()
         patch.setenv("CC", sys.executable)
@@ -343,7 +343,7 @@ def test_the_header_and_the_c_source_agree_with_the_python_behind_them(tmp_path:
     capi.write_source(tmp_path / "library.c")
     source = (tmp_path / "library.c").read_text(encoding="utf-8")
     assert f'#define BUILT_IN_PACKAGE "{ROOT / "runtime"}"' in source and "Py_InitializeFromConfig" in source
-    assert capi.declarations().count("blockstep_") > 20 and "BLOCKSTEP_PUBLIC" not in capi.declarations()
+    assert capi.read_declarations().count("blockstep_") > 20 and "BLOCKSTEP_PUBLIC" not in capi.read_declarations()
 
 
 @pytest.mark.native

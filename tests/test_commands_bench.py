@@ -10,18 +10,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import tiny
-from deciding import CANDIDATES, deciding_bundle
-from speaking import ANSWER, PROMPT, every_other, ids_of, speaker, speaking_bundle
+from deciding import CANDIDATES, make_deciding_bundle
+from speaking import ANSWER, PROMPT, encode_ids, every_other, make_speaker, make_speaking_bundle
 
 from runtime import bench
 from runtime.backend import Forward, Proposal
 from runtime.perf import latency
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(speaking_bundle(tmp_path_factory.mktemp("speaker"), PROMPT, ANSWER, every_other))
+    return str(make_speaking_bundle(tmp_path_factory.mktemp("speaker"), PROMPT, ANSWER, every_other))
 
 
 def test_bench_reports_every_kind_of_forward_and_its_conditions(
@@ -37,7 +37,7 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
     assert [row["width"] for row in values["forwards"]] == [41, 52, 64]
     assert values["candidates"] == []  # of a graph without
     assert values["answers"]["count"] == 3
-    assert values["answers"]["tokens"]["median"] == len(ids_of(ANSWER)) + 1
+    assert values["answers"]["tokens"]["median"] == len(encode_ids(ANSWER)) + 1
     assert {"processor", "threads", "engine", "precision", "block", "capacity", "versions"} <= set(values["conditions"])
     assert bench.main([bundle, *options]) == 0
     table = capsys.readouterr().out
@@ -51,18 +51,18 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
 @pytest.mark.parametrize("alignment", ["prompt", "absolute", "end"])
 def test_the_forwards_that_are_timed_are_those_that_decoding_makes(tmp_path: Path, alignment: str, shift: bool) -> None:
     checkpoint = tiny.checkpoint(alignment=alignment, shift=shift)
-    backend = TorchBackend(checkpoint.build(), contract_of(checkpoint))
+    backend = TorchBackend(checkpoint.build(), derive_contract(checkpoint))
     rows = list(latency.time_forwards(backend, repeat=1, warmup=0))
     assert {row.forward for row in rows} == {"step", "step, half open", "commit", "fused step", "prefill"}
     assert {row.rows for row in rows if row.forward == "step, half open"} == {2}
     assert {row.past for row in rows if row.forward == "step"} == {0, 28, 56}
-    spoken = speaker(tmp_path, "x" * 8, "abcdefgh", alignment=alignment, shift=shift, gate={"rule": "count"})
+    spoken = make_speaker(tmp_path, "x" * 8, "abcdefgh", alignment=alignment, shift=shift, gate={"rule": "count"})
     for fuse in (True, False):
         spoken.generate("x" * 8, fused=fuse)
     made = [f for f in spoken.backend.forwards if f.past_length[0] == 8]  # type: ignore[attr-defined]
-    for timed in (latency.make_fused, latency.canvas, latency.make_half, latency.commit):
+    for timed in (latency.make_fused, latency.make_canvas_step, latency.make_half, latency.make_commit):
         other = timed(spoken.contract, 8)
-        whole = timed is latency.commit  # no mask in it
+        whole = timed is latency.make_commit  # no mask in it
         one = next(
             f for f in made if f.rows.shape == other.rows.shape and f.input_ids.shape == other.input_ids.shape
             and (tiny.MASK not in f.input_ids) == whole
@@ -105,8 +105,8 @@ def test_steps_with_and_without_candidates_take_turns(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("attention", tiny.ATTENTIONS)
 def test_an_engine_takes_the_steps_that_are_timed(attention: str) -> None:
     checkpoint = tiny.checkpoint(attention=attention)
-    backend = TorchBackend(checkpoint.build(), replace(contract_of(checkpoint), candidates=8))
-    for step in latency.block_steps(backend.contract):
+    backend = TorchBackend(checkpoint.build(), replace(derive_contract(checkpoint), candidates=8))
+    for step in latency.list_block_steps(backend.contract):
         backend.open(1, int(step.past_length[0]) + step.input_ids.shape[1])
         out: Proposal = backend.forward(latency.add_candidates(backend.contract, step, 8))
         assert out.candidate_logprob is not None and out.candidate_logprob.shape == (1, step.rows.shape[1], 8)
@@ -114,7 +114,7 @@ def test_an_engine_takes_the_steps_that_are_timed(attention: str) -> None:
 
 
 def test_bench_reports_what_candidates_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = str(deciding_bundle(tmp_path))
+    made = str(make_deciding_bundle(tmp_path))
     capsys.readouterr()
     options = [made, "--repeat", "1", "--warmup", "0", "--threads", "1", "--max-new-tokens", "4"]
     assert bench.main([*options, "--json"]) == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from deciding import deciding_bundle
+from deciding import make_deciding_bundle
 
 from runtime import load
 from runtime.generate import main
@@ -17,7 +17,7 @@ SCHEMA = {"type": "object", "properties": {"a": {"enum": ["x", "y", None]}, "b":
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(deciding_bundle(tmp_path_factory.mktemp("deciding")))
+    return str(make_deciding_bundle(tmp_path_factory.mktemp("deciding")))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from speaking import ANSWER, PROMPT, VOCAB, every_other, ids_of, speaking_bundle
+from speaking import ANSWER, PROMPT, VOCAB, encode_ids, every_other, make_speaking_bundle
 
 from runtime import generate, load
 from runtime.decoding.options import DecodeOptions, Request
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(speaking_bundle(tmp_path_factory.mktemp("speaker"), PROMPT, ANSWER, every_other))
+    return str(make_speaking_bundle(tmp_path_factory.mktemp("speaker"), PROMPT, ANSWER, every_other))
 
 
 def command(module: str, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
@@ -46,7 +46,7 @@ def test_generate_reads_stdin_without_its_last_line_end(bundle: str) -> None:
 
 
 def test_generate_json_has_what_the_readme_promises(bundle: str, capsys: pytest.CaptureFixture[str]) -> None:
-    ids = ",".join(map(str, ids_of(PROMPT)))
+    ids = ",".join(map(str, encode_ids(PROMPT)))
     assert generate.main([bundle, "--token-ids", ids, "--json", "--show", "--threads", "1"]) == 0
     captured = capsys.readouterr()
     assert captured.out.count("\n") == 1
@@ -55,7 +55,7 @@ def test_generate_json_has_what_the_readme_promises(bundle: str, capsys: pytest.
         "text", "token_ids", "finish", "steps", "commits", "forwards", "blocks", "tokens_per_forward", "seconds",
         "prefill_seconds", "load_seconds", "engine", "cached", "seed", "mode",
     }  # fmt: skip
-    tokens = [*ids_of(ANSWER), tiny.END]
+    tokens = [*encode_ids(ANSWER), tiny.END]
     assert (values["text"], values["token_ids"], values["engine"]) == (ANSWER, tokens, "ort-fp32")
     assert (values["finish"], values["blocks"], values["commits"], values["cached"]) == ("eos", 8, 0, False)
     assert values["seed"] is None
@@ -82,13 +82,13 @@ def test_an_answer_that_is_cut_is_reported_on_stderr_with_what_to_do(
 def test_an_answer_as_long_as_the_canvas_or_the_kv_cache_names_what_gives_more_room(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    full = str(speaking_bundle(tmp_path, PROMPT, "x" * 50))
+    full = str(make_speaking_bundle(tmp_path, PROMPT, "x" * 50))
     assert generate.main([full, PROMPT]) == 0
     line = "cut: no end token within 40 tokens, the model's canvas; a longer answer needs a larger one (--canvas, if "
     assert capsys.readouterr().err.startswith(line)
     contract = tiny.contract()
     request = Request(np.arange(3, 11), DecodeOptions(56, mode="block"))
-    assert generate.cut_line(contract, request) == (
+    assert generate.format_cut_line(contract, request) == (
         "cut: no end token within 56 tokens, which with the prompt's 8 fill the KV-cache capacity of 64; shorten the "
         "prompt, or export with a larger --capacity"
     )
@@ -98,7 +98,7 @@ def test_an_answer_as_long_as_the_canvas_or_the_kv_cache_names_what_gives_more_r
 def sampling(tmp_path_factory: pytest.TempPathFactory) -> str:
     """A bundle with top tokens, where every second place is open to four other characters."""
     folder = tmp_path_factory.mktemp("sampling")
-    return str(speaking_bundle(folder, PROMPT, "a quiet answer", every_other, others="wxyz"))
+    return str(make_speaking_bundle(folder, PROMPT, "a quiet answer", every_other, others="wxyz"))
 
 
 def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -232,7 +232,7 @@ def test_an_interrupt_ends_with_130(bundle: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_unusable_numbers_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    broken = speaking_bundle(tmp_path, PROMPT, ANSWER, lambda place: float("nan"))
+    broken = make_speaking_bundle(tmp_path, PROMPT, ANSWER, lambda place: float("nan"))
     assert generate.main([str(broken), PROMPT]) == 1
     assert capsys.readouterr().err.count("\n") == 1
 
@@ -240,7 +240,7 @@ def test_unusable_numbers_end_with_1(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_chat_template_in_the_bundle_applies_unless_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     template = "<|pad|>{{ messages[0]['content'] }}"
     # The graph speaks by position: behind the template's extra token the first byte is missing.
-    bundle = str(speaking_bundle(tmp_path, PROMPT, "xyz", template=template))
+    bundle = str(make_speaking_bundle(tmp_path, PROMPT, "xyz", template=template))
     assert generate.main([bundle, PROMPT]) == 0
     assert generate.main([bundle, PROMPT, "--raw"]) == 0
     assert capsys.readouterr().out == "yz\nxyz\n"
@@ -248,7 +248,7 @@ def test_a_chat_template_in_the_bundle_applies_unless_raw(tmp_path: Path, capsys
 
 def test_template_arguments_on_the_line_reach_the_template(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     template = "{% if padded %}<|pad|>{% endif %}{{ messages[0]['content'] }}"
-    bundle = str(speaking_bundle(tmp_path, PROMPT, "xyz", template=template))
+    bundle = str(make_speaking_bundle(tmp_path, PROMPT, "xyz", template=template))
     for words in ([], ["--template-args", '{"padded": true}'], ["--template-args", '{"padded": false}']):
         assert generate.main([bundle, PROMPT, *words]) == 0
     assert capsys.readouterr().out == "xyz\nyz\nxyz\n"

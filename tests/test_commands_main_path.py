@@ -16,8 +16,8 @@ import torch
 from export import onnx as export
 from runtime import generate, load
 from runtime.contract import MODES
+from runtime.decoding.loop import decode_steps
 from runtime.decoding.loop import generate as decode
-from runtime.decoding.loop import steps
 from runtime.decoding.options import DecodeOptions, Request
 from train import collect, distill, evaluate, losses, open_checkpoint, tasks, teacher
 from train.checkpoint import Checkpoint, Decoding
@@ -26,7 +26,7 @@ from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards
 from train.evaluation import evaluated_model, evaluation_run
 from train.methods.table import CACHED
 from train.storage import student_pt
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 from train.transformer.network import ModelConfig, Transformer, initialize
 
 ANSWERS = {"yes": "yes, yes!", "no": "no, not now and not here."}  # of two blocks and of three
@@ -83,7 +83,7 @@ def test_every_second_update_of_a_full_teacher_is_under_causal_masks_and_every_o
     assert call(teacher.main, f"{words} --steps {steps}") == 0
     last = json.loads((tmp_path / "teacher.pt.log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
     assert {"masked", "next", "blocks"} & last.keys() == figures
-    contract = contract_of(open_checkpoint.load(tmp_path / "teacher.pt"))
+    contract = derive_contract(open_checkpoint.load(tmp_path / "teacher.pt"))
     assert contract.attention == attention and contract.modes == (MODES if attention == "causal_context" else MODES[:1])
 
 
@@ -129,7 +129,7 @@ def test_trajectories_of_a_file_that_has_changed_are_not_mixed(
 
 def backend_of(path: Path) -> tuple[Checkpoint, TorchBackend]:
     saved = open_checkpoint.load(path)
-    return saved, TorchBackend(saved.build(), contract_of(saved, 8), keep_hidden=True)
+    return saved, TorchBackend(saved.build(), derive_contract(saved, 8), keep_hidden=True)
 
 
 def greedy(school: School) -> list[Trajectory]:
@@ -141,7 +141,7 @@ def test_the_order_of_a_trajectory_rebuilds_every_canvas_that_the_decoder_had(sc
     found = greedy(school)[:8]
     requests = [Request(np.array(t.prompt), DecodeOptions(12)) for t in found]
     taken, block = [0] * len(found), backend.contract.block
-    for done in steps(backend, requests, gate=collect.ONE_A_STEP):
+    for done in decode_steps(backend, requests, gate=collect.ONE_A_STEP):
         for step in done:
             t = found[step.row]
             taken[step.row] += 1
@@ -190,7 +190,7 @@ def test_the_student_is_block_causal_and_better_under_its_mask_than_its_teacher(
     for weights in (before.weights, saved.weights):
         candidate = replace(saved, weights=weights)
         found = evaluation_run.evaluate(
-            evaluated_model.torch_backend(candidate, 24, None, False), candidate.read_tokenizer(), task, problems
+            evaluated_model.make_torch_backend(candidate, 24, None, False), candidate.read_tokenizer(), task, problems
         )
         right.append(sum(found.right))
     assert right[1] > right[0], right
@@ -217,7 +217,7 @@ def test_student_bundle_answer_and_evaluation_are_one(
     saved, backend = backend_of(student)
     ids = np.array(saved.read_tokenizer().encode(prompt).ids)
     expected = [
-        step.result for done in steps(backend, [Request(ids, DecodeOptions(12))]) for step in done if step.result
+        step.result for done in decode_steps(backend, [Request(ids, DecodeOptions(12))]) for step in done if step.result
     ]
     assert tuple(answer["token_ids"]) == expected[0].token_ids and answer["forwards"] == expected[0].forwards
 
@@ -334,7 +334,10 @@ def test_several_collections_are_learned_from_together(school: School, tmp_path:
     words = f"--teacher {school.teacher} --out {tmp_path / 's.pt'} --trajectories {school.trajectories}"
     found = [
         distill.choose_usable(
-            distill.parser().parse_args(f"{words} {extra}".split()), open_checkpoint.load(school.teacher), False, True
+            distill.make_parser().parse_args(f"{words} {extra}".split()),
+            open_checkpoint.load(school.teacher),
+            False,
+            True,
         )
         for extra in ("", more)
     ]

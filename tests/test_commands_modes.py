@@ -23,7 +23,7 @@ from runtime.model import Model
 from runtime.perf import latency
 from train import calibrate
 from train.storage.student_pt import read, save
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 
 MODES = ("block", "speculative", "causal")
 TAUGHT = [5, 9, 7]
@@ -123,13 +123,13 @@ def test_a_mode_that_a_model_cannot_is_refused_by_name(tmp_path: Path, capsys: p
 @pytest.mark.parametrize("kind", KINDS)
 def test_bench_times_what_each_mode_repeats(kind: str) -> None:
     checkpoint = tiny.checkpoint(**KINDS[kind] | {"modes": tuple(KINDS[kind]["modes"])})
-    backend = TorchBackend(checkpoint.build(), contract_of(checkpoint))
+    backend = TorchBackend(checkpoint.build(), derive_contract(checkpoint))
     names = {row.forward for row in latency.time_forwards(backend, repeat=1, warmup=0)}
     block = {"step", "step, half open", "commit"} if kind != "idlm" else set()
     assert names == block | {"verification", "token", "prefill"} | ({"fused step"} if kind == "shifted" else set())
-    assert latency.commit(backend.contract, 8).visible.tolist() == [[9, 10, 11, 12]]
+    assert latency.make_commit(backend.contract, 8).visible.tolist() == [[9, 10, 11, 12]]
     if kind == "idlm":
-        assert latency.verification(backend.contract, 8).input_ids.shape == (1, 7)
+        assert latency.make_verification(backend.contract, 8).input_ids.shape == (1, 7)
 
 
 def test_bench_answers_in_a_mode(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,9 +228,11 @@ def test_a_threshold_for_a_model_without_a_gated_mode_is_refused(
 def test_a_server_shows_no_threshold_of_a_model_without_a_gated_mode(ungated: Path, bundle: Path) -> None:
     for path, threshold in ((ungated, None), (bundle, 0.5)):
         made = serve.open_service([str(path), "--threads", "1"])
-        assert (made.card()["blockstep"]["threshold_most"] is None) == (threshold is None)
+        assert (made.make_card()["blockstep"]["threshold_most"] is None) == (threshold is None)
         shown = [
-            line for line in made.counters.page()[0].decode().splitlines() if line.startswith("blockstep_threshold ")
+            line
+            for line in made.counters.format_page()[0].decode().splitlines()
+            if line.startswith("blockstep_threshold ")
         ]
         made.workers.close()
         assert [float(line.split()[1]) for line in shown] == ([] if threshold is None else [threshold])

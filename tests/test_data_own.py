@@ -23,7 +23,7 @@ from train.evaluation import baseline
 from train.storage import student_pt
 from train.tasks import jsonl
 from train.tasks.problem import split_of
-from train.torch_backend import contract_of
+from train.torch_backend import derive_contract
 
 GOOD = '{"prompt": "a", "answer": "b"}'
 LONG = "word " * 200
@@ -199,8 +199,8 @@ def test_a_report_is_read_without_what_was_left_out(tmp_path: Path) -> None:
 
 
 def test_a_comparison_leaves_out_prompts_without_room(capsys: pytest.CaptureFixture[str]) -> None:
-    contract = replace(contract_of(student()), capacity=16)
-    encode = prompts.of_checkpoint(student(), raw=True)
+    contract = replace(derive_contract(student()), capacity=16)
+    encode = prompts.make_encoder(student(), raw=True)
     requests = held_out.make_held_out_requests(encode, contract, ["ab", LONG, "", "abc"], [3, 5, 6, 9])
     assert [len(request.prompt) for request in requests] == [2, 3]
     assert "2 of 4 prompts are left out, lines 5, 6: " in capsys.readouterr().err

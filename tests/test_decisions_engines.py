@@ -15,9 +15,9 @@ from test_proof_parity import Damaged, looked_at
 
 from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import load_instrumented
 from export.proof.prove import prove
-from export.quantization.ort_formats import formats_of
+from export.quantization.ort_formats import choose_formats
 from runtime.backend import Proposal
 from runtime.contract import ALIGNMENTS, Contract
 from runtime.decisions.decide import PROBABILITIES, DecisionOptions, decide
@@ -114,7 +114,7 @@ def test_a_wrong_candidate_alone_fails_the_proof(damaged: bool, cached: Made) ->
     found = looked_at(reference, candidate)
     assert found.candidates is not None and (found.candidates > 1e-4) == damaged == (not found.check("fp32").ok)
     assert replace(found, candidates=None).check("fp32").ok and "of candidates" in found.check("fp32").detail
-    twin = looked_at(reference, candidate, twin_of(file, engine))
+    twin = looked_at(reference, candidate, load_instrumented(file, engine))
     assert twin.twin is not None and (twin.twin > 1e-6) == damaged  # so in precisions without a bound too
 
 
@@ -126,6 +126,6 @@ def test_an_export_proves_them(parity: str, precision: str, tmp_path: Path) -> N
     source = tiny.checkpoint(SEED)
     contract = make_export_contract(source, 64, candidates=MOST)
     file = write_ort_graph(source, contract, precision, tmp_path)[0]
-    checks = {c.name: c for c in prove(source, contract, file, precision, parity, formats_of("ort", precision))}
+    checks = {c.name: c for c in prove(source, contract, file, precision, parity, choose_formats("ort", precision))}
     assert all(check.ok for check in checks.values()), [str(check) for check in checks.values()]
     assert "of candidates" in checks["steps" if parity == "whole" else "head"].detail

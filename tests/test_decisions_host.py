@@ -15,7 +15,7 @@ from runtime.backend import Forward, Proposal, check_candidates
 from runtime.decisions import canvas
 from runtime.decisions.decide import DecisionOptions, decide
 from runtime.decisions.form import Decision, Field, Form, FreeText
-from runtime.decisions.free_text import finished
+from runtime.decisions.free_text import find_finished_text
 from runtime.decoding.loop import generate
 from runtime.decoding.options import Request
 from runtime.errors import NumericalError, UserError
@@ -350,9 +350,9 @@ def test_a_text_of_too_many_characters_is_cut_before_what_follows_is_decided(kin
     [([3, 4, 5], "c", "ab"), ([3, 4, 5], "z", None), ([3, 1, 5], "c", "a"), ([5], "c", ""), ([3, 4], "", None)],
 )
 def test_a_text_ends_at_its_closing_character_or_an_end_token(ids: list[int], closing: str, text: str | None) -> None:
-    assert finished(ids, closing, Letters().decode, (1,)) == text
+    assert find_finished_text(ids, closing, Letters().decode, (1,)) == text
 
 
 def test_a_closing_character_behind_a_backslash_is_text() -> None:
     spelled = {3: "a \\", 4: '" b\\\\', 5: '" c'}
-    assert finished([3, 4, 5], '"', lambda ids: "".join(spelled[i] for i in ids), (1,)) == 'a \\" b\\\\'
+    assert find_finished_text([3, 4, 5], '"', lambda ids: "".join(spelled[i] for i in ids), (1,)) == 'a \\" b\\\\'

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from deciding import deciding_bundle
+from deciding import make_deciding_bundle
 from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic import Field as Described
 from test_decisions_schema import Place
@@ -49,7 +49,7 @@ class Ticket(BaseModel):
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deciding_bundle(tmp_path_factory.mktemp("deciding"))
+    return make_deciding_bundle(tmp_path_factory.mktemp("deciding"))
 
 
 @pytest.fixture(scope="module")

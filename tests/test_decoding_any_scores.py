@@ -13,7 +13,7 @@ from tiny import BLOCK, END, MASK, VOCAB, Scripted, arbitrary
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS
-from runtime.decoding.loop import generate_batch, steps
+from runtime.decoding.loop import decode_steps, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from train.torch_backend import TorchBackend
 
@@ -53,7 +53,7 @@ def test_whatever_the_scores_blocks_end_in_time(
     requests = [Request(np.full(length, MASK), DecodeOptions(wanted)) for length, wanted in sizes]
     taken: dict[tuple[int, int], int] = {}
     results = {}
-    for done in steps(backend, requests, fused=fused):
+    for done in decode_steps(backend, requests, fused=fused):
         for step in done:
             taken[step.row, step.block] = taken.get((step.row, step.block), 0) + 1
             assert step.accepted.any() and not (step.accepted & step.open).any()

@@ -16,7 +16,7 @@ import pytest
 import tiny
 from numpy.typing import NDArray
 from tiny import BLOCK, Scripted, canvases, proposal
-from trt_bundle import fake_backend
+from trt_bundle import make_fake_backend
 
 from runtime.backend import Backend, Forward, Ints, Proposal
 from runtime.contract import ALIGNMENTS, Contract, GateSpec
@@ -24,7 +24,7 @@ from runtime.decoding import batch as batch_module
 from runtime.decoding import block_layout, request_state
 from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
-from runtime.decoding.loop import answers, generate, generate_batch, steps
+from runtime.decoding.loop import decode_answers, decode_steps, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.engines.trt.chunked_prefill import check_bounds
@@ -80,7 +80,7 @@ def test_answers_of_a_stream_are_those_of_each_request_alone(alignment: str, shi
         alone = [told(generate(backend, request, threshold=0.4, fused=fused)) for request in asked]
         for slots in (1, 2, 3):
             inner = Bounded(TorchBackend(model, contract))
-            streamed = answers(inner, iter(asked), slots, threshold=0.4, fused=fused)
+            streamed = decode_answers(inner, iter(asked), slots, threshold=0.4, fused=fused)
             assert [told(result) for result in streamed] == alone, f"BLOCKSTEP_SEED={seed}"
             assert max(batch for batch, _ in inner.widths) == slots
         at_once = Bounded(TorchBackend(model, contract))
@@ -92,10 +92,10 @@ def test_answers_of_a_stream_are_those_of_each_request_alone(alignment: str, shi
 def test_places_of_a_tensorrt_engine_are_filled_again(dialect: str, tmp_path: Path) -> None:
     contract, model = tiny.contract(alignment="absolute"), tiny.model(22)
     profiles = ((4, 4), (8, 8), (1, 30))
-    backend, _, _ = fake_backend(tmp_path, model, contract, dialect=dialect, batch=2, profiles=profiles)
+    backend, _, _ = make_fake_backend(tmp_path, model, contract, dialect=dialect, batch=2, profiles=profiles)
     asked, solo = requests(random.Random(4)), TorchBackend(model, contract)
     expected = [told(generate(solo, request)) for request in asked]
-    assert [told(result) for result in answers(backend, asked, 2)] == expected
+    assert [told(result) for result in decode_answers(backend, asked, 2)] == expected
 
 
 def test_a_place_is_filled_at_the_step_after_its_answer() -> None:
@@ -107,7 +107,7 @@ def test_a_place_is_filled_at_the_step_after_its_answer() -> None:
 
     backend = Scripted(tiny.contract(), script)
     asked = [Request(np.array([first, 7]), DecodeOptions(BLOCK)) for first in (5, 6, 5, 5)]
-    seen = [[(step.row, step.slot) for step in done] for done in steps(backend, asked, slots=2)]
+    seen = [[(step.row, step.slot) for step in done] for done in decode_steps(backend, asked, slots=2)]
     assert seen[:3] == [[(0, 0), (1, 1)], [(2, 0), (1, 1)], [(3, 0), (1, 1)]]
     assert backend.opened == [(2, 2 + BLOCK)]
 
@@ -121,7 +121,7 @@ def test_a_request_is_taken_from_the_stream_when_the_one_before_it_has_its_place
             yield Request(np.array([5]), DecodeOptions(BLOCK))
 
     backend = Scripted(tiny.contract(), canvases(*[([9] * BLOCK, [0.9] * BLOCK)] * 5))
-    found = answers(backend, stream(), 1)
+    found = decode_answers(backend, stream(), 1)
     next(found)
     assert taken == [0, 1]
     assert len(list(found)) == 4 and taken == [0, 1, 2, 3, 4]
@@ -134,21 +134,21 @@ def test_a_wide_prompt_waits_until_there_is_room_beside_the_others() -> None:
     asked = [Request(tiny.prompt(rng, length), options) for length, options in sizes]
     inner = Bounded(TorchBackend(model, contract))
     alone = [generate(TorchBackend(model, contract), request).token_ids for request in asked]
-    assert [result.token_ids for result in answers(inner, asked, 2)] == alone
+    assert [result.token_ids for result in decode_answers(inner, asked, 2)] == alone
     wide = next(i for i, (_, width) in enumerate(inner.widths) if width == 20 + BLOCK)
     assert wide > 1 and inner.capacity == 32
 
 
 def test_a_request_that_does_not_fit_ends_the_stream_where_it_stands() -> None:
     backend = TorchBackend(tiny.model(3), tiny.contract())
-    stream = answers(
+    stream = decode_answers(
         backend, [Request(np.array([5]), DecodeOptions(4)), Request(np.array([], np.int64), DecodeOptions(4))], 1
     )
     with pytest.raises(UserError, match="the prompt is empty"):
         list(stream)
-    assert list(answers(backend, [], 1)) == []
+    assert list(decode_answers(backend, [], 1)) == []
     with pytest.raises(UserError, match="slots is 0; expected at least 1"):
-        next(answers(backend, [], 0))
+        next(decode_answers(backend, [], 0))
     with pytest.raises(UserError, match="slots is 0"):
         generate_batch(backend, [Request(np.array([5]), DecodeOptions(4))], slots=0)
 
@@ -165,7 +165,7 @@ def test_a_streams_gate_and_threshold_are_the_ones_given() -> None:
     backend, asked = TorchBackend(tiny.model(5), tiny.contract()), requests(random.Random(5))
     before = time.perf_counter()
     for options in ({}, {"gate": GateSpec(rule="count", min=2)}, {"threshold": 0.0}):
-        made = list(answers(backend, asked, 2, **options))  # type: ignore[arg-type]
+        made = list(decode_answers(backend, asked, 2, **options))  # type: ignore[arg-type]
         assert [told(result) for result in made] == [told(generate(backend, each, **options)) for each in asked]
         assert options == {} or made[4].steps < generate(backend, asked[4]).steps
     assert all(0 <= result.prefill_seconds <= result.seconds < time.perf_counter() - before for result in made)
@@ -180,7 +180,7 @@ def test_places_that_stay_free_are_given_up_from_a_quarter_of_them_on() -> None:
         return proposal(*zip(*[short if 5 in ids else long for ids in forward.input_ids], strict=True))
 
     asked = [Request(np.array([first, 7]), DecodeOptions(BLOCK)) for first in (6, 6, 6, 5, 5)]
-    assert len(list(answers(Scripted(tiny.contract(), script), asked, 4))) == 5
+    assert len(list(decode_answers(Scripted(tiny.contract(), script), asked, 4))) == 5
     assert batches == [4, 4, 3, 3]  # not while somebody waits
 
 
@@ -224,8 +224,8 @@ def test_blocks_of_different_sizes_side_by_side_are_their_solo_runs(
     side_by_side = TorchBackend(model, tiny.contract(shift=shift, batch=len(asked)))
     assert [result.token_ids for result in generate_batch(side_by_side, asked)] == solo
     assert [generate(alone, request, fused=False).token_ids for request in asked] == solo
-    assert {len(step.tokens) for done in steps(alone, asked[:1]) for step in done} <= {1, 2, 4}
-    assert len({len(step.tokens) for done in steps(side_by_side, asked) for step in done}) == 3
+    assert {len(step.tokens) for done in decode_steps(alone, asked[:1]) for step in done} <= {1, 2, 4}
+    assert len({len(step.tokens) for done in decode_steps(side_by_side, asked) for step in done}) == 3
 
 
 def test_canvases_of_several_sizes_stand_under_one_another_with_zeros_behind() -> None:

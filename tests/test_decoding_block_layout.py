@@ -7,15 +7,15 @@ import pytest
 import tiny
 
 from runtime.decoding.block_layout import (  # fmt: skip
-    block_bounds,
-    block_ends,
     check_ids,
     check_reuse,
     check_room,
     check_suffix,
+    compute_block_bounds,
+    compute_block_ends,
     count_committed,
-    positions_for,
-    room_for_answer,
+    count_positions,
+    count_room_for_answer,
     round_up_to_blocks,
 )
 from runtime.errors import UserError
@@ -43,7 +43,7 @@ def test_what_the_prefilled_prompt_sees(alignment: str, prompt: int, visible: li
     contract = tiny.contract(alignment=alignment)
     start = count_committed(contract, prompt)
     assert start == len(visible)
-    assert block_ends(contract, start).tolist() == visible
+    assert compute_block_ends(contract, start).tolist() == visible
 
 
 @pytest.mark.parametrize(
@@ -69,38 +69,40 @@ def test_room_blocks_and_positions(
 ) -> None:
     contract = tiny.contract(alignment=alignment, capacity=16)
     assert round_up_to_blocks(contract, prompt, tokens) == count_committed(contract, prompt) + blocks * contract.block
-    assert positions_for(contract, prompt, tokens) == positions
-    assert room_for_answer(contract, prompt) == room
+    assert count_positions(contract, prompt, tokens) == positions
+    assert count_room_for_answer(contract, prompt) == room
 
 
 @pytest.mark.parametrize(("prompt", "room"), [(1, 12), (4, 12), (5, 0)])
 def test_a_full_model_has_room_for_its_whole_canvas_or_for_nothing(prompt: int, room: int) -> None:
     contract = tiny.contract(attention="full", canvas=12, capacity=16)
-    assert room_for_answer(contract, prompt) == room
-    assert positions_for(contract, prompt, 3) == prompt + 12
+    assert count_room_for_answer(contract, prompt) == room
+    assert count_positions(contract, prompt, 3) == prompt + 12
 
 
 @pytest.mark.parametrize("alignment", ["prompt", "absolute", "end"])
 def test_an_answer_that_has_room_fits_the_capacity_and_one_more_token_does_not(alignment: str) -> None:
     contract = tiny.contract(alignment=alignment, capacity=16)
     for prompt in range(1, 20):
-        room = room_for_answer(contract, prompt)
+        room = count_room_for_answer(contract, prompt)
         if room:
             check_room(contract, prompt, room)
-            assert positions_for(contract, prompt, room) <= 16
-        assert positions_for(contract, prompt, room + 1) > 16
+            assert count_positions(contract, prompt, room) <= 16
+        assert count_positions(contract, prompt, room + 1) > 16
         with pytest.raises(UserError, match=f"room for {room} new ones in a KV-cache capacity of 16"):
             check_room(contract, prompt, room + 1)
 
 
 def test_without_a_kv_cache_every_position_sees_everything() -> None:
-    assert block_ends(tiny.contract(attention="full", canvas=12), 3, 2).tolist() == [5] * 5
+    assert compute_block_ends(tiny.contract(attention="full", canvas=12), 3, 2).tolist() == [5] * 5
 
 
 @pytest.mark.parametrize("alignment", ["prompt", "absolute", "end"])
 def test_bounds_and_limits_are_int64_as_engines_take_them(alignment: str) -> None:
     contract = tiny.contract(alignment=alignment)
-    assert {part.dtype for part in (*block_bounds(contract, 3, 9), block_ends(contract, 3, 9))} == {np.dtype("int64")}
+    assert {part.dtype for part in (*compute_block_bounds(contract, 3, 9), compute_block_ends(contract, 3, 9))} == {
+        np.dtype("int64")
+    }
 
 
 NO_ROOM = (

@@ -16,7 +16,7 @@ from tiny import BLOCK, END, MASK, VOCAB
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, Contract
-from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.loop import decode_steps, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import NumericalError
 from train.torch_backend import TorchBackend
@@ -77,7 +77,9 @@ def test_cached_decoding_equals_recomputing_everything() -> None:
         backend = Noisy(TorchBackend(model, contract), rng.randrange(2**31))
         got = [
             step
-            for [step] in steps(backend, [Request(prompt, DecodeOptions(wanted))], threshold=threshold, fused=fused)
+            for [step] in decode_steps(
+                backend, [Request(prompt, DecodeOptions(wanted))], threshold=threshold, fused=fused
+            )
         ]
         runs += 1
         assert backend.worst <= CLOSE, case

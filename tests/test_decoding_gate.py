@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.backend import Bools
 from runtime.contract import GateSpec
-from runtime.decoding.gate import Gate, factor_count
+from runtime.decoding.gate import Gate, count_by_factor
 
 END = 1
 
@@ -129,7 +129,7 @@ def test_each_row_of_a_batch_may_have_a_threshold_of_its_own(rule: str) -> None:
 def test_a_factor_that_no_position_meets_counts_none() -> None:
     scores = np.array([[0.9, 0.8, 0.1], [0.2, 0.1, 0.3]], np.float32)
     open_ = np.array([[True, True, True], [True, True, False]])
-    assert factor_count(scores, open_, np.array([[1.0], [1.0]])).tolist() == [2, 0]
+    assert count_by_factor(scores, open_, np.array([[1.0], [1.0]])).tolist() == [2, 0]
 
 
 def test_a_factor_gate_does_not_count_held_back_end_tokens() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tiny
 from slow_decode import distributions
-from speaking import BYTES, speaking_bundle
+from speaking import BYTES, make_speaking_bundle
 from test_export_onnx import student
 from tiny import BLOCK, END, MASK, Scripted, proposal
 
@@ -21,13 +21,13 @@ from export.proof.compare import compare
 from runtime import generate as command
 from runtime import load
 from runtime.contract import ALIGNMENTS, Contract, GateSpec
-from runtime.decoding.block_layout import room_before_suffix
-from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.block_layout import count_room_before_suffix
+from runtime.decoding.loop import decode_steps, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
 from train.storage.student_pt import save
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 from train.transformer.network import Transformer
 
 
@@ -72,7 +72,7 @@ def test_infilling_equals_recomputing_everything(alignment: str, shift: bool, at
     for _ in range(12):
         prompt = tiny.prompt(rng, rng.randrange(1, 14))
         suffix = tiny.prompt(rng, rng.randrange(1, 4))
-        room = room_before_suffix(contract, len(prompt), len(suffix))
+        room = count_room_before_suffix(contract, len(prompt), len(suffix))
         if room < 1:
             continue
         gap, threshold = rng.randrange(1, room + 1), rng.random()
@@ -115,7 +115,8 @@ def test_rows_of_a_ragged_batch_equal_their_solo_runs() -> None:
 def test_positions_behind_the_suffix_are_masks_that_no_step_fills() -> None:
     backend = Scripted(tiny.contract(block=8, canvas=8), lambda forward: proposal([[9] * 8], [[0.3, 0.2] + [0.99] * 6]))
     seen = [
-        step for [step] in steps(backend, [Request(np.array([5]), DecodeOptions(2, suffix=np.array([7, END, MASK])))])
+        step
+        for [step] in decode_steps(backend, [Request(np.array([5]), DecodeOptions(2, suffix=np.array([7, END, MASK])))])
     ]
     assert [step.tokens.tolist() for step in seen] == [
         [9, MASK, 7, END, MASK, MASK, MASK, MASK], [9, 9, 7, END, MASK, MASK, MASK, MASK],
@@ -137,7 +138,9 @@ def test_the_share_that_is_out_does_not_count_the_suffix() -> None:
     line = [[END] + [9] * 7], [[0.9, 0.8] + [0.1] * 6]
     backend = Scripted(tiny.contract(block=8, canvas=8), lambda forward: proposal(*line))
     gate, suffix = GateSpec(threshold=0.5, eos_guard=0.5), np.array([7] * 4)
-    seen = [step for [step] in steps(backend, [Request(np.array([5]), DecodeOptions(4, suffix=suffix))], gate=gate)]
+    seen = [
+        step for [step] in decode_steps(backend, [Request(np.array([5]), DecodeOptions(4, suffix=suffix))], gate=gate)
+    ]
     assert [np.flatnonzero(step.accepted).tolist() for step in seen] == [[1], [2], [0]]
 
 
@@ -175,9 +178,9 @@ def test_an_exported_student_infills_as_in_pytorch(
         for n, s in zip((1, 3, 4, 5, 14), suffixes, strict=True)
     ]
     assert isinstance(model.backend, OrtBackend)
-    reference = TorchBackend(saved.build(), model.contract, barred=saved.missing_ids())
+    reference = TorchBackend(saved.build(), model.contract, barred=saved.list_missing_ids())
     *_, parity = compare(reference, model.backend, requests, separate=1)
-    assert all(check.ok for check in parity.checks()) and parity.answers >= len(requests)
+    assert all(check.ok for check in parity.make_checks()) and parity.answers >= len(requests)
     capsys.readouterr()
     words = [str(tmp_path / "student.bundle"), "a b", "--suffix", "b", "--json"]
     assert command.main(words) == 0
@@ -186,13 +189,13 @@ def test_an_exported_student_infills_as_in_pytorch(
     encoded = saved.read_tokenizer().encode
     ids, behind = np.array(encoded("a b").ids), np.array(encoded("b").ids)
     expected = generate(
-        TorchBackend(saved.build(), contract_of(saved)), Request(ids, DecodeOptions(gap, suffix=behind))
+        TorchBackend(saved.build(), derive_contract(saved)), Request(ids, DecodeOptions(gap, suffix=behind))
     )
     assert tuple(told["token_ids"]) == expected.token_ids and len(behind) == 1
 
 
 def test_the_python_api_takes_a_suffix_as_text_or_ids_and_shows_the_same(tmp_path: Path) -> None:
-    model = load(speaking_bundle(tmp_path, "ab", "cdef"))
+    model = load(make_speaking_bundle(tmp_path, "ab", "cdef"))
     answer = model.generate("ab", max_new_tokens=3, suffix="xyz")
     assert (answer.text, answer.result.finish) == ("cde", "length")
     assert (

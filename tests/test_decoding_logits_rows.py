@@ -18,9 +18,9 @@ from tiny import BLOCK, Scripted, canvases
 
 from runtime.backend import Backend, Forward, Proposal
 from runtime.contract import ALIGNMENTS
-from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.loop import decode_steps, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
-from train.collect import ONE_A_STEP, collect, gate_of
+from train.collect import ONE_A_STEP, collect, make_gate
 from train.data.trajectories import NEVER_ACCEPTED
 from train.losses import log_probs
 from train.torch_backend import TorchBackend
@@ -45,7 +45,7 @@ class EveryRow:
         every = np.tile(np.arange(forward.input_ids.shape[1]), (len(forward.rows), 1))
         out = self.inner.forward(replace(forward, rows=every))
         self.asked, self.all = self.asked + forward.rows.size, self.all + every.size
-        return Proposal(*(np.take_along_axis(part, forward.rows, axis=1) for part in out.parts()))
+        return Proposal(*(np.take_along_axis(part, forward.rows, axis=1) for part in out.list_arrays()))
 
 
 CASES = [
@@ -102,13 +102,15 @@ LINES = (
 )
 def test_a_forward_asks_for_the_open_positions_of_its_canvas(fused: bool, shift: bool, rows: list[list[int]]) -> None:
     backend = Scripted(tiny.contract(shift=shift), canvases(*LINES))
-    list(steps(backend, [Request(np.array([5, 6, 7]), DecodeOptions(2 * BLOCK))], fused=fused))
+    list(decode_steps(backend, [Request(np.array([5, 6, 7]), DecodeOptions(2 * BLOCK))], fused=fused))
     assert [forward.rows[0].tolist() for forward in backend.forwards] == rows
 
 
 def test_a_step_tells_what_it_asked_and_how_sure_each_position_last_was() -> None:
     backend = Scripted(tiny.contract(), canvases(*LINES))
-    first, second, *_ = (step for [step] in steps(backend, [Request(np.array([5, 6, 7]), DecodeOptions(2 * BLOCK))]))
+    first, second, *_ = (
+        step for [step] in decode_steps(backend, [Request(np.array([5, 6, 7]), DecodeOptions(2 * BLOCK))])
+    )
     assert first.asked.tolist() == [0, 1, 2, 3] and second.asked.tolist() == [1, 3]
     assert first.confidence.tolist() == np.float32([0.9, 0.1, 0.9, 0.1]).tolist()
     assert second.confidence.tolist() == np.float32([0.9, 0.8, 0.9, 0.7]).tolist()
@@ -119,7 +121,7 @@ def test_a_step_tells_what_it_asked_and_how_sure_each_position_last_was() -> Non
 def test_collected_hidden_states_are_those_that_chose_their_tokens(shift: bool, threshold: float | None) -> None:
     contract, model, rng = tiny.contract(shift=shift), tiny.model(2), random.Random(2)
     backend = TorchBackend(model, contract, keep_hidden=True)
-    asked, gate = [tiny.prompt(rng, length) for length in LENGTHS], gate_of(threshold)
+    asked, gate = [tiny.prompt(rng, length) for length in LENGTHS], make_gate(threshold)
     found = collect(backend, asked, gate)
     requests = [Request(prompt, DecodeOptions(3 * BLOCK)) for prompt in asked]
     alone, one_a_step = ([generate(backend, each, gate=g) for each in requests] for g in (gate, ONE_A_STEP))

@@ -12,7 +12,7 @@ from tiny import BLOCK, END, MASK, Scripted, arbitrary, canvases, proposal
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, GateSpec
-from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.loop import decode_steps, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import NumericalError, UserError
 
@@ -73,14 +73,14 @@ def test_only_a_forward_that_was_no_step_is_called_prefill(
 
 def test_no_requests_give_no_steps() -> None:
     backend = Scripted(tiny.contract(), arbitrary(0))
-    assert list(steps(backend, [])) == [] and generate_batch(backend, []) == []
+    assert list(decode_steps(backend, [])) == [] and generate_batch(backend, []) == []
     assert not backend.opened and not backend.forwards
 
 
 def test_a_canvas_whose_only_open_position_the_candidate_decides_needs_no_forward() -> None:
     script = iter([([[14]], [[0.1]]), ([[9, 4, 5, 6]], [[0.9, 0.9, 0.9, 0.9]])])
     backend = Scripted(tiny.contract(shift=True), lambda forward: proposal(*next(script)))
-    seen = [step for [step] in steps(backend, [Request(np.array([5]), DecodeOptions(4))], fused=False)]
+    seen = [step for [step] in decode_steps(backend, [Request(np.array([5]), DecodeOptions(4))], fused=False)]
     assert seen[-1].result is not None and seen[-1].result.token_ids == (14, 4, 5, 6)
     assert len(backend.forwards) == 2 and seen[-1].result.forwards == 1
     assert [step.slot for step in seen] == [0, -1]
@@ -88,7 +88,7 @@ def test_a_canvas_whose_only_open_position_the_candidate_decides_needs_no_forwar
 
 def test_a_step_says_what_it_did() -> None:
     backend = Scripted(tiny.contract(alignment="absolute"), canvases(*TWO_BLOCKS[:2]))
-    first, second = (step for [step] in steps(backend, [Request(np.array([8]), DecodeOptions(3))]))
+    first, second = (step for [step] in decode_steps(backend, [Request(np.array([8]), DecodeOptions(3))]))
     assert (first.row, first.slot, first.block, first.given) == (0, 0, 0, 1)
     assert first.tokens.tolist() == [8, MASK, 5, MASK] and first.open.tolist() == [False, True, False, True]
     assert first.accepted.tolist() == [False, False, True, False] and first.result is None
@@ -98,7 +98,9 @@ def test_a_step_says_what_it_did() -> None:
 def test_a_literal_mask_token_in_the_prompt_survives() -> None:
     for alignment, tail in (("prompt", 0), ("end", 0), ("absolute", 2)):
         backend = Scripted(tiny.contract(alignment=alignment), canvases(*TWO_BLOCKS))
-        seen = [step for [step] in steps(backend, [Request(np.array([5, 6, 7, 8, MASK, MASK]), DecodeOptions(2))])]
+        seen = [
+            step for [step] in decode_steps(backend, [Request(np.array([5, 6, 7, 8, MASK, MASK]), DecodeOptions(2))])
+        ]
         assert backend.forwards[0].input_ids[0, :6].tolist() == [5, 6, 7, 8, MASK, MASK]
         assert [step.given for step in seen] == [tail] * len(seen)
         assert all(step.tokens[:tail].tolist() == [MASK] * tail and not step.open[:tail].any() for step in seen)
@@ -114,7 +116,9 @@ def test_an_end_token_in_the_prompt_does_not_end_the_answer(alignment: str) -> N
 
 def test_an_end_token_behind_an_open_position_does_not_end_the_answer() -> None:
     script = canvases(([9, 9, END, 9], [0.1, 0.1, 0.9, 0.1]), ([3, 4, 9, 9], [0.9, 0.9, 0.1, 0.1]))
-    seen = [step for [step] in steps(Scripted(tiny.contract(), script), [Request(np.array([5]), DecodeOptions(8))])]
+    seen = [
+        step for [step] in decode_steps(Scripted(tiny.contract(), script), [Request(np.array([5]), DecodeOptions(8))])
+    ]
     assert seen[0].result is None and seen[1].result is not None
     assert (seen[1].result.token_ids, seen[1].result.finish) == ((3, 4, END), "eos")
     assert seen[1].open.tolist() == [False, False, False, True]  # what lies behind it is not waited for
@@ -149,13 +153,19 @@ def test_requests_of_one_batch_have_thresholds_of_their_own_which_may_change_whi
         Request(prompt, DecodeOptions(8, lambda: next(falling))),
     ]
     taken: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    for done in steps(backend, requests):
+    for done in decode_steps(backend, requests):
         for step in done:
             taken[step.row].append(int(step.accepted.sum()))
     assert taken == {0: [8], 1: [3, 1, 1, 1, 1, 1], 2: [1, 2, 5]}
     assert [result.steps for result in generate_batch(backend, requests, threshold=0.75)] == [6, 6, 6]
     with pytest.raises(UserError, match="threshold 2 is outside"):
-        next(iter(steps(backend, [Request(prompt, DecodeOptions(8)), Request(prompt, DecodeOptions(8, threshold=2))])))
+        next(
+            iter(
+                decode_steps(
+                    backend, [Request(prompt, DecodeOptions(8)), Request(prompt, DecodeOptions(8, threshold=2))]
+                )
+            )
+        )
 
 
 def test_the_threshold_is_read_at_every_step() -> None:
@@ -163,7 +173,8 @@ def test_the_threshold_is_read_at_every_step() -> None:
     lines = [([3, 4, 5, 6, 7, 8, 9, 10], [0.5, 0.75, 0.9, 0.8, 0.3, 0.2, 0.1, 0.0])] * 3
     backend = Scripted(tiny.contract(block=8, canvas=8), canvases(*lines))
     seen = [
-        step for [step] in steps(backend, [Request(np.array([5]), DecodeOptions(8))], threshold=lambda: next(values))
+        step
+        for [step] in decode_steps(backend, [Request(np.array([5]), DecodeOptions(8))], threshold=lambda: next(values))
     ]
     assert [int(step.accepted.sum()) for step in seen] == [1, 2, 5]
 

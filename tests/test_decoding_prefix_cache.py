@@ -12,7 +12,7 @@ import pytest
 import tiny
 from hypothesis import given
 from hypothesis import strategies as st
-from speaking import byte_tokenizer, save_tokenizer, speaker, speaking_bundle
+from speaking import make_byte_tokenizer, make_speaker, make_speaking_bundle, save_tokenizer
 from test_decoding_batch import Bounded, told
 from test_graph_step import pair
 from tiny import BLOCK, MASK
@@ -20,7 +20,7 @@ from tiny import BLOCK, MASK
 from runtime import load
 from runtime.backend import Backend
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_ends, count_committed, count_reusable
+from runtime.decoding.block_layout import compute_block_ends, count_committed, count_reusable
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.prefix_cache import Session
@@ -58,7 +58,7 @@ def test_what_may_be_kept_is_what_sees_the_same_tokens(
         predicted = not shift or kept < len(prompt)  # else nothing is committed that predicts the canvas's first
         most = kept if alike and predicted else most
     assert count_reusable(contract, np.array(held, np.int64), earlier, np.array(prompt)) == most
-    assert block_ends(contract, len(prompt)).tolist() == now
+    assert compute_block_ends(contract, len(prompt)).tolist() == now
 
 
 def conversation(backend: Backend, seed: int, fused: bool) -> list[tuple[Result, Result, int, int]]:
@@ -135,7 +135,7 @@ def test_an_answer_that_is_left_keeps_what_was_committed_and_one_that_fails_noth
 
 def test_sessions_of_a_model_have_caches_of_their_own(tmp_path: Path) -> None:
     engine = pair(tiny.checkpoint(4, alignment="absolute"), tmp_path)[1]
-    tokenizer = Tokenizer(save_tokenizer(byte_tokenizer(), tmp_path), None)
+    tokenizer = Tokenizer(save_tokenizer(make_byte_tokenizer(), tmp_path), None)
     model = Model(engine, tokenizer, engine.contract.gate, "ort-fp32", "fp32")
     one, other, ids = model.session(), model.session(), list(range(3, 12))
     for turn in range(3):
@@ -147,6 +147,6 @@ def test_sessions_of_a_model_have_caches_of_their_own(tmp_path: Path) -> None:
         )
         ids += [*expected, 5, 6]
     with pytest.raises(UserError, match="without a KV cache"):
-        load(speaking_bundle(tmp_path, "ab", "cdef")).session()
+        load(make_speaking_bundle(tmp_path, "ab", "cdef")).session()
     with pytest.raises(UserError, match="answers one request at a time"):
-        speaker(tmp_path, "ab", "cdef", alignment="absolute").session()
+        make_speaker(tmp_path, "ab", "cdef", alignment="absolute").session()

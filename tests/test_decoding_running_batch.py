@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from remembering import NEVER, TOP, Remembering, remembering_contract
+from remembering import NEVER, TOP, Remembering, make_remembering_contract
 from tiny import BLOCK
 
 from runtime.backend import Backend, Forward, Proposal
 from runtime.contract import ALIGNMENTS, Contract
 from runtime.decoding.batch import Step
-from runtime.decoding.loop import steps
+from runtime.decoding.loop import decode_steps
 from runtime.decoding.options import DecodeOptions, Request, settle
 from runtime.decoding.running_batch import PATIENCE, RunningBatch
 from runtime.errors import DeviceError, NumericalError, UserError
@@ -47,7 +47,7 @@ def mixed(rng: random.Random, contract: Contract, longest: int = 20) -> Request:
 
 def alone(backend: Backend, request: Request) -> list[Step]:
     """The slow way: the request by itself."""
-    return [step for done in steps(backend, [request]) for step in done]
+    return [step for done in decode_steps(backend, [request]) for step in done]
 
 
 def told(step: Step) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ def test_hundreds_of_mixed_requests_are_their_solo_runs_step_by_step(
     seed = tiny.choose_seed()
     for block, slots in ((BLOCK, SLOTS), (1, 3)):
         rng = random.Random(seed)
-        spec = remembering_contract(slots, alignment=alignment, shift=shift, attention=attention, block=block)
+        spec = make_remembering_contract(slots, alignment=alignment, shift=shift, attention=attention, block=block)
         asked = [mixed(rng, spec) for _ in range(120)]
         batch = RunningBatch(Remembering(spec), None, slots)
         came, failed, dropped = drive(batch, asked, rng, cancelled=0.3)
@@ -109,7 +109,7 @@ def test_answers_of_a_real_model_are_its_solo_ones(alignment: str) -> None:
 
     seed = tiny.choose_seed()
     rng, model = random.Random(seed), tiny.model(seed)
-    spec = remembering_contract(SLOTS, alignment=alignment, shift=alignment == "absolute")
+    spec = make_remembering_contract(SLOTS, alignment=alignment, shift=alignment == "absolute")
     asked = [mixed(rng, spec) for _ in range(30)]
     came, failed, dropped = drive(RunningBatch(TorchBackend(model, spec), None, SLOTS), asked, rng, cancelled=0.1)
     backend = TorchBackend(model, spec)
@@ -121,12 +121,12 @@ def test_answers_of_a_real_model_are_its_solo_ones(alignment: str) -> None:
 
 @pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_places_of_a_tensorrt_engine_come_and_go(dialect: str, tmp_path: Path) -> None:
-    from trt_bundle import fake_backend
+    from trt_bundle import make_fake_backend
 
     from train.torch_backend import TorchBackend
 
     contract, model, rng = tiny.contract(alignment="absolute"), tiny.model(22), random.Random(4)
-    backend, _, _ = fake_backend(
+    backend, _, _ = make_fake_backend(
         tmp_path, model, contract, dialect=dialect, batch=3, profiles=((4, 4), (8, 8), (1, 30))
     )
     asked = [mixed(rng, contract) for _ in range(9)]
@@ -139,7 +139,7 @@ def test_places_of_a_tensorrt_engine_come_and_go(dialect: str, tmp_path: Path) -
 
 def test_each_enters_in_its_order_as_soon_as_there_is_a_place_and_is_in_every_forward() -> None:
     """The schedule is that of `slots` counters and one line of people, each of whom is served without a pause."""
-    rng, spec = random.Random(3), remembering_contract(SLOTS)
+    rng, spec = random.Random(3), make_remembering_contract(SLOTS)
     asked = [mixed(rng, spec) for _ in range(60)]
     asked = [replace(request, options=replace(request.options, fused=True)) for request in asked]
     batch, backend = RunningBatch(Remembering(spec), None, SLOTS), Remembering(replace(spec, batch=1))
@@ -161,7 +161,7 @@ def test_each_enters_in_its_order_as_soon_as_there_is_a_place_and_is_in_every_fo
 
 
 def test_a_wide_prompt_that_waits_for_room_is_not_overtaken() -> None:
-    spec, rng = remembering_contract(2, capacity=32), random.Random(1)
+    spec, rng = make_remembering_contract(2, capacity=32), random.Random(1)
     sizes = ((8, 24), (2, 1), (20, 4), (1, 1))
     asked = [Request(tiny.prompt(rng, n), DecodeOptions(wanted, threshold=1.0)) for n, wanted in sizes]
     batch, first = RunningBatch(Remembering(spec, ends=False), None, 2), dict[int, int]()
@@ -176,7 +176,7 @@ def test_a_wide_prompt_that_waits_for_room_is_not_overtaken() -> None:
 
 
 def test_an_engine_computes_as_many_sequences_as_are_at_work_and_fewer_once_places_stay_free() -> None:
-    spec, long = remembering_contract(4), DecodeOptions(24, threshold=1.0)
+    spec, long = make_remembering_contract(4), DecodeOptions(24, threshold=1.0)
     backend = Remembering(spec, ends=False)
     batch = RunningBatch(backend, None, 4)
 
@@ -226,7 +226,7 @@ class Growing(Remembering):
 def test_a_kv_cache_that_grows_changes_no_answer_and_no_schedule(alignment: str, attention: str) -> None:
     seed = tiny.choose_seed()
     rng = random.Random(seed)
-    spec = remembering_contract(SLOTS, alignment=alignment, attention=attention, capacity=64)
+    spec = make_remembering_contract(SLOTS, alignment=alignment, attention=attention, capacity=64)
     asked = [mixed(rng, spec, rng.choice((4, 40))) for _ in range(80)]
     backends = Remembering(spec), Growing(spec)
     runs = [drive(RunningBatch(each, None, SLOTS), asked, random.Random(seed), cancelled=0.2) for each in backends]
@@ -237,7 +237,7 @@ def test_a_kv_cache_that_grows_changes_no_answer_and_no_schedule(alignment: str,
 
 
 def test_a_kv_cache_is_as_long_as_the_first_requests_need_it_and_short_again_when_nobody_is_at_work() -> None:
-    spec, rng = remembering_contract(2, capacity=64), random.Random(1)
+    spec, rng = make_remembering_contract(2, capacity=64), random.Random(1)
     backend = Growing(spec)
     batch = RunningBatch(backend, None, 2)
     for length, wanted in ((4, BLOCK), (8, 2 * BLOCK), (40, 2 * BLOCK), (4, BLOCK)):
@@ -256,7 +256,7 @@ def test_steps_of_each_alone_have_room_next_to_those_that_went_on(error: Excepti
                 raise error
             return super().forward(forward)
 
-    spec, rng = remembering_contract(2, capacity=64), random.Random(2)
+    spec, rng = make_remembering_contract(2, capacity=64), random.Random(2)
     asked = [Request(tiny.prompt(rng, 24), DecodeOptions(2 * BLOCK, threshold=1.0)) for _ in range(2)]
     batch = RunningBatch(Once(spec, ends=False), None, 2)
     came, failed, _ = drive(batch, asked, random.Random(0))
@@ -270,7 +270,7 @@ def test_who_needs_a_kv_cache_that_there_is_no_memory_for_is_refused_alone() -> 
         def grow(self, capacity: int) -> None:
             raise UserError("it does not fit into memory")
 
-    batch = RunningBatch(Small(remembering_contract(2, capacity=64)), None, 2)
+    batch = RunningBatch(Small(make_remembering_contract(2, capacity=64)), None, 2)
     short, long = (Request(np.full(length, 5), DecodeOptions(2 * BLOCK, threshold=1.0)) for length in (4, 40))
     batch.add(short)
     batch.step()
@@ -315,7 +315,7 @@ def refused(backend: Faulty, forward: Forward, out: Proposal) -> Proposal:
 
 @pytest.mark.parametrize(("fault", "error"), [(not_numbers, NumericalError), (refused, UserError)])
 def test_a_request_that_fails_ends_alone(fault: Any, error: type[Exception]) -> None:
-    rng, spec = random.Random(8), remembering_contract(SLOTS)
+    rng, spec = random.Random(8), make_remembering_contract(SLOTS)
     asked = [mixed(rng, spec) for _ in range(40)]
     bad = Request(np.array([BAD, 5, 6]), DecodeOptions(3 * BLOCK, threshold=1.0, fused=False))
     for number in (3, 4, 20, 39):
@@ -331,7 +331,7 @@ def test_a_request_that_fails_ends_alone(fault: Any, error: type[Exception]) -> 
 
 
 def test_what_a_failed_request_left_costs_the_others_nothing_and_nobody_takes_its_place() -> None:
-    spec, long = remembering_contract(3), DecodeOptions(2 * BLOCK, threshold=1.0)
+    spec, long = make_remembering_contract(3), DecodeOptions(2 * BLOCK, threshold=1.0)
     backend = Faulty(spec, not_numbers, ends=False)
     batch = RunningBatch(backend, None, 3)
     for first in (BAD, 5, 6):
@@ -352,7 +352,7 @@ def test_two_that_an_engine_takes_one_after_the_other_alone_both_get_their_answe
             raise UserError("these tokens see each other")
         return out
 
-    spec = remembering_contract(2)
+    spec = make_remembering_contract(2)
     batch = RunningBatch(Faulty(spec, narrow), None, 2)
     asked = [Request(tiny.prompt(random.Random(n), 9), DecodeOptions(2 * BLOCK, threshold=0.5)) for n in range(2)]
     came, failed, _ = drive(batch, asked, random.Random(0))
@@ -370,7 +370,7 @@ def test_a_device_that_fails_ends_all_of_the_batch_and_the_next_ones_get_a_new_o
             raise left.pop()
         return out
 
-    spec, long = remembering_contract(2), DecodeOptions(2 * BLOCK, threshold=1.0)
+    spec, long = make_remembering_contract(2), DecodeOptions(2 * BLOCK, threshold=1.0)
     backend = Faulty(spec, lost)
     batch = RunningBatch(backend, None, 2)
     asked = [Request(np.array([n + 3]), long) for n in range(4)]
@@ -390,14 +390,14 @@ def test_a_batch_that_cannot_be_opened_ends_those_that_wait() -> None:
         def open(self, batch: int, capacity: int) -> None:
             raise DeviceError("no memory")
 
-    batch = RunningBatch(Closed(remembering_contract(2)), None, 2)
+    batch = RunningBatch(Closed(make_remembering_contract(2)), None, 2)
     for _ in range(3):
         batch.add(Request(np.array([5]), DecodeOptions(4)))
     assert list(batch.step().failed) == [0, 1, 2] and not batch.busy
 
 
 def test_a_request_that_does_not_fit_is_refused_when_it_comes() -> None:
-    batch = RunningBatch(Remembering(remembering_contract(2)), None, 2)
+    batch = RunningBatch(Remembering(make_remembering_contract(2)), None, 2)
     for wrong in (
         Request(np.array([], np.int64), DecodeOptions(4)),
         Request(np.array([99]), DecodeOptions(4)),
@@ -412,7 +412,7 @@ def test_a_request_that_does_not_fit_is_refused_when_it_comes() -> None:
 def test_seconds_of_an_answer_leave_out_how_long_nobody_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr("runtime.decoding.batch.time.perf_counter", lambda: now[0])
-    batch = RunningBatch(Remembering(remembering_contract(2)), None, 2)
+    batch = RunningBatch(Remembering(make_remembering_contract(2)), None, 2)
     for _ in range(2):
         batch.add(Request(np.array([5]), DecodeOptions(1, threshold=0.0)))
         now[0] += 100
@@ -421,7 +421,7 @@ def test_seconds_of_an_answer_leave_out_how_long_nobody_asked(monkeypatch: pytes
 
 
 def test_a_model_gives_itself_to_its_batch() -> None:
-    spec = remembering_contract(2, top_k=TOP)
+    spec = make_remembering_contract(2, top_k=TOP)
     model = Model(Remembering(spec), None, spec.gate, "it", "fp32")  # type: ignore[arg-type]
     for slots in (0, 3):
         with pytest.raises(UserError, match=f"slots is {slots}; expected 1 to 2, the sequences that engine it takes"):

@@ -16,10 +16,10 @@ from tiny import BLOCK, VOCAB, Scripted, proposal
 
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS
-from runtime.decoding.loop import generate, generate_batch, steps
+from runtime.decoding.loop import decode_steps, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
-from runtime.decoding.sampling import uniforms
+from runtime.decoding.sampling import sample_uniforms
 from runtime.errors import NumericalError, UserError
 from train.torch_backend import TorchBackend
 
@@ -51,7 +51,7 @@ def picked(request: Request) -> Any:
         assert request.options.seed is not None
         best = probabilities.topk(TOP)
         weights = best.values ** (1 / request.options.temperature)
-        sought = float(uniforms(request.options.seed, position, 1, step)[0]) * float(weights.sum())
+        sought = float(sample_uniforms(request.options.seed, position, 1, step)[0]) * float(weights.sum())
         return int(best.indices[int((weights.cumsum(0) <= sought).sum())])
 
     return pick
@@ -66,7 +66,7 @@ def test_answers_are_those_of_the_definition(alignment: str, shift: bool, attent
             answer, finish, moments = slow_decode(
                 model, contract, request.prompt.tolist(), request.options.max_new_tokens, 0.4, pick=picked(request)
             )
-            got = [s for [s] in steps(TorchBackend(model, contract), [request], threshold=0.4, fused=fused)]
+            got = [s for [s] in decode_steps(TorchBackend(model, contract), [request], threshold=0.4, fused=fused)]
             assert [(tuple(s.tokens), tuple(s.open)) for s in got] == [(m.tokens, m.open) for m in moments]
             result = got[-1].result
             assert result is not None and (list(result.token_ids), result.finish) == (answer, finish)
@@ -168,7 +168,9 @@ def test_top_tokens_are_asked_for_where_a_request_is_sampled_and_only_there() ->
 
 def test_a_draw_of_low_confidence_is_made_again_at_the_next_step() -> None:
     backend = Scripted(tiny.contract(top_k=3), with_top(np.log(np.array([0.6, 0.3, 0.1], np.float32))))
-    seen = [step for [step] in steps(backend, [Request(np.array([5]), DecodeOptions(4, temperature=1.0, seed=3))])]
+    seen = [
+        step for [step] in decode_steps(backend, [Request(np.array([5]), DecodeOptions(4, temperature=1.0, seed=3))])
+    ]
     assert len(seen) > 1  # 0.5 is the threshold: what was drawn with 0.3 or 0.1 stays open
     for step in seen:
         assert (step.confidence[step.accepted] >= 0.5).all() or step.accepted.sum() == 1

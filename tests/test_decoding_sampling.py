@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from runtime.backend import Proposal
-from runtime.decoding.sampling import SEEDS, Sampler, check_sampling, sample_tokens, sampler, uniforms
+from runtime.decoding.sampling import SEEDS, Sampler, check_sampling, make_sampler, sample_tokens, sample_uniforms
 from runtime.errors import UserError
 
 LOG_PROB = np.log(np.array([0.5, 0.25, 0.12, 0.08, 0.04], np.float32))  # the rest has another 0.01
@@ -24,7 +24,7 @@ def tempered(temperature: float) -> np.ndarray:
 @pytest.mark.parametrize("temperature", [0.3, 0.7, 1.0, 2.0, 5.0])
 def test_tokens_come_as_often_as_softmax_at_the_temperature_says(temperature: float) -> None:
     n = 40_000
-    places = sample_tokens(np.tile(LOG_PROB, (n, 1)), temperature, uniforms(11, 0, n, 0))
+    places = sample_tokens(np.tile(LOG_PROB, (n, 1)), temperature, sample_uniforms(11, 0, n, 0))
     expected = tempered(temperature)
     deviation = np.sqrt(n * expected * (1 - expected))
     assert (np.abs(np.bincount(places, minlength=5) - n * expected) < 4 * deviation + 1).all()
@@ -67,23 +67,23 @@ def test_the_ends_of_the_range_draw_the_best_and_the_last_token_and_never_an_imp
 
 
 def test_numbers_are_a_function_of_seed_step_and_position_and_nothing_else() -> None:
-    whole = uniforms(5, 0, 40, 7)
+    whole = sample_uniforms(5, 0, 40, 7)
     for first, count in ((0, 1), (3, 8), (39, 1), (16, 16)):
-        np.testing.assert_array_equal(uniforms(5, first, count, 7), whole[first : first + count])
-    np.testing.assert_array_equal(uniforms(5, -3, 8, 7), [0, 0, 0, *whole[:5]])
-    every = np.concatenate([uniforms(seed, 0, 40, step) for seed in (5, 6, -5) for step in range(20)])
+        np.testing.assert_array_equal(sample_uniforms(5, first, count, 7), whole[first : first + count])
+    np.testing.assert_array_equal(sample_uniforms(5, -3, 8, 7), [0, 0, 0, *whole[:5]])
+    every = np.concatenate([sample_uniforms(seed, 0, 40, step) for seed in (5, 6, -5) for step in range(20)])
     assert len(set(every.tolist())) == len(every)
 
 
 def test_numbers_are_spread_evenly_over_0_to_1() -> None:
-    drawn = np.concatenate([uniforms(2, 0, 100, step) for step in range(200)])
+    drawn = np.concatenate([sample_uniforms(2, 0, 100, step) for step in range(200)])
     assert drawn.min() >= 0 and drawn.max() < 1
     counts = np.bincount((drawn * 20).astype(int), minlength=20)
     assert ((counts - 1000) ** 2 / 1000).sum() < 43.8  # chi-squared, 19 degrees of freedom, 0.1 %
 
 
 def test_numbers_are_the_same_in_every_version() -> None:
-    assert uniforms(7, 0, 3, 3).tolist() == [0.43900223090044976, 0.36907145856967594, 0.8046038132895261]
+    assert sample_uniforms(7, 0, 3, 3).tolist() == [0.43900223090044976, 0.36907145856967594, 0.8046038132895261]
 
 
 def top(log_prob: Any = LOG_PROB, rows: int = 4) -> Proposal:
@@ -113,9 +113,9 @@ def test_a_backend_that_gives_no_top_tokens_is_a_bug() -> None:
 
 
 def test_a_seed_is_drawn_where_none_is_given_and_none_without_a_temperature() -> None:
-    assert sampler(0, 5) is None and sampler(0.5, 5) == Sampler(0.5, 5)
-    assert sampler(0.5, np.int64(5)) == Sampler(0.5, 5)
-    seeds = {each.seed for _ in range(8) if (each := sampler(1.0, None)) is not None}
+    assert make_sampler(0, 5) is None and make_sampler(0.5, 5) == Sampler(0.5, 5)
+    assert make_sampler(0.5, np.int64(5)) == Sampler(0.5, 5)
+    seeds = {each.seed for _ in range(8) if (each := make_sampler(1.0, None)) is not None}
     assert len(seeds) == 8 and all(0 <= seed < 2**32 for seed in seeds)
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages import PAGES, ROOT, WALKED, blocks, find_missing_lines, read, slug
+from pages import PAGES, ROOT, WALKED, blocks, find_missing_lines, make_slug, read
 
 from runtime.subcommands import COMMANDS
 
@@ -71,7 +71,7 @@ def test_every_link_and_picture_leads_somewhere(page: str) -> None:
         path, _, anchor = link.partition("#")
         target = (ROOT / page).parent / path if path else ROOT / page
         headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M) if anchor else []
-        if not target.exists() or (anchor and anchor not in map(slug, headings)):
+        if not target.exists() or (anchor and anchor not in map(make_slug, headings)):
             lost.append(link)
     assert lost == []
 

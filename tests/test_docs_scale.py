@@ -31,7 +31,7 @@ def table(heading: str) -> list[list[str]]:
 
 
 def ms(device: Device, precision: str, forward: Pass) -> float:
-    return device.ms(device.work(SHAPE, precision, forward), precision)
+    return device.estimate_ms(device.count_work(SHAPE, precision, forward), precision)
 
 
 def test_the_fleets() -> None:

@@ -27,9 +27,9 @@ from runtime.engines.trt.cuda import load_cuda
 from runtime.engines.trt.trt_backend import TrtBackend, open_engines
 from runtime.errors import UserError
 from runtime.model import Model
-from runtime.perf.latency import canvas, commit, make_fused, time_calls
+from runtime.perf.latency import make_canvas_step, make_commit, make_fused, time_calls
 from train import open_checkpoint
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 
 pytestmark = pytest.mark.gpu
 ROOT = Path(__file__).parent.parent
@@ -42,7 +42,7 @@ FLOOR = 20.0  # a step may take that many times what reading its weights takes; 
 def why_skipped() -> str | None:
     """What is missing here: cuda-python, a driver or a GPU."""
     try:
-        return None if load_cuda().gpu() else "no NVIDIA driver, or no GPU"
+        return None if load_cuda().find_gpu() else "no NVIDIA driver, or no GPU"
     except UserError as error:
         return str(error)
 
@@ -93,7 +93,7 @@ def backend(made: Bundle) -> Iterator[TrtBackend]:
 @pytest.fixture(scope="module")
 def reference() -> TorchBackend:
     saved = open_checkpoint.load(CKPT)
-    return TorchBackend(saved.build(), contract_of(saved))
+    return TorchBackend(saved.build(), derive_contract(saved))
 
 
 def prompts(count: int, vocab: int) -> list[NDArray[np.int64]]:
@@ -114,7 +114,7 @@ def test_every_forward_is_near_pytorchs(backend: TrtBackend, reference: TorchBac
     for prompt in prompts(10, backend.contract.vocab):
         for engine in (backend, reference):
             engine.open(1, 256)
-        for forward in (prefill(prompt), canvas(backend.contract, len(prompt))):
+        for forward in (prefill(prompt), make_canvas_step(backend.contract, len(prompt))):
             ours, theirs = backend.forward(forward), reference.forward(forward)
             worst = max(worst, float(np.abs(np.log(ours.confidence) - np.log(theirs.confidence)).max()))
     print(f"largest |difference of log p| {worst:.1e}")
@@ -127,7 +127,7 @@ def test_a_replayed_graph_is_a_plain_launch(made: Bundle) -> None:
     assert not replayed.name.endswith("graphs"), "the engine cannot be captured, so nothing here is replayed"
     for engine in (replayed, plain):
         engine.open(1, 256)
-    for make in (canvas, commit, make_fused):
+    for make in (make_canvas_step, make_commit, make_fused):
         for past in (0, 16, 100):
             one, other = replayed.forward(make(plain.contract, past)), plain.forward(make(plain.contract, past))
             assert one.token.tolist() == other.token.tolist()
@@ -139,7 +139,7 @@ def test_a_replayed_graph_is_a_plain_launch(made: Bundle) -> None:
 def test_ten_thousand_steps_take_no_more_memory(backend: TrtBackend) -> None:
     cuda = load_cuda()
     backend.open(1, 256)
-    forward = canvas(backend.contract, 64)
+    forward = make_canvas_step(backend.contract, 64)
     backend.forward(forward)
     before = cuda.free_bytes()
     for _ in range(STEPS):
@@ -152,7 +152,7 @@ def test_ten_thousand_steps_take_no_more_memory(backend: TrtBackend) -> None:
 def test_a_step_is_not_far_above_the_bandwidth_floor(made: Bundle, backend: TrtBackend) -> None:
     """The floor is the engine's file read once, at the bandwidth that copies on the device reach here."""
     backend.open(1, 256)
-    forward = canvas(backend.contract, 64)
+    forward = make_canvas_step(backend.contract, 64)
     step = float(np.median(time_calls(lambda: backend.forward(forward), 200, 50)))
     weights = (made.path / backend.engines[0].model).stat().st_size
     floor = weights / bandwidth()
@@ -227,7 +227,7 @@ def test_the_other_dialects_fp32_is_refused_on_the_gpu(exported: Bundle) -> None
     with pytest.raises(UserError, match="CUDA has no kernels for ort-fp32"):
         load(exported.path, engine="ort-fp32", device="cuda")
     with pytest.raises(UserError, match="GroupQueryAttention, which reads or writes the KV cache"):
-        load_session(exported.path / exported.engine("ort-fp32").model, device="cuda")
+        load_session(exported.path / exported.find_engine("ort-fp32").model, device="cuda")
 
 
 def bandwidth() -> float:

@@ -66,7 +66,7 @@ def test_another_kind_is_found_by_its_name_tried_and_opened(bundle: Bundle, monk
     tried: list[tuple[Any, ...]] = []
     monkeypatch.setattr(load_check, "attempt", lambda *given: tried.append(given) or True)
     model = load(bundle.path, engine="numpy")
-    assert model.engine == "constant" and tried == [(bundle, bundle.engine("constant"), None, False)]
+    assert model.engine == "constant" and tried == [(bundle, bundle.find_engine("constant"), None, False)]
     assert model.generate([5, 6], max_new_tokens=8).result.token_ids == (7,) * 8
     assert load(bundle.path).engine == "ort-fp32"
 

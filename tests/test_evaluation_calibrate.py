@@ -14,7 +14,7 @@ import tiny
 import torch
 from block_alone import block_alone
 from slow_decode import distributions
-from speaking import BYTES, byte_tokenizer, every_other, speaking_bundle
+from speaking import BYTES, every_other, make_byte_tokenizer, make_speaking_bundle
 from tiny import BLOCK, MASK, PAD
 
 from export import onnx
@@ -36,13 +36,15 @@ from train.torch_backend import TorchBackend
 def test_bins_hold_what_lies_in_them_and_the_error_is_the_mean_distance() -> None:
     confidence = np.array([0.0, 0.5, 0.45, 0.75, 0.95, 1.0, 0.9], np.float32)
     right = np.array([0, 1, 0, 1, 1, 1, 0], np.bool_)
-    bins = reliability.reliability(confidence, right, 2)
+    bins = reliability.compute_reliability(confidence, right, 2)
     assert [(each.low, each.high, each.count) for each in bins] == [(0, 0.5, 3), (0.5, 1, 4)]
     assert [each.right for each in bins] == pytest.approx([1 / 3, 3 / 4])
     assert [each.confidence for each in bins] == pytest.approx([0.95 / 3, 0.9])
     error = (3 * abs(0.95 / 3 - 1 / 3) + 4 * abs(0.9 - 0.75)) / 7
     assert reliability.compute_expected_error(bins) == pytest.approx(error)
-    assert reliability.reliability(confidence[:0], right[:0]) == [] and reliability.compute_expected_error([]) == 0
+    assert (
+        reliability.compute_reliability(confidence[:0], right[:0]) == [] and reliability.compute_expected_error([]) == 0
+    )
 
 
 class Recording:
@@ -157,7 +159,7 @@ def hasty(forward: Forward) -> Proposal:
 
 def test_a_sweep_compares_with_the_teacher_on_the_same_problems() -> None:
     spec = tiny.contract(vocab=BYTES + 256, canvas=BLOCK)
-    engine = byte_tokenizer()
+    engine = make_byte_tokenizer()
     backend = tiny.Scripted(spec, hasty)
     subject = evaluated_model.EvaluatedModel(
         backend, engine, prompts.make_plain_encoder(engine), spec.gate, 1, "scripted"
@@ -195,7 +197,7 @@ def own(tmp_path: Path) -> Path:
 def test_a_bundles_engine_gets_the_threshold_as_its_own_gate(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = speaking_bundle(tmp_path, "say 1", "yes", confidence=every_other)
+    made = make_speaking_bundle(tmp_path, "say 1", "yes", confidence=every_other)
     before = {path.name: path.read_bytes() for path in made.iterdir()}
     report = teacher_report(tmp_path, own, [1, 1, 1])
     words = ["--bundle", str(made), "--data", str(own), "--teacher-report", str(report), "--thresholds", "0.2,0.4,0.99"]
@@ -210,7 +212,7 @@ def test_a_bundles_engine_gets_the_threshold_as_its_own_gate(
         (tmp_path / "c.json").read_text()
     )
     assert (tmp_path / "r.png").read_bytes().startswith(b"\x89PNG")
-    assert read(made).engine().gate == GateSpec(threshold=0.2)
+    assert read(made).find_engine().gate == GateSpec(threshold=0.2)
     after = {path.name: path.read_bytes() for path in made.iterdir()}
     assert {name for name in after if after[name] != before.get(name)} == {
         "manifest.json"
@@ -223,8 +225,8 @@ def test_a_bundles_engine_gets_the_threshold_as_its_own_gate(
 def test_an_engine_is_held_to_the_bundles_own_fp32_engine_where_no_report_is_given(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = speaking_bundle(tmp_path, "say 1", "yes", confidence=every_other)
-    plain, data = read(made).engine(), tmp_path / "own.jsonl"
+    made = make_speaking_bundle(tmp_path, "say 1", "yes", confidence=every_other)
+    plain, data = read(made).find_engine(), tmp_path / "own.jsonl"
     letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
     data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
     words = ["--bundle", str(made), "--data", str(data), "--thresholds", "0.2,0.99"]
@@ -234,20 +236,20 @@ def test_an_engine_is_held_to_the_bundles_own_fp32_engine_where_no_report_is_giv
     assert calibrate.main(["--ckpt", str(tmp_path / "student.pt"), "--data", str(data)]) == 2
     assert "--teacher-report is missing" in capsys.readouterr().err
     few = replace(plain, name="ort-int8", precision="int8")
-    write(made, read(made).contract, few, [made / plain.model], byte_tokenizer().to_str(), None, {})
+    write(made, read(made).contract, few, [made / plain.model], make_byte_tokenizer().to_str(), None, {})
     assert calibrate.main([*words, "--engine", "ort-int8", "--count", "2", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["engine"], told["held_to"], told["chosen"]) == ("ort-int8", ["ort-fp32"], 0.2)
     [own] = told["points"][1]["by_task"].values()
     assert (own["problems"], own["difference"], own["fewer_forwards"]) == (2, 0, 3 / 4)  # fp32 by its own gate, 0.5
-    assert read(made).engine("ort-int8").gate == GateSpec(threshold=0.2)
-    assert read(made).engine("ort-fp32").gate == plain.gate
+    assert read(made).find_engine("ort-int8").gate == GateSpec(threshold=0.2)
+    assert read(made).find_engine("ort-fp32").gate == plain.gate
 
 
 def test_no_threshold_within_the_target_ends_with_1_and_changes_nothing(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = speaking_bundle(tmp_path, "say 1", "no")
+    made = make_speaking_bundle(tmp_path, "say 1", "no")
     before = (made / "manifest.json").read_bytes()
     words = ["--bundle", str(made), "--data", str(own), "--teacher-report", str(teacher_report(tmp_path, own, [1, 1]))]
     assert calibrate.main([*words, "--thresholds", "0.9"]) == 1
@@ -318,7 +320,7 @@ def test_a_mode_that_meets_the_target_in_fewer_forward_passes_becomes_the_defaul
 def test_what_cannot_be_calibrated_is_told_in_one_line(
     change: dict[str, object], extra: str, said: str, own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made, report = speaking_bundle(tmp_path, "say 1", "yes"), teacher_report(tmp_path, own, [1])
+    made, report = make_speaking_bundle(tmp_path, "say 1", "yes"), teacher_report(tmp_path, own, [1])
     report.write_text(json.dumps({**json.loads(report.read_text()), **change}))
     words = ["--bundle", str(made), "--data", str(own), "--teacher-report", str(report), *extra.split()]
     assert calibrate.main(words) == 2
@@ -345,7 +347,7 @@ def test_what_cannot_be_calibrated_is_told_in_one_line(
 def test_the_missing_report_is_named_after_what_is_wrong_with_the_model_and_the_options(
     words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = str(speaking_bundle(tmp_path, "say 1", "yes"))
+    made = str(make_speaking_bundle(tmp_path, "say 1", "yes"))
     assert calibrate.main([made if word == "BUNDLE" else word for word in words.split()]) == 2
     err = capsys.readouterr().err
     assert said in err and err.count("\n") == 1
@@ -354,7 +356,7 @@ def test_the_missing_report_is_named_after_what_is_wrong_with_the_model_and_the_
 def test_a_reference_with_nothing_right_chooses_no_threshold(
     own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made, report = speaking_bundle(tmp_path, "say 1", "no"), teacher_report(tmp_path, own, [0, 0])
+    made, report = make_speaking_bundle(tmp_path, "say 1", "no"), teacher_report(tmp_path, own, [0, 0])
     before = (made / "manifest.json").read_bytes()
     words = ["--bundle", str(made), "--data", str(own), "--teacher-report", str(report), "--thresholds", "0.9"]
     assert calibrate.main([*words, "--out", str(tmp_path / "c.json"), "--plot", str(tmp_path / "r.png")]) == 2
@@ -366,7 +368,7 @@ def test_a_reference_with_nothing_right_chooses_no_threshold(
 
 def valid_letters(tmp_path: Path, answer: str) -> tuple[Path, Path, list[str]]:
     """A bundle that answers `answer`, a file of the problems `say X` of the split `valid`, right if "yes", their X."""
-    made, data = speaking_bundle(tmp_path, "say 1", answer), tmp_path / "own.jsonl"
+    made, data = make_speaking_bundle(tmp_path, "say 1", answer), tmp_path / "own.jsonl"
     letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
     data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
     return made, data, letters
@@ -376,8 +378,8 @@ def test_an_fp32_engine_with_nothing_right_holds_no_other_engine_to_anything(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, data, _ = valid_letters(tmp_path, "no")
-    few = replace(read(made).engine(), name="ort-int8", precision="int8")
-    write(made, read(made).contract, few, [made / few.model], byte_tokenizer().to_str(), None, {})
+    few = replace(read(made).find_engine(), name="ort-int8", precision="int8")
+    write(made, read(made).contract, few, [made / few.model], make_byte_tokenizer().to_str(), None, {})
     before = (made / "manifest.json").read_bytes()
     words = ["--bundle", str(made), "--data", str(data), "--thresholds", "0.9", "--engine", "ort-int8", "--count", "2"]
     assert calibrate.main(words) == 2 and (made / "manifest.json").read_bytes() == before
@@ -389,11 +391,11 @@ def test_a_split_with_fewer_problems_than_requested_is_used_whole_and_reported(
 ) -> None:
     made, data, letters = valid_letters(tmp_path, "yes")
     plain, told = (
-        read(made).engine(),
+        read(made).find_engine(),
         f"the split valid of own has {len(letters)} problems, fewer than the 99 requested",
     )
     few = replace(plain, name="ort-int8", precision="int8")
-    write(made, read(made).contract, few, [made / plain.model], byte_tokenizer().to_str(), None, {})
+    write(made, read(made).contract, few, [made / plain.model], make_byte_tokenizer().to_str(), None, {})
     words = ["--bundle", str(made), "--data", str(data), "--engine", "ort-int8"]
     for count, reported in ((99, True), (len(letters), False)):
         assert calibrate.main([*words, "--thresholds", "0.2", "--no-write", "--count", str(count)]) == 0
@@ -406,7 +408,7 @@ def test_a_split_with_fewer_problems_than_requested_is_used_whole_and_reported(
 
 
 def test_two_reports_of_one_task_are_refused(own: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made, report = speaking_bundle(tmp_path, "say 1", "yes"), str(teacher_report(tmp_path, own, [1]))
+    made, report = make_speaking_bundle(tmp_path, "say 1", "yes"), str(teacher_report(tmp_path, own, [1]))
     assert calibrate.main(["--bundle", str(made), "--data", str(own), "--teacher-report", report, report]) == 2
     assert capsys.readouterr().err == (
         "error: --teacher-report has two reports of own; give one per task, of the model with more right\n"
@@ -414,7 +416,7 @@ def test_two_reports_of_one_task_are_refused(own: Path, tmp_path: Path, capsys: 
 
 
 def test_a_gate_that_does_not_fit_is_not_written(tmp_path: Path) -> None:
-    made = speaking_bundle(tmp_path, "p", "a")
+    made = make_speaking_bundle(tmp_path, "p", "a")
     before = (made / "manifest.json").read_bytes()
     for engine, spec, said in (("ort-int4", GateSpec(), "no engine"), ("ort-fp32", GateSpec(threshold=2), "outside")):
         with pytest.raises(UserError, match=said):

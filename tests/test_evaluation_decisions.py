@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from speaking import speaking_bundle
+from speaking import make_speaking_bundle
 
 from runtime.bundle import store
 from runtime.decisions.form import Field, Form
@@ -22,7 +22,7 @@ from train import calibrate, tasks
 from train.checkpoint import Checkpoint, Decoding
 from train.data.bpe import END, MASK, PAD, train_tokenizer
 from train.evaluation import decisions
-from train.evaluation.temperature import calibration, fit_temperature
+from train.evaluation.temperature import fit_temperature, measure_calibration
 from train.storage import student_pt
 from train.tasks import intents
 from train.transformer.network import ModelConfig, Transformer
@@ -38,7 +38,7 @@ def fill(form: Form, indices: Sequence[int]) -> str:
 
 
 def test_the_right_values_are_those_that_the_answer_was_filled_with() -> None:
-    form = intents.form()
+    form = intents.make_form()
     fields = [part for part in form.parts if isinstance(part, Field)]
     assert [field.path for field in fields] == [(name,) for name in intents.FIELDS]
     for problem in TASK.problems("train", 200, 0):
@@ -68,7 +68,7 @@ def learned() -> str:
 def test_the_form_s_parts_encoded_apart_are_the_answer_s_tokens(learned: str) -> None:
     """So the model reads in a form what it learned from whole answers."""
     tokenizer = Tokenizer(learned)
-    form, spec = intents.form(), tiny.contract(vocab=5000, candidates=64)
+    form, spec = intents.make_form(), tiny.contract(vocab=5000, candidates=64)
     pieces = encode_form(form, tokenizer.encode, spec)
     for problem in TASK.problems("valid", 60, 0):
         chosen = iter(decisions.find_right_indices(form, problem.answer))
@@ -90,16 +90,16 @@ def test_outcomes_are_those_of_each_field_and_calibration_is_of_all_of_them() ->
     form = Form((Field(("x",), ("a", "b")), "-", Field(("y",), ("c", "d"))))
     task = tasks.Task("own", lambda *_: iter(()), lambda *_: [], form=lambda: form)
     problems = [tasks.Problem("", answer, "") for answer in ("a-c", "a-c", "b-c", "a-d")]
-    found = decisions.outcomes(task, problems, [[0]] * 4, overconfident)
+    found = decisions.collect_outcomes(task, problems, [[0]] * 4, overconfident)
     assert {path: each.right for path, each in found.items()} == {("x",): [0, 0, 1, 0], ("y",): [0, 0, 0, 1]}
-    decided = decisions.together(found)
-    assert calibration(decided, 1.0).error == pytest.approx(0.99 - 0.75, abs=1e-6)
+    decided = decisions.join_outcomes(found)
+    assert measure_calibration(decided, 1.0).error == pytest.approx(0.99 - 0.75, abs=1e-6)
     temperature = fit_temperature(decided)
-    assert calibration(decided, temperature).error == pytest.approx(0, abs=1e-6) and temperature > 1
-    fields = decisions.by_field(found, temperature)
+    assert measure_calibration(decided, temperature).error == pytest.approx(0, abs=1e-6) and temperature > 1
+    fields = decisions.summarize_fields(found, temperature)
     assert fields["x"] == {"right": 0.75, "expected_calibration_error": 0.24, "calibrated": 0.0}
     with pytest.raises(UserError, match="the answers of math are not filled forms; --decisions is for intents"):
-        decisions.outcomes(tasks.choose_tasks("math")[0], problems, [[0]] * 4, overconfident)
+        decisions.collect_outcomes(tasks.choose_tasks("math")[0], problems, [[0]] * 4, overconfident)
 
 
 def untrained(path: Path, learned: str) -> Path:
@@ -139,19 +139,19 @@ def test_a_checkpoint_keeps_the_temperature_of_its_decisions(
 
 
 def test_a_bundle_keeps_it_by_engine_and_the_model_decides_with_it(tmp_path: Path) -> None:
-    made = speaking_bundle(tmp_path, "p", "a")
+    made = make_speaking_bundle(tmp_path, "p", "a")
     before = (made / "manifest.json").read_text()
     assert "decision_temperature" not in before and load(made).decision_temperature == 1
-    assert store.set_decision_temperature(made, "ort-fp32", 1.75).engine().decision_temperature == 1.75
+    assert store.set_decision_temperature(made, "ort-fp32", 1.75).find_engine().decision_temperature == 1.75
     assert load(made).decision_temperature == 1.75
     values = json.loads((made / "manifest.json").read_text())
     assert values["engines"][0].pop("decision_temperature") == 1.75 and values == json.loads(before)
     for engine, temperature, said in (("ort-int4", 2.0, "no engine"), ("ort-fp32", 0.0, "decision_temperature is 0.0")):
         with pytest.raises(UserError, match=said):
             store.set_decision_temperature(made, engine, temperature)
-    assert store.read(made).engine().decision_temperature == 1.75
+    assert store.read(made).find_engine().decision_temperature == 1.75
     store.set_decision_temperature(made, "ort-fp32", 1.0)
-    assert store.read(made).engine().decision_temperature == 1
+    assert store.read(made).find_engine().decision_temperature == 1
 
 
 @pytest.mark.parametrize(

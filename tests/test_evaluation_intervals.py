@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from train.evaluation import intervals
-from train.evaluation.intervals import NORMAL_95, estimate_paired_difference, proportion
+from train.evaluation.intervals import NORMAL_95, estimate_paired_difference, estimate_proportion
 
 
 def pairs(both: int, won: int, lost: int, neither: int) -> tuple[list[bool], list[bool]]:
@@ -35,7 +35,11 @@ def slow_score(difference: float, won: int, lost: int, n: int) -> float:
 
 def test_wilsons_interval_is_that_of_the_published_formula() -> None:
     """Agresti and Coull 1998 give [0, 0.2775] for none of 10; the others are the formula's with z = 1.959964."""
-    none, some, all_ = proportion([False] * 10), proportion([True] * 8 + [False] * 2), proportion([True] * 10)
+    none, some, all_ = (
+        estimate_proportion([False] * 10),
+        estimate_proportion([True] * 8 + [False] * 2),
+        estimate_proportion([True] * 10),
+    )
     assert (none.mean, none.low, none.high) == pytest.approx((0, 0, 0.27753), abs=1e-4)
     assert (some.mean, some.low, some.high) == pytest.approx((0.8, 0.49016, 0.94332), abs=1e-4)
     assert (all_.mean, all_.low, all_.high) == pytest.approx((1, 1 - 0.27753, 1), abs=1e-4)

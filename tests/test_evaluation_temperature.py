@@ -16,9 +16,9 @@ from train.evaluation.temperature import (
     HIGHEST,
     LOWEST,
     apply_temperature,
-    calibration,
     collect,
     fit_temperature,
+    measure_calibration,
     negative_log_likelihood,
 )
 
@@ -54,7 +54,7 @@ def test_the_fitted_temperature_is_that_of_the_least_loss_and_undoes_overconfide
         assert negative_log_likelihood(decided, temperature) == pytest.approx(slow_loss(rows, right, temperature))
     least = min((slow_loss(rows, right, found * (0.7 + 0.01 * i)), found * (0.7 + 0.01 * i)) for i in range(61))
     assert least[1] == pytest.approx(found, rel=0.011), f"seed {seed}"
-    before, after = calibration(decided, 1.0), calibration(decided, found)
+    before, after = measure_calibration(decided, 1.0), measure_calibration(decided, found)
     assert after.likelihood <= before.likelihood
     if heat == 2.5:
         assert after.error < before.error / 2, f"seed {seed}"
@@ -83,8 +83,8 @@ def test_the_closed_form_of_equal_decisions() -> None:
     decided = collect([[0.95, 0.05]] * 10, [0] * 8 + [1] * 2)
     found = fit_temperature(decided)
     assert found == pytest.approx(math.log(0.95 / 0.05) / math.log(0.8 / 0.2), rel=1e-6)
-    after = calibration(decided, found)
-    assert after.error == pytest.approx(0, abs=1e-6) and calibration(decided, 1.0).error == pytest.approx(0.15)
+    after = measure_calibration(decided, found)
+    assert after.error == pytest.approx(0, abs=1e-6) and measure_calibration(decided, 1.0).error == pytest.approx(0.15)
     assert after.as_dict() == {
         "temperature": round(found, 4), "negative_log_likelihood": 0.5004, "expected_calibration_error": 0.0,
     }  # fmt: skip

@@ -19,11 +19,11 @@ import torch
 from foreign import BLOCK, CANVAS
 
 from export import check_model
-from export.check_model import Page, lines, verdict
+from export.check_model import Page, format_lines, format_verdict
 from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof import own_code
-from export.proof.against_own_code import Agreement, Decoded, agreement, decode, run_own_code
+from export.proof.against_own_code import Agreement, Decoded, decode, measure_agreement, run_own_code
 from export.proof.prove import sample_requests
 from runtime.bundle.manifest import Engine
 from runtime.contract import Contract
@@ -107,14 +107,14 @@ def test_with_the_flag_it_runs_in_another_process_and_a_wrong_model_shows(
     assert int((tmp_path / "marker").read_text()) != os.getpid()
     assert not any("modeling_x" in name for name in set(sys.modules) - before)
     page = page_of(decoded=exported.decoded, own=found)
-    each = [agreement(exported.inputs, one.inputs, exported.contract, ()) for one in exported.decoded]
+    each = [measure_agreement(exported.inputs, one.inputs, exported.contract, ()) for one in exported.decoded]
     assert all(map(page.agrees, each)) and sum(one.rows for one in each) > 10, each
     file = exported.inputs / f"{exported.decoded[0].inputs[-1]:03}.own.npy"
     right = np.load(file)
     np.save(file, 1.02 * right)
-    assert not page.agrees(agreement(exported.inputs, exported.decoded[0].inputs, exported.contract, ()))
+    assert not page.agrees(measure_agreement(exported.inputs, exported.decoded[0].inputs, exported.contract, ()))
     np.save(file, right * np.nan)
-    assert not page.agrees(agreement(exported.inputs, exported.decoded[0].inputs, exported.contract, ()))
+    assert not page.agrees(measure_agreement(exported.inputs, exported.decoded[0].inputs, exported.contract, ()))
     np.save(file, right)
 
 
@@ -178,7 +178,7 @@ def test_code_is_masked_in_the_first_way_that_it_follows(
     assert (found is None) == (form is None) and (form or "") in (found or "")
     assert all(": " in reason and "\n" not in reason for reason in left)
     if form is None:
-        assert len(left) == len(own_code.masks(np.ones(1, np.int64)))
+        assert len(left) == len(own_code.make_masks(np.ones(1, np.int64)))
 
 
 def page_of(**given: Any) -> Page:
@@ -205,21 +205,21 @@ RAN = {"torch": "2", "transformers": "5", "class": "X", "own": True, "form": "by
 def test_the_page_begins_with_whether_it_agrees(found: Agreement, precision: str, ok: bool) -> None:
     page = replace(page_of(decoded=DECODED, texts=["hi"], own=RAN, agreements=[found]), precision=precision)
     json.dumps(check_model.to_plain(page), allow_nan=False)
-    text = "\n".join(lines(page))
-    assert page.ok == ok and (("agrees with" if ok else "DIFFERS FROM") in verdict(page))
-    assert text.startswith(f"# blockstep check-model: Tiny: {verdict(page)}\n")
+    text = "\n".join(format_lines(page))
+    assert page.ok == ok and (("agrees with" if ok else "DIFFERS FROM") in format_verdict(page))
+    assert text.startswith(f"# blockstep check-model: Tiny: {format_verdict(page)}\n")
     assert f"[{'ok' if ok else 'x'}] max" in text
 
 
 def test_the_page_says_what_was_not_run_and_how_to_run_it() -> None:
     page = page_of(decoded=DECODED, texts=[""], own={"torch": "2", "transformers": "5", "untrusted": "sdar"})
-    assert page.ok and "not compared with its own code" in verdict(page)
-    assert any("To compare: blockstep check-model Tiny --trust-remote-code" in line for line in lines(page))
-    refused = list(lines(replace(page, own={"refused": "it masks in no way that was tried"})))
+    assert page.ok and "not compared with its own code" in format_verdict(page)
+    assert any("To compare: blockstep check-model Tiny --trust-remote-code" in line for line in format_lines(page))
+    refused = list(format_lines(replace(page, own={"refused": "it masks in no way that was tried"})))
     assert any(line.startswith("own code: not compared: it masks in no way") for line in refused)
     assert any("written by transformers 4.46.2; --python takes a Python" in line for line in refused)
     failed = replace(page, checks=[Check("layers", False, "off")], decoded=[])
-    assert not failed.ok and verdict(failed) == "the export failed its own checks"
+    assert not failed.ok and format_verdict(failed) == "the export failed its own checks"
 
 
 def test_mistakes_are_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

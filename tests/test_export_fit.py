@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export import fit
-from export.fit import MEMORY, MOST, EngineShape, Need, compute_need, verdict
+from export.fit import MEMORY, MOST, EngineShape, Need, compute_need, judge_fit
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "student.bundle"
 # Qwen3-0.6B in fp16: 28 layers, width 1024, 16 heads and 8 of keys and values, all of 128, ffn 3072.
@@ -45,7 +45,7 @@ def test_what_is_held_beside_follows_from_the_dialect() -> None:
 @pytest.mark.parametrize("device", sorted(MEMORY))
 def test_the_largest_capacity_is_the_last_that_fits(device: str) -> None:
     for shape in (QWEN, changed(weights=7_000_000_000), changed(scores=True, delta=True, widest=None)):
-        found = verdict(device, shape, compute_need(shape, 1024), 2.0)
+        found = judge_fit(device, shape, compute_need(shape, 1024), 2.0)
         room = (MEMORY[device] - 2) * 1e9
         if found.largest_capacity is None:
             assert compute_need(shape, 1).total > room and not found.fits
@@ -58,17 +58,17 @@ def test_the_largest_capacity_is_the_last_that_fits(device: str) -> None:
 def test_an_8b_model_in_fp16_needs_more_than_an_orin_nano() -> None:
     llada = changed(weights=16_000_000_000, hidden=4096, ffn=12288, heads=32, kv_heads=32, layers=32, vocab=126464)
     need = compute_need(llada, 1024)
-    fits = {device: verdict(device, llada, need, 2.0).fits for device in MEMORY}
+    fits = {device: judge_fit(device, llada, need, 2.0).fits for device in MEMORY}
     assert [device for device, each in fits.items() if each] == ["agx-orin", "thor", "rtx-4090", "rtx-5090"]
-    assert verdict("orin-nano", llada, need, 2.0).largest_capacity is None
+    assert judge_fit("orin-nano", llada, need, 2.0).largest_capacity is None
 
 
 @pytest.mark.parametrize("device", sorted(MEMORY))
 def test_no_capacity_beyond_the_context_is_reported(device: str) -> None:
-    free = verdict(device, QWEN, compute_need(QWEN, 1024), 2.0).largest_capacity
+    free = judge_fit(device, QWEN, compute_need(QWEN, 1024), 2.0).largest_capacity
     assert free is not None and free > 2048
-    assert verdict(device, QWEN, compute_need(QWEN, 1024), 2.0, 2048).largest_capacity == 2048
-    assert free == MOST or verdict(device, QWEN, compute_need(QWEN, 1024), 2.0, free + 1).largest_capacity == free
+    assert judge_fit(device, QWEN, compute_need(QWEN, 1024), 2.0, 2048).largest_capacity == 2048
+    assert free == MOST or judge_fit(device, QWEN, compute_need(QWEN, 1024), 2.0, free + 1).largest_capacity == free
 
 
 def with_context(folder: Path, context: object) -> Path:

@@ -32,7 +32,7 @@ from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.data import prompts
 from train.storage.student_pt import save
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 from train.transformer.network import Transformer, initialize
 
 SEED = 11
@@ -77,9 +77,9 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
     assert [line.split(":")[0] for line in out.splitlines()[:4]] == [f"[ok] {name}" for name in names]
     assert out.splitlines()[4] == f"wrote {copy / 'student.bundle'}" and err == ""
     read = store.read(copy / "student.bundle")
-    store.verify_files(read, read.engine(), "always")
-    assert read.contract == replace(contract_of(student()), capacity=64)
-    assert read.provenance["checkpoint_sha256"] == store.sha256(copy / "student.pt")
+    store.verify_files(read, read.find_engine(), "always")
+    assert read.contract == replace(derive_contract(student()), capacity=64)
+    assert read.provenance["checkpoint_sha256"] == store.hash_file(copy / "student.pt")
     assert read.provenance["context"] == student().decoding.context
     assert read.tokenizer.read_text() == student().tokenizer and read.chat_template is None
     assert sorted(file.name.split("-")[0] for file in (copy / "student.bundle").iterdir()) == [
@@ -91,7 +91,7 @@ def test_export_writes_a_bundle_beside_the_checkpoint_and_says_what_it_checked(
 
 
 def test_the_same_checkpoint_gives_the_same_graph_file(made: Path, tmp_path: Path) -> None:
-    engine = store.read(made / "student.bundle").engine()
+    engine = store.read(made / "student.bundle").find_engine()
     source = student()
     assert write_ort_graph(source, make_export_contract(source, None), "fp32", tmp_path)[0].name == engine.model
 
@@ -104,13 +104,13 @@ def test_a_calibration_stays_for_the_same_checkpoint_and_its_loss_with_another_i
     store.set_gate(made, "ort-fp32", gate)
     store.set_decision_temperature(made, "ort-fp32", 1.75)
     assert command.main(words) == 0
-    engine = store.read(made).engine()
+    engine = store.read(made).find_engine()
     assert (engine.gate, engine.decision_temperature) == (gate, 1.75)
     kept = "ort-fp32 keeps the calibrated gate's threshold 0.625 and temperature of decisions 1.75: the checkpoint is "
     assert kept in capsys.readouterr().out
     save(student(SEED + 1), copy / "student.pt")
     assert command.main(words) == 0
-    engine, out = store.read(made).engine(), capsys.readouterr().out
+    engine, out = store.read(made).find_engine(), capsys.readouterr().out
     assert (engine.gate, engine.decision_temperature) == (None, 1)
     for what, flag in (("gate", ""), ("temperature of decisions", " --decisions")):
         lost = f"the calibrated {what} of ort-fp32 was another checkpoint's and is gone; calibrate: blockstep train "
@@ -130,9 +130,9 @@ def test_a_calibrated_default_mode_does_not_keep_other_engines_out_and_a_new_gat
     assert there.contract.modes[0] == "speculative" and spec.modes[0] == "block"
     assert calibration.keep_mode_order(there, spec) == there.contract
     assert calibration.keep_mode_order(None, spec) == spec
-    assert calibration.as_calibrated(there, spec, engine).gate == GateSpec(threshold=0.625)
+    assert calibration.apply_calibration(there, spec, engine).gate == GateSpec(threshold=0.625)
     other = replace(spec, gate=GateSpec(threshold=0.25))
-    assert calibration.as_calibrated(there, other, engine) == engine
+    assert calibration.apply_calibration(there, other, engine) == engine
     assert calibration.keep_mode_order(there, other) == other  # a new gate is used: it is not that of speculative
     (line,) = calibration.describe_lost_calibration(made, engine, origin)
     said = "the calibrated gate of ort-fp32 was for another gate or decoding and is gone; calibrate: blockstep"
@@ -159,13 +159,13 @@ def test_a_calibration_is_kept_only_for_the_same_decoding(change: dict[str, Any]
     store.write(made, spec, engine, [tmp_path / engine.model], student().tokenizer, None, origin)
     store.set_decision_temperature(made, "ort-fp32", 1.5)
     there = store.set_gate(made, "ort-fp32", GateSpec(threshold=0.625))
-    after = calibration.as_calibrated(there, replace(spec, **change), engine)
+    after = calibration.apply_calibration(there, replace(spec, **change), engine)
     assert (after.gate, after.decision_temperature) == ((GateSpec(threshold=0.625), 1.5) if kept else (None, 1))
     assert len(calibration.describe_kept_calibration(engine, after)) == kept
     assert len(calibration.describe_lost_calibration(made, after, origin)) == 2 * (not kept)
     warm = replace(engine, decision_temperature=2.0)  # the checkpoint's own; 1 in a bundle is none of its own
     cold = store.set_decision_temperature(made, "ort-fp32", 1)
-    assert calibration.as_calibrated(cold, spec, warm).decision_temperature == 2
+    assert calibration.apply_calibration(cold, spec, warm).decision_temperature == 2
 
 
 def test_json_is_one_object_and_the_checks_go_to_stderr(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -266,7 +266,7 @@ def test_large_weights_lie_in_a_file_of_their_own_that_works_from_the_bundle(tmp
     shutil.rmtree(tmp_path / "traced")
     request = Request(np.array([5, 6, 7]), DecodeOptions(6))
     ours = generate(TorchBackend(source.build(), contract), request).token_ids
-    assert generate(OrtBackend(made.path / made.engine().model, contract), request).token_ids == ours
+    assert generate(OrtBackend(made.path / made.find_engine().model, contract), request).token_ids == ours
 
 
 @pytest.mark.long
@@ -281,7 +281,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_answered(tmp_path: Path, capsys:
     padded = replace(source, model=replace(source.model, vocab=known + 8, tied=False), weights=weights)
     model, ids = padded.build(), torch.arange(3, 40)[None]
     assert (model.logits(model(ids, torch.full_like(ids, 37))).argmax(-1) >= known).float().mean() > 0.9
-    contract = contract_of(padded)
+    contract = derive_contract(padded)
     assert contract.vocab == known
     request = Request(np.arange(3, 40), DecodeOptions(20))
     assert max(generate(TorchBackend(model, contract), request).token_ids) < known
@@ -289,7 +289,7 @@ def test_ids_that_the_tokenizer_lacks_are_never_answered(tmp_path: Path, capsys:
     assert command.main(["--ckpt", str(tmp_path / "student.pt")]) == 0  # which compares both engines
     assert capsys.readouterr().out.count("[ok]") == 4
     at = store.read(tmp_path / "student.bundle")
-    assert max(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids) < known
+    assert max(generate(OrtBackend(at.path / at.find_engine().model, at.contract), request).token_ids) < known
 
 
 def test_gaps_in_a_tokenizers_ids_are_never_answered(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -302,14 +302,14 @@ def test_gaps_in_a_tokenizers_ids_are_never_answered(tmp_path: Path, capsys: pyt
     weights = {**source.weights, "lm_head.weight": head}
     holed = replace(source, model=replace(source.model, tied=False), weights=weights)
     holed = replace(holed, tokenizer=Tokenizer(BPE(names, [])).to_str())
-    contract, request = contract_of(holed), Request(np.arange(3, 40), DecodeOptions(20))
-    assert holed.missing_ids() == gap and contract.vocab == known
+    contract, request = derive_contract(holed), Request(np.arange(3, 40), DecodeOptions(20))
+    assert holed.list_missing_ids() == gap and contract.vocab == known
     assert set(gap) & set(generate(TorchBackend(holed.build(), contract), request).token_ids)  # nothing barred
     save(holed, tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt")]) == 0  # which compares both engines
     assert capsys.readouterr().out.count("[ok]") == 4
     at = store.read(tmp_path / "student.bundle")
-    assert not set(gap) & set(generate(OrtBackend(at.path / at.engine().model, at.contract), request).token_ids)
+    assert not set(gap) & set(generate(OrtBackend(at.path / at.find_engine().model, at.contract), request).token_ids)
 
 
 def test_verify_answers_held_out_prompts_alike(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,7 +335,7 @@ def test_an_export_looks_at_every_token_of_a_student_that_is_always_sure(tmp_pat
 def test_verify_tells_a_bundle_whose_graph_is_another_models(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     other, at = student(SEED + 1), store.read(copy / "student.bundle")
     files = write_ort_graph(other, at.contract, "fp32", copy)
-    engine = replace(at.engine(), model=files[0].name, reference=None)
+    engine = replace(at.find_engine(), model=files[0].name, reference=None)
     store.write(at.path, at.contract, engine, files, other.tokenizer, None, at.provenance)
     assert verify.main([str(at.path), "--ckpt", str(copy / "student.pt"), "--prompts", "2", "--task", "math"]) == 1
     out = capsys.readouterr().out
@@ -366,15 +366,15 @@ def test_verify_refuses_another_checkpoint_and_prompts_without_room(
     assert verify.main([str(copy / "student.bundle"), "--ckpt", str(copy / "other.pt")]) == 2
     assert "was not exported from" in capsys.readouterr().err
     with pytest.raises(UserError, match="leave no room in a KV-cache capacity of 16"):
-        contract = replace(contract_of(student()), capacity=16)
-        held_out.make_held_out_requests(prompts.of_checkpoint(student(), raw=True), contract, ["a long prompt " * 9])
+        contract = replace(derive_contract(student()), capacity=16)
+        held_out.make_held_out_requests(prompts.make_encoder(student(), raw=True), contract, ["a long prompt " * 9])
 
 
 def test_a_nan_is_never_a_small_difference() -> None:
     nan = find_worst(0.0, np.array([0.1, np.nan]))
     assert np.isnan(find_worst(nan, np.array([0.0])))
-    assert not Parity(Distance(log_prob=nan), 1).checks()[0].ok
-    assert Parity(Distance(log_prob=1e-4), 1).checks()[0].ok
+    assert not Parity(Distance(log_prob=nan), 1).make_checks()[0].ok
+    assert Parity(Distance(log_prob=1e-4), 1).make_checks()[0].ok
 
 
 def test_the_quick_set_has_every_length_that_fits() -> None:
@@ -409,4 +409,4 @@ def test_a_bundle_is_written_where_a_user_looks(
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "linked").symlink_to(f"{HUB}/0a1b")
     monkeypatch.chdir(tmp_path)
-    assert str(contract_from_checkpoint.default_out(Path(ckpt))) == out.format(root=tmp_path.resolve())
+    assert str(contract_from_checkpoint.choose_default_out(Path(ckpt))) == out.format(root=tmp_path.resolve())

@@ -56,7 +56,7 @@ def test_a_folder_that_the_export_before_takes_away_is_made_anew(
 def test_files_are_moved_into_the_bundle_and_not_copied(tmp_path: Path) -> None:
     plain = tmp_path / "plain.onnx"
     plain.write_bytes(b"graph")
-    file = plain.rename(tmp_path / store.content_name("ort-fp32", ".onnx", store.sha256(plain)))
+    file = plain.rename(tmp_path / store.make_content_name("ort-fp32", ".onnx", store.hash_file(plain)))
     before = file.stat().st_ino
     engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
     made = store.write(tmp_path / "a.bundle", tiny.contract(), engine, [file], "{}", None, {})

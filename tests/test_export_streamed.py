@@ -30,10 +30,10 @@ from export import onnx as command
 from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
-from export.proof.by_layer import by_layer
+from export.proof.by_layer import check_by_layer
 from export.proof.compare import compare
 from export.proof.prove import fits_whole
-from export.quantization.ort_formats import ORT_FORMATS, formats_of
+from export.quantization.ort_formats import ORT_FORMATS, choose_formats
 from export.quantization.ort_int8 import dequantize, quantize
 from runtime import load as load_bundle
 from runtime.bundle import store
@@ -84,10 +84,10 @@ def test_weights_that_are_no_numbers_have_no_int8() -> None:
 def test_a_directory_is_exported_as_if_it_were_in_memory(tmp_path: Path) -> None:
     """Shards, bf16 and an adapter, of which nothing is read before it is written."""
     stock = foreign.write(tmp_path / "base", "dream")
-    stored = foreign.tensors_of(foreign.FOREIGN["dream"], stock)
+    stored = foreign.rename_tensors(foreign.FOREIGN["dream"], stock)
     save_file({name: tensor.bfloat16() for name, tensor in stored.items()}, tmp_path / "base" / "model.safetensors")
     foreign.shard(tmp_path / "base")
-    foreign.adapter(tmp_path / "lora", stock, "q_proj|down_proj", "dream", 4, 6.0)
+    foreign.write_adapter(tmp_path / "lora", stock, "q_proj|down_proj", "dream", 4, 6.0)
     source = load(tmp_path / "base", replace(SMALL, adapter=tmp_path / "lora", attention="block_causal"))
     files = written(source, tmp_path / "streamed", external=1000)
     held = replace(source, weights=dict(source.weights))
@@ -203,10 +203,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_engines_of_three_precisions_are_held_by_one_bundle(made: Path) -> None:
     read = store.read(made / "student.bundle")
     assert [(engine.name, engine.precision) for engine in read.engines] == [("ort-fp16", "fp16"), ("ort-int8", "int8")]
-    assert read.engine("ort-fp16").parity.keys() == {"graph", "steps", "answers", "reference"}
-    assert read.engine("ort-int8").parity.keys() == {"graph", "embedding", "layers", "head", "reference"}
+    assert read.find_engine("ort-fp16").parity.keys() == {"graph", "steps", "answers", "reference"}
+    assert read.find_engine("ort-int8").parity.keys() == {"graph", "embedding", "layers", "head", "reference"}
     assert all(engine.reference for engine in read.engines)
-    assert "layer by layer, 2 of them" in read.engine("ort-int8").parity["layers"]
+    assert "layer by layer, 2 of them" in read.find_engine("ort-int8").parity["layers"]
     assert sorted(file.name for file in made.iterdir()) == ["student.bundle", "student.pt"]
 
 
@@ -222,12 +222,12 @@ def test_a_small_int8_engine_takes_one_thread_and_others_the_cores(made: Path, m
 def test_fewer_bits_stay_within_their_bound_of_pytorch(precision: str, bound: float, cache: str, made: Path) -> None:
     """Bounds for these weights: the export's own are for any model's."""
     read, rng = store.read(made / "student.bundle"), np.random.default_rng(SEED)
-    engine = OrtBackend(read.path / read.engine(f"ort-{precision}").model, read.contract, threads=1)
+    engine = OrtBackend(read.path / read.find_engine(f"ort-{precision}").model, read.contract, threads=1)
     requests = [Request(rng.integers(3, read.contract.vocab, length), DecodeOptions(8)) for length in (1, 4, 9)]
     *_, found = compare(TorchBackend(student(TIED).build(), read.contract), engine, requests, separate=1)
     assert engine.cache.dtype == cache
     assert 0 < found.distance.log_prob < bound and found.distance.tokens <= found.distance.rows // 20, found.distance
-    model = onnx.load(read.path / read.engine(f"ort-{precision}").model)
+    model = onnx.load(read.path / read.find_engine(f"ort-{precision}").model)
     matrices = [t for t in model.graph.initializer if len(t.dims) == 2 and t.name not in ("cos", "sin")]
     kind = onnx.TensorProto.FLOAT16 if precision == "fp16" else onnx.TensorProto.INT8
     assert {matrix.data_type for matrix in matrices} == {kind}
@@ -261,7 +261,7 @@ def test_a_damaged_weight_fails_the_check_of_its_part_alone(
         place = int(entries[tensor]["offset"])
         data.write_bytes(sound[:place] + np.full(8, 0.5, np.float32).tobytes() + sound[place + 32 :])
     try:
-        found = list(by_layer(source, contract, graph, "fp32"))
+        found = list(check_by_layer(source, contract, graph, "fp32"))
     finally:
         data.write_bytes(sound)
     assert [each.name for each in found] == ["embedding", "layers", "head"]
@@ -315,14 +315,14 @@ def test_only_integer_products_are_proved_with_packed_weights(
     source = tiny.checkpoint(SEED)
     contract = make_export_contract(source, None)
     [graph, *_] = write_ort_graph(source, contract, precision, tmp_path)
-    assert all(each.ok for each in by_layer(source, contract, graph, precision, formats_of("ort", precision)))
+    assert all(each.ok for each in check_by_layer(source, contract, graph, precision, choose_formats("ort", precision)))
     assert seen == [packed] * (contract.layers + 2)
 
 
 def test_a_model_without_a_cache_is_proved_layer_by_layer_too(tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED, attention="full")
     files = written(source, tmp_path / "out")
-    found = list(by_layer(source, make_export_contract(source, None), files[0], "fp32"))
+    found = list(check_by_layer(source, make_export_contract(source, None), files[0], "fp32"))
     assert [each.ok for each in found] == [True] * 3 and "layer by layer, 2 of them" in found[1].detail
 
 
@@ -331,7 +331,7 @@ def test_a_model_without_a_cache_is_proved_layer_by_layer_too(tmp_path: Path) ->
 def test_other_dialects_are_proved_layer_by_layer_too(dialect: str, tmp_path: Path) -> None:
     source = tiny.checkpoint(SEED)
     ir.save(trace(source, 40, dialect=dialect), tmp_path / "graph.onnx")
-    found = list(by_layer(source, make_export_contract(source, 40), tmp_path / "graph.onnx", "fp32"))
+    found = list(check_by_layer(source, make_export_contract(source, 40), tmp_path / "graph.onnx", "fp32"))
     assert [each.ok for each in found] == [True] * 3, [str(each) for each in found]
 
 

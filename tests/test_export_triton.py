@@ -19,7 +19,7 @@ import fake_triton
 import numpy as np
 import pytest
 from fake_triton import Request, TritonError
-from speaking import ANSWER, PROMPT, every_other, ids_of, speaking_bundle
+from speaking import ANSWER, PROMPT, encode_ids, every_other, make_speaking_bundle
 
 from export import triton
 from export.triton import main
@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return speaking_bundle(tmp_path_factory.mktemp("speaking"), PROMPT, ANSWER, every_other)
+    return make_speaking_bundle(tmp_path_factory.mktemp("speaking"), PROMPT, ANSWER, every_other)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_an_answer_is_the_runtimes_whole_and_in_blocks(model: Any, bundle: Path)
 
 
 def test_ids_a_limit_and_a_threshold(model: Any) -> None:
-    ids = np.array(ids_of(PROMPT), np.int64)
+    ids = np.array(encode_ids(PROMPT), np.int64)
     assert asked(model, input_ids=ids).texts == [ANSWER]
     cut = asked(model, input_ids=ids, max_tokens=np.array([2], np.int32))
     assert cut.texts == [ANSWER[:2]] and cut.finish == ["length"]

@@ -146,6 +146,6 @@ def test_barred_candidates_never_reach_an_engine(cached: Made, wrong: int) -> No
 @pytest.mark.parametrize("count", [-1, tiny.VOCAB])
 def test_more_than_the_model_can_give_is_refused(count: int) -> None:
     source = tiny.checkpoint(SEED)
-    known = source.vocab() - 1 - len(source.missing_ids())
+    known = source.count_vocab() - 1 - len(source.list_missing_ids())
     with pytest.raises(UserError, match=rf"--candidates is {count}; expected 0, .* to {known}, the tokens it may give"):
         make_export_contract(source, None, candidates=count)

@@ -17,12 +17,12 @@ from export.contract_from_checkpoint import make_export_contract
 from export.graph.dialect_ort import LARGE, find_first_argmax
 from export.graph.ort_graph import write_ort_graph
 from export.proof.compare import TIE, Distance, SideBySide, compare
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import load_instrumented
 from runtime.backend import Forward
 from runtime.contract import ALIGNMENTS
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
-from runtime.engines.ort.ort_backend import OrtBackend, bucket, cache_names
+from runtime.engines.ort.ort_backend import OrtBackend, choose_bucket, name_cache_part
 from runtime.errors import UserError
 from samples.bench import standin
 from train.checkpoint import Checkpoint
@@ -151,7 +151,7 @@ def test_every_shape_of_model_gives_the_logits_of_pytorch(variant: str, attentio
     shape = ModelConfig(**{"vocab": tiny.VOCAB, "width": 32, "layers": 2, "ffn": 48, **SHAPES[variant]})  # type: ignore[arg-type]
     source = replace(source, model=shape, weights=random_weights(shape, seed))
     reference, candidate = pair(source, tmp_path)
-    twin = twin_of(next(tmp_path.glob("*.onnx")), candidate)
+    twin = load_instrumented(next(tmp_path.glob("*.onnx")), candidate)
     found = distance(reference, candidate, seed, twin)
     assert twin.last_logits.shape == (1, 3, tiny.VOCAB)
     assert found.every_log_prob is not None and found.every_log_prob < 5e-5, f"seed {seed}: {found}"
@@ -166,7 +166,7 @@ def test_a_large_vocabularys_first_best_token_is_found_in_two_stages(vocab: int,
     seed = tiny.choose_seed()
     source = tiny.checkpoint(seed)
     shape = replace(source.model, vocab=vocab)
-    source = replace(source, model=shape, weights=random_weights(shape, seed), tokenizer=standin.tokenizer(vocab))
+    source = replace(source, model=shape, weights=random_weights(shape, seed), tokenizer=standin.make_tokenizer(vocab))
     reference, candidate = pair(source, tmp_path)
     found = distance(reference, candidate, seed)
     assert found.tokens == 0 and found.log_prob < 5e-5, f"seed {seed}: {found}"
@@ -302,6 +302,6 @@ def test_a_graph_that_is_not_the_manifests_is_refused(cached: Exported, full: Ex
 def test_buckets_hold_what_was_asked_and_stay_below_the_capacity() -> None:
     for capacity, most in itertools.product(range(1, 300), (1, 63, 64, 65, 200, 1024)):
         if capacity <= most:
-            size = bucket(capacity, most)
+            size = choose_bucket(capacity, most)
             assert capacity <= size <= most and (size == most or size in (64, 128, 256, 512))
-    assert cache_names(3) == ("past_key_values.1.value", "present.1.value")
+    assert name_cache_part(3) == ("past_key_values.1.value", "present.1.value")

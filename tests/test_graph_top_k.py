@@ -20,11 +20,11 @@ from export.contract_from_checkpoint import make_export_contract
 from export.graph.graph_writer import write_graph
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
-from export.proof.by_layer import by_layer
+from export.proof.by_layer import check_by_layer
 from export.proof.compare import TIE, compare
-from export.proof.instrumented import add_logits, twin_of
+from export.proof.instrumented import add_logits, load_instrumented
 from export.proof.prove import prove, sample_requests
-from export.quantization.ort_formats import formats_of
+from export.quantization.ort_formats import choose_formats
 from runtime.backend import Forward, Proposal
 from runtime.contract import ALIGNMENTS, TOP, Contract
 from runtime.decoding.loop import generate
@@ -152,7 +152,7 @@ def test_a_graph_and_a_manifest_that_disagree_about_them_are_refused(cached: Mad
 @pytest.mark.parametrize("top_k", [-1, tiny.VOCAB])
 def test_more_than_the_model_can_give_is_refused(top_k: int) -> None:
     source = tiny.checkpoint(SEED)
-    known = source.vocab() - 1 - len(source.missing_ids())
+    known = source.count_vocab() - 1 - len(source.list_missing_ids())
     with pytest.raises(UserError, match=rf"--top-k is {top_k}; expected 0, .* to {known}, the tokens it may give"):
         make_export_contract(source, None, top_k)
     assert make_export_contract(source, None, known).top_k == known
@@ -170,7 +170,8 @@ def test_an_export_proves_them_in_every_precision(precision: str, parity: str, t
     contract = make_export_contract(source, 64, K)
     file = write_ort_graph(source, contract, precision, tmp_path)[0]
     found = {
-        check.name: check for check in prove(source, contract, file, precision, parity, formats_of("ort", precision))
+        check.name: check
+        for check in prove(source, contract, file, precision, parity, choose_formats("ort", precision))
     }
     assert all(check.ok for check in found.values()), [str(check) for check in found.values()]
     assert ("of the top tokens" if parity == "whole" else "of the top-1 and the top tokens") in found[
@@ -190,7 +191,7 @@ def other_tokens(proposal: Proposal) -> None:
 
 def without_the_best(proposal: Proposal) -> None:
     """Right about each token that is listed."""
-    for part in proposal.parts()[3:]:
+    for part in proposal.list_arrays()[3:]:
         part[..., :-1] = part[..., 1:].copy()
 
 
@@ -201,7 +202,7 @@ def test_each_error_in_them_alone_fails_the_check(damage: Callable[[Proposal], N
     found = looked_at(reference, Damaged(engine, damage, None))
     assert found.top is not None and (found.top > 1e-4) == (damage is not None) == (not found.check("fp32").ok)
     assert replace(found, top=None).check("fp32").ok
-    twin = looked_at(reference, Damaged(engine, damage, None), twin_of(file, engine))
+    twin = looked_at(reference, Damaged(engine, damage, None), load_instrumented(file, engine))
     assert twin.twin is not None and (twin.twin > 1e-6) == (damage is not None)  # so in precisions without a bound too
 
 
@@ -209,10 +210,10 @@ def test_a_comparison_of_answers_looks_at_them(cached: Made) -> None:
     source, contract, file = cached
     engine, reference = OrtBackend(file, contract, threads=1), TorchBackend(source.build(), contract)
     requests = sample_requests(contract)[:2]
-    *_, right = compare(reference, engine, requests, twin=twin_of(file, engine))
-    assert all(check.ok for check in right.checks(TIE)) and right.distance.top is not None
+    *_, right = compare(reference, engine, requests, twin=load_instrumented(file, engine))
+    assert all(check.ok for check in right.make_checks(TIE)) and right.distance.top is not None
     *_, wrong = compare(reference, Damaged(engine, without_the_best, None), requests)
-    assert [check.ok for check in wrong.checks(TIE)] == [False, True]
+    assert [check.ok for check in wrong.make_checks(TIE)] == [False, True]
 
 
 def test_a_head_that_ranks_wrongly_fails_layer_by_layer(cached: Made, tmp_path: Path) -> None:
@@ -223,8 +224,8 @@ def test_a_head_that_ranks_wrongly_fails_layer_by_layer(cached: Made, tmp_path: 
             assert [each.name for each in node.attribute if each.name == "largest"] == ["largest"]
             next(each for each in node.attribute if each.name == "largest").i = 0
     onnx.save(model, tmp_path / "wrong.onnx")
-    assert all(check.ok for check in by_layer(source, contract, file, "fp32"))
-    wrong = [check.name for check in by_layer(source, contract, tmp_path / "wrong.onnx", "fp32") if not check.ok]
+    assert all(check.ok for check in check_by_layer(source, contract, file, "fp32"))
+    wrong = [check.name for check in check_by_layer(source, contract, tmp_path / "wrong.onnx", "fp32") if not check.ok]
     assert wrong == ["head"]
 
 

@@ -29,8 +29,8 @@ from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.huggingface.families import Overrides
 from train.open_checkpoint import load
-from train.torch_backend import TorchBackend, contract_of
-from train.transformer.network import prefix_mask
+from train.torch_backend import TorchBackend, derive_contract
+from train.transformer.network import make_prefix_mask
 
 SHARP = 4.0  # of the heads, so that some confidences pass a threshold
 SMALL = {"nemotron": Overrides(canvas=CANVAS), "idlm": Overrides(family="idlm", block=BLOCK, canvas=CANVAS)}
@@ -42,7 +42,7 @@ ANSWERS = 200 if tiny.FULL else 24  # of a family and mode
 def written(folder: Path, name: str, seed: int = 0, rope: dict[str, Any] | None = None) -> tuple[Stock, Checkpoint]:
     stock: Any = foreign.write(folder, name, seed, ROPE[name] if rope is None else rope, sharp=SHARP)
     read = load(folder, SMALL[name])
-    return Stock(stock, contract_of(read).vocab), read
+    return Stock(stock, derive_contract(read).vocab), read
 
 
 @pytest.mark.parametrize("rope", [YARN, STRETCHED])
@@ -54,7 +54,7 @@ def test_a_forward_is_that_of_the_stock_class(name: str, rope: dict[str, Any], t
     with torch.no_grad():
         model = read.build()
         ours = model.logits(model(ids, visible))
-        theirs = stock.model(input_ids=ids, attention_mask=prefix_mask(visible, 30), use_cache=False).logits
+        theirs = stock.model(input_ids=ids, attention_mask=make_prefix_mask(visible, 30), use_cache=False).logits
     assert theirs.std() > 0.5 and float((ours - theirs).abs().max()) <= SHARP * 1e-5
 
 
@@ -85,7 +85,7 @@ def answer(backend: Any, mode: str, prompt: list[int], wanted: int, threshold: f
 def test_answers_of_every_mode_are_those_of_the_stock_class(name: str, tmp_path: Path) -> None:
     seed = tiny.choose_seed()
     stock, read = written(tmp_path, name, seed % 1000)
-    spec, rng = contract_of(read), np.random.default_rng(seed)
+    spec, rng = derive_contract(read), np.random.default_rng(seed)
     backend, different, close = TorchBackend(read.build(), spec), 0, 0
     for mode in spec.modes:
         for number, (prompt, wanted) in enumerate(questions(rng, ANSWERS)):
@@ -116,7 +116,7 @@ def test_an_exported_directory_answers_as_pytorch_in_every_mode(
     ]
     words += ["--dialect", dialect, *(["--family", "idlm", "--block", str(BLOCK)] if name == "idlm" else [])]
     assert export.main(words) == 0
-    model, spec = load_bundle(tmp_path / "b", engine=f"{dialect}-fp32"), contract_of(read)
+    model, spec = load_bundle(tmp_path / "b", engine=f"{dialect}-fp32"), derive_contract(read)
     assert model.contract.modes == spec.modes and model.contract.attention == spec.attention
     torch_backend, rng = TorchBackend(read.build(), spec), np.random.default_rng(0)
     for mode in spec.modes:
@@ -128,7 +128,7 @@ Patch = Callable[[pytest.MonkeyPatch], None]
 
 
 def everything_committed_both_ways(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sequence, "compute_committed_ends", block_layout.block_ends)
+    patch.setattr(sequence, "compute_committed_ends", block_layout.compute_block_ends)
 
 
 def prompt_both_ways(patch: pytest.MonkeyPatch) -> None:
@@ -142,13 +142,13 @@ def prompt_both_ways(patch: pytest.MonkeyPatch) -> None:
 def commits_both_ways(patch: pytest.MonkeyPatch) -> None:
     def ends(spec: Contract, prompt: int, answer: int = 0) -> Any:
         causal = block_layout.compute_committed_ends(spec, prompt, answer)
-        return np.where(np.arange(len(causal)) < prompt, causal, block_layout.block_ends(spec, prompt, answer))
+        return np.where(np.arange(len(causal)) < prompt, causal, block_layout.compute_block_ends(spec, prompt, answer))
 
     patch.setattr(sequence, "compute_committed_ends", ends)
 
 
 def causal_blocks(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(sequence, "block_ends", block_layout.compute_committed_ends)
+    patch.setattr(sequence, "compute_block_ends", block_layout.compute_committed_ends)
 
 
 def no_roll_back(patch: pytest.MonkeyPatch) -> None:
@@ -225,8 +225,8 @@ def test_each_wrong_reading_changes_answers(wrong: str, tmp_path: Path) -> None:
     stretched = STRETCHED if "usual scale" in wrong else None
     stock, read = written(tmp_path, "nemotron", 3, stretched)
     misread = change(read)
-    spec, rng = contract_of(read), random.Random(0)
-    backend = TorchBackend(misread.build(), contract_of(misread))
+    spec, rng = derive_contract(read), random.Random(0)
+    backend = TorchBackend(misread.build(), derive_contract(misread))
     for mode in modes:
         changed = 0
         for prompt, wanted in questions(np.random.default_rng(rng.randrange(9)), 36):

@@ -16,15 +16,15 @@ from slow_decode import Rule, slow_decode
 
 from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import load_instrumented
 from runtime.backend import Forward
 from runtime.contract import Contract
-from runtime.decoding.loop import steps
+from runtime.decoding.loop import decode_steps
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from train.huggingface.families import FAMILIES, FAMILY_NAMES, Overrides
 from train.open_checkpoint import load
-from train.transformer.network import prefix_mask
+from train.transformer.network import make_prefix_mask
 
 WIDTH, SPLIT = 40, 17
 TIE = 1e-4  # of a probability or an entropy, where logits are up to ten times as far apart as those of a plain head
@@ -90,7 +90,7 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     (folder / "graph").mkdir()
     graph, *_ = write_ort_graph(source, contract, "fp32", folder / "graph")
     engine = OrtBackend(graph, contract, threads=1)
-    return Made(family, seed, sharp, stock, engine, twin_of(graph, engine))
+    return Made(family, seed, sharp, stock, engine, load_instrumented(graph, engine))
 
 
 def test_every_family_has_its_authors_rule() -> None:
@@ -107,7 +107,7 @@ def test_a_forward_of_the_graph_is_that_of_the_stock_class(made: Made) -> None:
     if not full:
         visible[:, :SPLIT] = rng.integers(1, SPLIT + 1, SPLIT)
         visible[:, SPLIT:] = rng.integers(1, WIDTH + 1, WIDTH - SPLIT)
-    mask = prefix_mask(torch.from_numpy(visible), WIDTH)
+    mask = make_prefix_mask(torch.from_numpy(visible), WIDTH)
     with torch.no_grad():
         theirs = made.stock(input_ids=torch.from_numpy(ids), attention_mask=mask, use_cache=False).logits.numpy()
     kept = np.setdiff1d(np.arange(contract.vocab), contract.mask_id)
@@ -134,7 +134,9 @@ def test_whole_answers_are_those_of_a_slow_decode_by_the_authors_rule(made: Made
         expected = [(moment.tokens, moment.open) for moment in moments]
         for fused in (False, True):
             case = f"{made.family}, seed {made.seed}, prompt {length}, fused {fused}"
-            got = [step for [step] in steps(made.engine, [Request(prompt, DecodeOptions(CANVAS - 1))], fused=fused)]
+            got = [
+                step for [step] in decode_steps(made.engine, [Request(prompt, DecodeOptions(CANVAS - 1))], fused=fused)
+            ]
             trace = [(tuple(step.tokens), tuple(step.open)) for step in got]
             if trace != expected:
                 first = next(i for i, (a, b) in enumerate(itertools.zip_longest(trace, expected)) if a != b)

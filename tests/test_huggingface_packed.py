@@ -51,9 +51,9 @@ def test_weights_that_the_libraries_packed_are_what_they_packed(name: str) -> No
     parts = {s.name.rpartition(".")[2]: s for s in read_header(LIBRARIES) if s.name.startswith(f"{name}.")}
     scheme = Scheme(layout, bits, size, order, name.endswith("sym"), False)
     dense = golden[f"{name}.dense"]
-    found = PackedWeight(name, tuple(dense.shape), scheme, parts).codes()
+    found = PackedWeight(name, tuple(dense.shape), scheme, parts).unpack()
     assert torch.equal(found.values, golden[f"{name}.codes"]) and torch.equal(found.zeros, golden[f"{name}.zeros"])
-    torch.testing.assert_close(found.dense(), dense, rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.dequantize(), dense, rtol=0, atol=1e-6)
     if order:
         assert not torch.equal(found.group, found.group.sort().values)
 
@@ -103,12 +103,12 @@ def test_a_wrong_reading_changes_logits(name: str, tmp_path: Path, monkeypatch: 
     packing, kind, other = WRONG[name]
     stock, _ = packed_directory(tmp_path, packing)
     assert apart(tmp_path, stock) <= 1e-5
-    whole = PackedWeight.codes
+    whole = PackedWeight.unpack
     if kind == "order":
         monkeypatch.setattr("train.huggingface.packed_codes.NIBBLES", other)
     elif kind == "scheme":
         wrong = lambda self: whole(replace(self, scheme=replace(self.scheme, **other)))  # noqa: E731
-        monkeypatch.setattr(PackedWeight, "codes", wrong)
+        monkeypatch.setattr(PackedWeight, "unpack", wrong)
     else:
         sequence = lambda self: torch.arange(self.shape[1]) // self.group_size  # noqa: E731
         monkeypatch.setattr(PackedWeight, "group", sequence)

@@ -26,7 +26,7 @@ from train.data import prompts
 from train.data.trajectories import read_shards
 from train.huggingface.families import Overrides
 from train.methods.table import METHODS
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 
 SIZES = ["--block", str(BLOCK), "--canvas", str(CANVAS)]
 TEMPLATE = "{{ bos_token }}{{ messages[0]['content'] }}{{ eos_token }}"
@@ -57,13 +57,16 @@ def test_an_exported_directory_answers_as_the_stock_class(
 ) -> None:
     folder = tmp_path / "Tiny-1.5B-Chat"
     stock: Any = foreign.write(folder, name, seed=3, template=TEMPLATE, sharp=4.0)
-    named = ["--family", name] if foreign.family_of(name) else []
+    named = ["--family", name] if foreign.find_family(name) else []
     assert export.main(["--ckpt", str(folder), *SIZES, *named, "--json"]) == 0
     made = Path(told(capsys)["bundle"])
     assert made == tmp_path / "Tiny-1.5B-Chat.bundle"
-    given = Overrides(block=BLOCK, canvas=CANVAS, family=foreign.family_of(name))
+    given = Overrides(block=BLOCK, canvas=CANVAS, family=foreign.find_family(name))
     model, read = load(made), open_checkpoint.load(folder, given)
-    prompt, slow = np.random.default_rng(4).integers(0, model.contract.vocab, 2 * BLOCK + 1), Stock(stock, read.vocab())
+    prompt, slow = (
+        np.random.default_rng(4).integers(0, model.contract.vocab, 2 * BLOCK + 1),
+        Stock(stock, read.count_vocab()),
+    )
     answer, finish, _ = slow_decode(slow, model.contract, prompt.tolist(), CANVAS - 1, 0.4)  # type: ignore[arg-type]
     result = generate(model.backend, Request(prompt, DecodeOptions(CANVAS - 1)), gate=GateSpec(threshold=0.4))
     assert (list(result.token_ids), result.finish) == (answer, finish)
@@ -176,9 +179,9 @@ def test_prompts_are_collected_in_the_chat_template_as_the_runtime_gives_them(
     own = [json.loads(line) for line in (school / "own.jsonl").read_text().splitlines()]
     asked = {tuple(chat.encode_chat(line["prompt"]).tolist()) for line in own}
     assert {trajectory.prompt for trajectory in read_shards(school / "trajectories")} <= asked
-    args = distill.parser().parse_args(distilling(school, school / "student"))
-    assert {example.prompt for example in distill.ground_truth(args, read).examples(0)} <= asked
-    assert prompts.of_checkpoint(read, raw=True)(["hi"]) == [chat.encode("hi").tolist()]
+    args = distill.make_parser().parse_args(distilling(school, school / "student"))
+    assert {example.prompt for example in distill.make_ground_truth(args, read).select_examples(0)} <= asked
+    assert prompts.make_encoder(read, raw=True)(["hi"]) == [chat.encode("hi").tolist()]
     assert collect.main([*collecting(school), "--raw"]) == 2
     assert collect.main([*collecting(school), "--block", "6", "--canvas", "12"]) == 2
     assert capsys.readouterr().err.count("trajectories of other settings") == 2
@@ -259,7 +262,7 @@ def test_teachers_whose_prompts_share_a_block_with_the_answer_are_distilled_by_e
         assert not same(made.weights, before.weights) and all(w.isfinite().all() for w in made.weights.values())
     assert export.main(["--ckpt", str(tmp_path / "cdlm.pt")]) == 0
     made, model = open_checkpoint.load(tmp_path / "cdlm.pt"), load(tmp_path / "cdlm.bundle")
-    backend = TorchBackend(made.build(), contract_of(made))
+    backend = TorchBackend(made.build(), derive_contract(made))
     assert model.contract.alignment == "absolute"
     for length in range(1, 2 * BLOCK + 2):
         request = model.request("say yes 9"[:length], max_new_tokens=7, raw=True)

@@ -18,7 +18,7 @@ from runtime.errors import UserError
 from train.huggingface import peft_merge
 from train.huggingface.families import Overrides
 from train.open_checkpoint import load
-from train.transformer.network import prefix_mask
+from train.transformer.network import make_prefix_mask
 
 # PEFT asks transformers by an older name.
 pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
@@ -35,7 +35,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def stock_model() -> Any:
-    return foreign.stock_model(foreign.FOREIGN["dream"], 0)
+    return foreign.make_stock_model(foreign.FOREIGN["dream"], 0)
 
 
 def write_trained(folder: Path, convert: bool = False, **config: Any) -> None:
@@ -63,7 +63,7 @@ def measure_difference(base: Path, folder: Path) -> float:
     theirs = PeftModel.from_pretrained(stock_model(), folder).eval()
     ids, visible = torch.arange(20)[None] + 30, torch.full((1, 20), 20)
     with torch.no_grad():
-        expected = theirs(input_ids=ids, attention_mask=prefix_mask(visible, 20), use_cache=False).logits
+        expected = theirs(input_ids=ids, attention_mask=make_prefix_mask(visible, 20), use_cache=False).logits
         return float((ours.logits(ours(ids, visible)) - expected).abs().max())
 
 

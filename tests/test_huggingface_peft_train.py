@@ -20,7 +20,7 @@ from train.huggingface.peft_train import LowRank
 from train.huggingface.weights import list_expected_shapes, map_stored_names
 from train.open_checkpoint import load
 from train.trainer.training_loop import Recipe, train_model
-from train.transformer.network import Transformer, prefix_mask
+from train.transformer.network import Transformer, make_prefix_mask
 
 RECIPE = Recipe(steps=9, learning_rate=0.05, warmup=1, bf16=False, save_every=4)
 LOW_RANK = LowRank(rank=2, alpha=3.0)
@@ -53,11 +53,11 @@ def test_only_the_adapter_learns_and_a_resumed_run_is_the_same(optimizer: str, t
     assert set(torch.load(tmp_path / "parts.resume", weights_only=True)["model"]) == set(whole)
     _, resumed = trained(tmp_path / "parts", recipe=recipe)
     assert whole.keys() == resumed.keys() and all(torch.equal(whole[name], resumed[name]) for name in whole)
-    assert len(peft_train.pairs(whole)) == len(peft_train.LINEARS) * model.config.layers
+    assert len(peft_train.collect_pairs(whole)) == len(peft_train.LINEARS) * model.config.layers
     before = tiny.model(0).state_dict()
     after = {name.replace(".base_layer", ""): tensor for name, tensor in model.state_dict().items()}
     assert all(torch.equal(before[name], after[name]) for name in before)
-    assert all(pair["B"].abs().max() > 0 for pair in peft_train.pairs(whole).values())
+    assert all(pair["B"].abs().max() > 0 for pair in peft_train.collect_pairs(whole).values())
 
 
 def test_an_adapter_begins_as_nothing_and_depends_on_its_seed_alone() -> None:
@@ -79,7 +79,7 @@ def test_an_adapter_begins_as_nothing_and_depends_on_its_seed_alone() -> None:
 def test_what_is_merged_computes_what_was_trained(tmp_path: Path) -> None:
     model, _ = trained(tmp_path / "run")
     learned = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    whole = peft_merge.merge_pairs(tiny.model(0).state_dict(), peft_train.pairs(learned), LOW_RANK.scale)
+    whole = peft_merge.merge_pairs(tiny.model(0).state_dict(), peft_train.collect_pairs(learned), LOW_RANK.scale)
     merged, base = tiny.model(0), tiny.model(0)
     merged.load_state_dict(whole)
     ids, visible = torch.arange(6)[None], torch.full((1, 6), 6)
@@ -119,5 +119,5 @@ def test_a_written_adapter_is_one_to_peft_and_to_us(name: str, tmp_path: Path) -
     model.load_state_dict(read)
     ids, visible = torch.arange(20)[None], torch.randint(1, 21, (1, 20), generator=generator)
     with torch.no_grad():
-        theirs = applied(input_ids=ids, attention_mask=prefix_mask(visible, 20), use_cache=False).logits
+        theirs = applied(input_ids=ids, attention_mask=make_prefix_mask(visible, 20), use_cache=False).logits
         assert (model.logits(model(ids, visible)) - theirs).abs().max() <= 1e-4 * theirs.abs().max()

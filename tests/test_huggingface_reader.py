@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from foreign import BLOCK, CANVAS, CONTEXT, FOREIGN, VOCAB, Stock, family_of
+from foreign import BLOCK, CANVAS, CONTEXT, FOREIGN, VOCAB, Stock, find_family
 from slow_decode import distributions, slow_decode
 from test_decoding_cached import Noisy
 
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.loop import steps
+from runtime.decoding.loop import decode_steps
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer
 from train.huggingface.families import FAMILIES, Overrides
-from train.open_checkpoint import fingerprint, load
-from train.torch_backend import TorchBackend, contract_of
-from train.transformer.network import prefix_mask
+from train.open_checkpoint import compute_fingerprint, load
+from train.torch_backend import TorchBackend, derive_contract
+from train.transformer.network import make_prefix_mask
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)
 STRETCHES: dict[str, dict[str, Any]] = {
@@ -43,27 +43,27 @@ def apart(folder: Path, stock: torch.nn.Module, overrides: Overrides = SMALL) ->
     visible = torch.randint(1, 41, (2, 40), generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         ours = model.logits(model(ids, visible))
-        theirs = stock(input_ids=ids, attention_mask=prefix_mask(visible, 40), use_cache=False).logits
+        theirs = stock(input_ids=ids, attention_mask=make_prefix_mask(visible, 40), use_cache=False).logits
     assert theirs.std() > 0.5
     return float((ours - theirs).abs().max())
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_a_forward_is_that_of_the_stock_class(name: str, tmp_path: Path) -> None:
-    assert apart(tmp_path, foreign.write(tmp_path, name), replace(SMALL, family=family_of(name))) <= 1e-5
+    assert apart(tmp_path, foreign.write(tmp_path, name), replace(SMALL, family=find_family(name))) <= 1e-5
 
 
 @pytest.mark.parametrize("kind", STRETCHES)
 def test_stretched_rotary_positions_are_those_of_the_stock_class(kind: str, tmp_path: Path) -> None:
     assert apart(tmp_path, foreign.write(tmp_path, "sdar", rope=STRETCHES[kind])) <= 1e-5
     foreign.change_config(tmp_path, rope_scaling={"rope_type": "default"})
-    assert apart(tmp_path, foreign.stock_model(FOREIGN["sdar"], 0, STRETCHES[kind])) > 1e-3
+    assert apart(tmp_path, foreign.make_stock_model(FOREIGN["sdar"], 0, STRETCHES[kind])) > 1e-3
 
 
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_a_family_decodes_by_is_its_own(name: str, tmp_path: Path) -> None:
     foreign.write(tmp_path, name)
-    read = load(tmp_path, replace(SMALL, family=family_of(name)))
+    read = load(tmp_path, replace(SMALL, family=find_family(name)))
     family = next(family for family in FAMILIES if family.name == name)
     tokenizer, decoding = read.read_tokenizer(), read.decoding
     assert (decoding.attention, decoding.alignment, decoding.shift) == (
@@ -74,7 +74,7 @@ def test_what_a_family_decodes_by_is_its_own(name: str, tmp_path: Path) -> None:
     assert decoding.mask_id == tokenizer.token_to_id(FOREIGN[name].mask)
     assert decoding.eos_ids == tuple(tokenizer.token_to_id(end) for end in FOREIGN[name].ends)
     assert (decoding.block, decoding.canvas, decoding.context) == (BLOCK, CANVAS, CONTEXT)
-    contract_of(read)  # raises where anything of it does not fit
+    derive_contract(read)  # raises where anything of it does not fit
 
 
 AS_PUBLISHED = {  # attention, alignment, shift, block, comparator, threshold: of loops and cards, not of the rows
@@ -89,7 +89,7 @@ AS_PUBLISHED = {  # attention, alignment, shift, block, comparator, threshold: o
 @pytest.mark.parametrize("name", AS_PUBLISHED)
 def test_a_directory_alone_is_decoded_as_its_authors_do(name: str, tmp_path: Path) -> None:
     foreign.write(tmp_path, name)
-    read = load(tmp_path, Overrides(family=family_of(name))).decoding
+    read = load(tmp_path, Overrides(family=find_family(name))).decoding
     gate = GateSpec(**read.gate)
     assert gate.rule == "threshold" and gate.metric == "confidence" and gate.min == 1
     told = (read.attention, read.alignment, read.shift, read.block, gate.comparator, gate.threshold)
@@ -113,8 +113,8 @@ def test_whole_answers_are_those_of_a_slow_decode_over_the_stock_class(
 ) -> None:
     seed = tiny.choose_seed()
     slow: Any = foreign.write(tmp_path, name, seed % 1000, sharp=4.0)
-    read = load(tmp_path, replace(SMALL, attention=attention, family=family_of(name)))
-    contract, rng = contract_of(read), np.random.default_rng(seed)
+    read = load(tmp_path, replace(SMALL, attention=attention, family=find_family(name)))
+    contract, rng = derive_contract(read), np.random.default_rng(seed)
     backend = Noisy(TorchBackend(read.build(), contract), seed)
     slow, several, excused = Stock(slow, contract.vocab), 0, []
     for length, fused in itertools.product((1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2), (False, True)):
@@ -122,7 +122,7 @@ def test_whole_answers_are_those_of_a_slow_decode_over_the_stock_class(
         threshold = passed_by_two(slow, contract, prompt.tolist())
         answer, finish, moments = slow_decode(slow, contract, prompt.tolist(), CANVAS - 1, threshold)
         options: dict[str, Any] = {"gate": GateSpec(threshold=threshold), "fused": fused}
-        got = [step for [step] in steps(backend, [Request(prompt, DecodeOptions(CANVAS - 1))], **options)]
+        got = [step for [step] in decode_steps(backend, [Request(prompt, DecodeOptions(CANVAS - 1))], **options)]
         trace = [(tuple(step.tokens), tuple(step.open)) for step in got]
         expected = [(moment.tokens, moment.open) for moment in moments]
         if trace != expected:
@@ -141,7 +141,7 @@ def test_whole_answers_are_those_of_a_slow_decode_over_the_stock_class(
 def test_shards_are_read_as_one_file_and_weights_keep_their_dtype(tmp_path: Path) -> None:
     stock = foreign.write(tmp_path, "llada")
     stock.load_state_dict({name: tensor.bfloat16().float() for name, tensor in stock.state_dict().items()})
-    stored = {name: tensor.bfloat16() for name, tensor in foreign.tensors_of(FOREIGN["llada"], stock).items()}
+    stored = {name: tensor.bfloat16() for name, tensor in foreign.rename_tensors(FOREIGN["llada"], stock).items()}
     foreign.save_file(stored, tmp_path / "model.safetensors")
     one = dict(load(tmp_path, SMALL).weights)  # read now, since the file is about to go
     foreign.shard(tmp_path)
@@ -153,7 +153,7 @@ def test_shards_are_read_as_one_file_and_weights_keep_their_dtype(tmp_path: Path
 
 def test_a_copy_of_a_tied_head_and_stored_frequencies_are_no_extra_tensors(tmp_path: Path) -> None:
     stock = foreign.write(tmp_path, "fast-dllm-v2")
-    tensors = foreign.tensors_of(FOREIGN["fast-dllm-v2"], stock)
+    tensors = foreign.rename_tensors(FOREIGN["fast-dllm-v2"], stock)
     head = tensors["model.embed_tokens.weight"].clone()
     tensors |= {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "lm_head.weight": head}
     foreign.save_file(tensors, tmp_path / "model.safetensors")
@@ -166,7 +166,7 @@ def test_a_copy_of_a_tied_head_and_stored_frequencies_are_no_extra_tensors(tmp_p
 
 def test_efficient_dlm_is_read_under_the_names_of_its_predecessor_too(tmp_path: Path) -> None:
     stock = foreign.write(tmp_path, "efficient-dlm")
-    tensors = foreign.tensors_of(FOREIGN["efficient-dlm"], stock)
+    tensors = foreign.rename_tensors(FOREIGN["efficient-dlm"], stock)
     renamed = {
         name.replace("model.", "encoder.").replace("lm_head", "diffusion_head"): t for name, t in tensors.items()
     }
@@ -177,12 +177,12 @@ def test_efficient_dlm_is_read_under_the_names_of_its_predecessor_too(tmp_path: 
 @pytest.mark.parametrize(("name", "stable"), [("dream", False), ("llada", True)])
 def test_an_adapter_is_merged_as_peft_applies_it(name: str, stable: bool, tmp_path: Path) -> None:
     stock = foreign.write(tmp_path / "base", name)
-    foreign.adapter(tmp_path / "lora", stock, "q_proj|gate_proj|down_proj", name, 4, 6.0, use_rslora=stable)
+    foreign.write_adapter(tmp_path / "lora", stock, "q_proj|gate_proj|down_proj", name, 4, 6.0, use_rslora=stable)
     with_adapter = Overrides(block=BLOCK, canvas=CANVAS, adapter=tmp_path / "lora", family=f"cdlm-{name}")
     assert apart(tmp_path / "base", stock, with_adapter) <= 2e-5
     assert apart(tmp_path / "base", stock) > 1e-2
     assert load(tmp_path / "base", with_adapter).decoding.attention == "block_causal"
-    assert fingerprint(tmp_path / "base", with_adapter) != fingerprint(tmp_path / "base", SMALL)
+    assert compute_fingerprint(tmp_path / "base", with_adapter) != compute_fingerprint(tmp_path / "base", SMALL)
 
 
 TEMPLATES = {
@@ -259,11 +259,11 @@ def test_a_familys_arguments_are_left_out_of_a_template_that_does_not_read_them(
 
 def test_every_file_of_a_tokenizer_counts(tmp_path: Path) -> None:
     foreign.write(tmp_path, "dream", template="<|turn|>{{ messages[0].content }}")
-    known = {fingerprint(tmp_path)}
+    known = {compute_fingerprint(tmp_path)}
     for name, values in (("added_tokens.json", {"<|turn|>": 261}), ("special_tokens_map.json", {"sep_token": "<s>"})):
         (tmp_path / name).write_text(json.dumps(values))
-        assert fingerprint(tmp_path) not in known
-        known.add(fingerprint(tmp_path))
+        assert compute_fingerprint(tmp_path) not in known
+        known.add(compute_fingerprint(tmp_path))
     read = load(tmp_path, SMALL)
     assert Tokenizer(read.tokenizer, read.chat_template).encode_chat("hi").tolist() == [261, 107, 108]
 

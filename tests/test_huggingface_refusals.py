@@ -22,7 +22,7 @@ from runtime.errors import UserError
 from train.huggingface.families import Overrides
 from train.open_checkpoint import load
 from train.storage.student_pt import save
-from train.torch_backend import contract_of
+from train.torch_backend import derive_contract
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)
 ODD: tuple[Any, ...] = (None, -1, 0, 10**12, 1.5, float("nan"), True, "x", [], [[1]], {}, {"a": [1]})
@@ -31,7 +31,7 @@ ODD: tuple[Any, ...] = (None, -1, 0, 10**12, 1.5, float("nan"), True, "x", [], [
 def refusal(folder: Path, overrides: Overrides = SMALL) -> str:
     """The one line that a directory is refused with."""
     with pytest.raises(UserError) as caught:
-        contract_of(load(folder, overrides))
+        derive_contract(load(folder, overrides))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -44,12 +44,14 @@ def refusal(folder: Path, overrides: Overrides = SMALL) -> str:
     ],
 )  # fmt: skip
 def test_an_adapter_of_another_kind_is_refused(changes: dict[str, Any], reason: str, tmp_path: Path) -> None:
-    foreign.adapter(tmp_path / "lora", foreign.write(tmp_path / "base", "dream"), "q_proj", "dream", 4, 6.0, **changes)
+    foreign.write_adapter(
+        tmp_path / "lora", foreign.write(tmp_path / "base", "dream"), "q_proj", "dream", 4, 6.0, **changes
+    )
     assert reason in refusal(tmp_path / "base", Overrides(block=BLOCK, adapter=tmp_path / "lora"))
 
 
 def test_an_adapter_for_what_the_model_lacks_is_refused(tmp_path: Path) -> None:
-    foreign.adapter(tmp_path / "lora", foreign.write(tmp_path / "base", "dream"), "q_proj", "dream", 4, 6.0)
+    foreign.write_adapter(tmp_path / "lora", foreign.write(tmp_path / "base", "dream"), "q_proj", "dream", 4, 6.0)
     foreign.write(tmp_path / "other", "llada")
     said = refusal(tmp_path / "other", Overrides(block=BLOCK, adapter=tmp_path / "lora"))
     assert "self_attn.q_proj" in said and "the model lacks" in said
@@ -89,7 +91,7 @@ def outside(folder: Path) -> None:
 
 def tensors(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     def apply(folder: Path) -> None:
-        found = foreign.tensors_of(FOREIGN["dream"], foreign.stock_model(FOREIGN["dream"], 0))
+        found = foreign.rename_tensors(FOREIGN["dream"], foreign.make_stock_model(FOREIGN["dream"], 0))
         change(found)
         foreign.save_file(found, folder / "model.safetensors")
 
@@ -179,7 +181,7 @@ def test_no_value_of_a_config_ends_in_anything_but_a_checkpoint_or_one_line(name
         for key, value in itertools.product([*json.loads(sound), "rope_parameters", "chat_template"], ODD):
             file.write_text(json.dumps({**json.loads(sound), key: value}))
             try:
-                contract_of(load(tmp_path, SMALL))
+                derive_contract(load(tmp_path, SMALL))
                 read += 1
             except UserError as error:
                 assert "\n" not in str(error)
@@ -286,7 +288,7 @@ def test_a_model_type_of_another_model_is_overruled_by_the_class_and_never_enoug
 @pytest.mark.parametrize("name", [*BY_CLASS, "illada", "open-dcoder"])
 def test_a_mask_that_only_the_tokenizers_vocabulary_has_is_found_or_asked_for(name: str, tmp_path: Path) -> None:
     foreign.write(tmp_path, name)
-    given = replace(SMALL, family=foreign.family_of(name))
+    given = replace(SMALL, family=foreign.find_family(name))
     before = load(tmp_path, given).decoding.mask_id
     settings, tokenizer = tmp_path / "tokenizer_config.json", tmp_path / "tokenizer.json"
     settings.write_text(json.dumps({**json.loads(settings.read_text()), "mask_token": None}))

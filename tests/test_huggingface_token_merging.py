@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from speaking import byte_tokenizer
+from speaking import make_byte_tokenizer
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as Engine
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -31,7 +31,7 @@ Change = Callable[[Files, int], object]  # of the files and the first free id
 
 def bytes_engine() -> Engine:
     """A byte-level BPE in the layout of Qwen's."""
-    engine = byte_tokenizer()
+    engine = make_byte_tokenizer()
     engine.normalizer = normalizers.NFC()
     split = pre_tokenizers.Split(Regex(QWEN2_SPLIT), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)

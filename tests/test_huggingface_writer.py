@@ -23,10 +23,10 @@ from train.huggingface import directory_writer
 from train.huggingface.families import Overrides
 from train.huggingface.peft_train import LowRank
 from train.methods import cdlm
-from train.open_checkpoint import fingerprint, load
+from train.open_checkpoint import compute_fingerprint, load
 from train.storage.student_pt import save
-from train.torch_backend import contract_of
-from train.transformer.network import prefix_mask
+from train.torch_backend import derive_contract
+from train.transformer.network import make_prefix_mask
 
 SMALL = Overrides(block=BLOCK, canvas=CANVAS)
 AS_READ = Overrides()
@@ -65,7 +65,7 @@ def test_a_directory_reads_back_as_the_student_and_in_the_teachers_names(name: s
     output.check(student)
     output.write(student, student.weights)
     read = load(out)
-    assert same(read.weights, student.weights) and contract_of(read) == contract_of(student)
+    assert same(read.weights, student.weights) and derive_contract(read) == derive_contract(student)
     assert replace(read, weights={}) == replace(student, weights={})
     theirs = load_file(out / "model.safetensors")
     assert theirs.keys() == load_file(tmp_path / "teacher" / "model.safetensors").keys()
@@ -74,7 +74,7 @@ def test_a_directory_reads_back_as_the_student_and_in_the_teachers_names(name: s
         ids, visible = torch.arange(20)[None], torch.full((1, 20), 9)
         model = read.build()
         with torch.no_grad():
-            expected: Any = stock(input_ids=ids, attention_mask=prefix_mask(visible, 20), use_cache=False)
+            expected: Any = stock(input_ids=ids, attention_mask=make_prefix_mask(visible, 20), use_cache=False)
             assert (model.logits(model(ids, visible)) - expected.logits).abs().max() <= 1e-4
     config = [json.loads((folder / "config.json").read_text()) for folder in (tmp_path / "teacher", out)]
     assert config[0] == config[1] and (out / "modeling.py").is_file() and (out / "generation_config.json").is_file()
@@ -109,11 +109,11 @@ def test_flags_overrule_what_a_student_notes_of_itself(tmp_path: Path) -> None:
     assert load(tmp_path / "out", Overrides(block=6, canvas=18)).decoding == replace(plain, block=6, canvas=18)
     as_dream = load(tmp_path / "out", Overrides(family="dream", canvas=32)).decoding
     assert (as_dream.attention, as_dream.block) == ("full", 32)
-    before = fingerprint(tmp_path / "out")
+    before = compute_fingerprint(tmp_path / "out")
     note = tmp_path / "out" / "blockstep.json"
     sound = json.loads(note.read_text())
     note.write_text(json.dumps({**sound, "decoding": {**sound["decoding"], "shift": False}}))
-    assert not load(tmp_path / "out").decoding.shift and fingerprint(tmp_path / "out") != before
+    assert not load(tmp_path / "out").decoding.shift and compute_fingerprint(tmp_path / "out") != before
     for changes, said in (
         ({"format": 2}, "format 2"), ({"family": "gpt"}, "is gpt"), ({"files": "all"}, "lacks a family"),
         ({"decoding": {**sound["decoding"], "mask_id": 10**6}}, "the mask token's id is 1000000"),
@@ -155,12 +155,12 @@ def test_a_student_of_a_pt_file_is_a_stock_model_where_one_has_its_shape(seed: i
     output.check(student)
     output.write(student, student.weights)
     read = load(tmp_path / "out")
-    assert same(read.weights, student.weights) and contract_of(read) == contract_of(student)
+    assert same(read.weights, student.weights) and derive_contract(read) == derive_contract(student)
     assert replace(read, weights={}) == replace(student, weights={})
     stock = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
     ids, visible, model = torch.arange(20)[None], torch.full((1, 20), 9), read.build()
     with torch.no_grad():
-        expected = stock(input_ids=ids, attention_mask=prefix_mask(visible, 20), use_cache=False).logits
+        expected = stock(input_ids=ids, attention_mask=make_prefix_mask(visible, 20), use_cache=False).logits
         assert (model.logits(model(ids, visible)) - expected).abs().max() <= 1e-4
     assert AutoTokenizer.from_pretrained(tmp_path / "out").mask_token_id == tiny.MASK
 

@@ -15,7 +15,7 @@ from runtime.contract import ALIGNMENTS, Contract
 from train.data.batches import Example, Stream
 from train.masking import all_blocks, noise
 from train.masking.noise import AnswerBlocks
-from train.methods.next_token import next_token_loss
+from train.methods.next_token import make_next_token_loss
 
 SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
 LENGTHS = tuple((prompt, 1 + 5 * prompt % 11) for prompt in range(1, 2 * tiny.BLOCK + 2))  # around blocks' borders
@@ -32,7 +32,7 @@ def laid_out(
 
 
 def copies_of(laid: AnswerBlocks, contract: Contract, generator: torch.Generator) -> all_blocks.Copies:
-    return all_blocks.copies(laid, contract, all_blocks.noise(laid, contract, 2, generator))
+    return all_blocks.make_copies(laid, contract, all_blocks.sample_noise(laid, contract, 2, generator))
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_the_prompts_part_of_a_shared_block_is_given_and_counts_in_no_unit(align
     seed = tiny.choose_seed()
     contract, generator = tiny.contract(alignment=alignment), torch.Generator().manual_seed(seed)
     laid = laid_out(seed, generator, LENGTHS, contract)
-    positions, met = laid.blocks(contract), torch.zeros(laid.ids.shape, dtype=torch.bool)
+    positions, met = laid.list_block_positions(contract), torch.zeros(laid.ids.shape, dtype=torch.bool)
     for _ in range(60):
-        masked = all_blocks.noise(laid, contract, 2, generator)
+        masked = all_blocks.sample_noise(laid, contract, 2, generator)
         for row, column in masked.nonzero().tolist():
             met[row, positions[row, column]] = True
-    assert torch.equal(met, laid.inside()), f"seed {seed}"
-    units = noise.blocks_at(laid, contract, laid.everywhere())
+    assert torch.equal(met, laid.find_inside()), f"seed {seed}"
+    units = noise.find_blocks(laid, contract, laid.list_positions())
     for row, (start, end) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
         shared = start % tiny.BLOCK if alignment == "absolute" else 0
         for position in range(start, end):
@@ -85,11 +85,13 @@ def test_a_processs_rows_with_the_masks_of_all_rows_are_predicted_as_among_all(a
     seed = tiny.choose_seed()
     contract, generator = tiny.contract(alignment=alignment), torch.Generator().manual_seed(seed)
     laid, model = laid_out(seed, generator, contract=contract), tiny.model(seed)
-    masked, short = all_blocks.noise(laid, contract, 2, generator), laid.length - laid.start < 8
+    masked, short = all_blocks.sample_noise(laid, contract, 2, generator), laid.length - laid.start < 8
     assert short.any() and not short.all()
     with torch.no_grad():
-        whole = all_blocks.run_predicting(model, all_blocks.copies(laid, contract, masked))
-        alone = all_blocks.run_predicting(model, all_blocks.copies(laid.rows(short), contract, masked[short]))
+        whole = all_blocks.run_predicting(model, all_blocks.make_copies(laid, contract, masked))
+        alone = all_blocks.run_predicting(
+            model, all_blocks.make_copies(laid.select_rows(short), contract, masked[short])
+        )
     assert torch.allclose(whole[short][masked[short]], alone[masked[short]], atol=1e-4), f"seed {seed}"
 
 
@@ -103,7 +105,7 @@ def test_both_losses_of_one_forward_pass_are_those_of_two() -> None:
         model, model, stream, 0, contract, torch.Generator().manual_seed(seed)
     )
     alone = all_blocks.denoising_loss(model, model, stream, 0, contract, 1, torch.Generator().manual_seed(seed))
-    next_token, figures = next_token_loss(model, model, stream, contract.pad_id)(0)
+    next_token, figures = make_next_token_loss(model, model, stream, contract.pad_id)(0)
     assert torch.allclose(blocks, alone, atol=1e-5) and torch.allclose(kept, next_token, atol=1e-5), f"seed {seed}"
     assert len(right) == sum(answer for _, answer in SIZES) and right.float().mean() == figures["next"], f"seed {seed}"
 
@@ -124,7 +126,7 @@ def noises(block: int, turns: int = 40) -> tuple[AnswerBlocks, Tensor]:
     """A canvas, and what was masked of it in many draws, bool [turns * batch, noisy]."""
     generator = torch.Generator().manual_seed(tiny.choose_seed())
     laid, contract = laid_out(0, generator), tiny.contract(block=block, canvas=12 * block)
-    return laid, torch.cat([all_blocks.noise(laid, contract, 2, generator) for _ in range(turns)])
+    return laid, torch.cat([all_blocks.sample_noise(laid, contract, 2, generator) for _ in range(turns)])
 
 
 def test_noise_stays_on_the_canvas_and_covers_it() -> None:

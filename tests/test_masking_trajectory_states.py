@@ -17,7 +17,7 @@ from runtime.decoding import loop
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 from train import collect
-from train.data.batches import width_for
+from train.data.batches import choose_width
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards, write_shard
 from train.masking import noise, trajectory_states
 from train.torch_backend import TorchBackend
@@ -106,7 +106,7 @@ def test_hidden_states_are_those_of_the_unmasked_positions_in_their_order(target
 @pytest.mark.parametrize("target", ["completed", "partial"])
 def test_tokens_see_the_prompt_finished_blocks_and_their_own(target: str) -> None:
     found = draw(target, tiny.choose_seed(), 20)
-    assert found.earlier.shape[1] == width_for(found.earlier.shape[1])
+    assert found.earlier.shape[1] == choose_width(found.earlier.shape[1])
     for row in range(20):
         length = int(found.visible[row].max())
         seen = [3] * 3 + [3 + 4 * (1 + place // 4) for place in range(length - 3)]

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 from block_alone import block_alone
-from pupils import LINES, teacher_of
+from pupils import LINES, make_teacher
 
 from export import onnx as export
 from runtime import generate, load
@@ -31,7 +31,7 @@ from train.methods import cd4lm, dparallel
 from train.methods.setup import Lesson, Teacher
 from train.methods.table import DEFAULTS, METHODS, choose_method
 from train.storage import student_pt
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 from train.trainer.training_loop import Loss
 
 SIZES = ((5, 7), (9, 14), (3, 2), (1, 4))  # tokens of prompt and answer
@@ -49,7 +49,7 @@ def laid_out(
 
 def units_of(laid: AnswerBlocks, blocks: bool) -> noise.Units:
     """Its blocks of 4, or its whole canvases."""
-    return cd4lm.units_of(laid, tiny.contract(attention="block_causal" if blocks else "full"))
+    return cd4lm.choose_units(laid, tiny.contract(attention="block_causal" if blocks else "full"))
 
 
 @pytest.mark.parametrize(
@@ -76,24 +76,24 @@ def test_the_teachers_masks_are_some_of_the_students_and_all_lie_on_the_canvas()
     seen = torch.zeros(laid.ids.shape, dtype=torch.bool)
     for _ in range(200):
         student, teacher = cd4lm.sample_nested_masks(laid, units_of(laid, True), 0, generator)
-        assert not (teacher & ~student).any() and not (student & ~laid.inside()).any(), f"seed {seed}"
+        assert not (teacher & ~student).any() and not (student & ~laid.find_inside()).any(), f"seed {seed}"
         share = student.sum(1) / (laid.length - laid.start)
         assert 0.4 - 1 / 32 <= share[0] <= 0.9 and 1 <= teacher[0].sum() < student[0].sum(), f"seed {seed}"
         seen |= student
-    assert torch.equal(seen, laid.inside()), f"seed {seed}"
+    assert torch.equal(seen, laid.find_inside()), f"seed {seed}"
 
 
 @pytest.mark.parametrize("unit", [tiny.BLOCK, None])
 def test_a_share_of_the_units_is_masked_from_a_drawn_place_to_its_end(unit: int | None) -> None:
     laid, generator, met = laid_out(0, ((5, 30), (40, 9), (3, 2))), torch.Generator().manual_seed(4), Counter[int]()
-    here = laid.offsets() // (unit or int(laid.length.max()))
+    here = laid.compute_offsets() // (unit or int(laid.length.max()))
     taken = []
     for _ in range(300):
-        drawn, masked = noise.ends(laid, units_of(laid, bool(unit)), 0.5, generator)
-        assert not (drawn & ~laid.inside()).any() and not (masked & ~drawn).any()
-        taken.append(drawn.sum() / laid.inside().sum())
-        for row, block in {(row, int(here[row, place])) for row, place in laid.inside().nonzero().tolist()}:
-            places = (here[row] == block) & laid.inside()[row]
+        drawn, masked = noise.sample_ends(laid, units_of(laid, bool(unit)), 0.5, generator)
+        assert not (drawn & ~laid.find_inside()).any() and not (masked & ~drawn).any()
+        taken.append(drawn.sum() / laid.find_inside().sum())
+        for row, block in {(row, int(here[row, place])) for row, place in laid.find_inside().nonzero().tolist()}:
+            places = (here[row] == block) & laid.find_inside()[row]
             if drawn[row][places].any():
                 flags = masked[row][places].tolist()
                 assert drawn[row][places].all() and flags[-1] and flags == sorted(flags)
@@ -114,25 +114,25 @@ def test_in_a_drawn_unit_the_student_has_its_end_masked_alone_and_the_teacher_so
     assert changed[:2].all() and torch.equal(mixed[1], plain[1] & mixed[0])
     student, teacher = cd4lm.sample_nested_masks(laid, units_of(laid, False), 1, torch.Generator().manual_seed(5))
     for row in range(len(student)):
-        flags = student[row][laid.inside()[row]].tolist()
+        flags = student[row][laid.find_inside()[row]].tolist()
         assert flags[-1] and flags == sorted(flags)
     assert teacher.any() and not (teacher & ~student).any()
 
 
 def test_the_kls_share_is_held_then_falls_along_a_cosine() -> None:
-    shares = cd4lm.shares_of("0.9,0.5")
-    assert [shares.at(step, 1000) for step in (0, 99, 100, 550, 1000)] == pytest.approx([0.9, 0.9, 0.9, 0.7, 0.5])
-    assert shares.at(325, 1000) == pytest.approx(0.5 + 0.4 * 0.5 * (1 + np.cos(np.pi / 4)))
+    shares = cd4lm.parse_shares("0.9,0.5")
+    assert [shares.compute(step, 1000) for step in (0, 99, 100, 550, 1000)] == pytest.approx([0.9, 0.9, 0.9, 0.7, 0.5])
+    assert shares.compute(325, 1000) == pytest.approx(0.5 + 0.4 * 0.5 * (1 + np.cos(np.pi / 4)))
     for wrong in ("0.9", "0.9,1.5", "x,1"):
         with pytest.raises(UserError, match="--shares"):
-            cd4lm.shares_of(wrong)
+            cd4lm.parse_shares(wrong)
 
 
 def test_halves_of_a_full_students_block_are_complementary_and_all_behind_is_masked() -> None:
     seed = tiny.choose_seed()
     generator, laid, blocks_met = torch.Generator().manual_seed(seed), laid_out(seed), set()
     for _ in range(100):
-        (first, second), behind = dparallel.halves(laid, tiny.contract(attention="full"), 0, generator)
+        (first, second), behind = dparallel.sample_halves(laid, tiny.contract(attention="full"), 0, generator)
         assert not (first & second).any(), f"seed {seed}"
         for row, (start, end, stop) in enumerate(zip(laid.start, laid.answer_end, laid.length, strict=True)):
             whole = (first | second)[row]
@@ -147,27 +147,27 @@ def test_halves_of_a_full_students_block_are_complementary_and_all_behind_is_mas
 
 def test_a_block_causal_student_is_asked_for_all_blocks_at_once() -> None:
     laid, generator = laid_out(0), torch.Generator().manual_seed(1)
-    (first, second), behind = dparallel.halves(laid, tiny.contract(), 0, generator)
-    assert torch.equal(first ^ second, laid.inside()) and not (first & second).any() and not behind.any()
-    assert 0.3 < first.sum() / laid.inside().sum() < 0.7
+    (first, second), behind = dparallel.sample_halves(laid, tiny.contract(), 0, generator)
+    assert torch.equal(first ^ second, laid.find_inside()) and not (first & second).any() and not behind.any()
+    assert 0.3 < first.sum() / laid.find_inside().sum() < 0.7
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
 def test_a_share_of_the_rows_has_ends_in_the_first_half_and_nothing_in_the_second(attention: str) -> None:
     laid, generator, sizes = laid_out(0), torch.Generator().manual_seed(2), Counter[int]()
-    here = torch.div(laid.offsets(), tiny.BLOCK, rounding_mode="floor")
+    here = torch.div(laid.compute_offsets(), tiny.BLOCK, rounding_mode="floor")
     for _ in range(50):
-        (first, second), _ = dparallel.halves(laid, tiny.contract(attention=attention), 0.75, generator)
+        (first, second), _ = dparallel.sample_halves(laid, tiny.contract(attention=attention), 0.75, generator)
         assert not (first & second).any() and not second[1:].any()
         for row in range(1, 4):
             for block in here[row][first[row]].unique().tolist():
-                flags = first[row][(here[row] == block) & laid.inside()[row]].tolist()
+                flags = first[row][(here[row] == block) & laid.find_inside()[row]].tolist()
                 assert flags[-1] and flags == sorted(flags)
                 sizes[sum(flags)] += 1
         whole = (first | second)[0]
         assert all(whole[here[0] == block].all() for block in here[0][whole].unique())
     assert sizes.keys() == {1, 2, 3, 4} and sizes[4] > sizes[1]  # a whole block more often than its last position
-    (first, second), _ = dparallel.halves(laid, tiny.contract(attention=attention), 1, generator)
+    (first, second), _ = dparallel.sample_halves(laid, tiny.contract(attention=attention), 1, generator)
     assert first.any() and not second.any()
 
 
@@ -187,10 +187,10 @@ def test_positions_are_asked_as_they_are_decoded(attention: str, alignment: str,
     seed = tiny.choose_seed()
     contract, model = tiny.contract(shift=shift, attention=attention, alignment=alignment), tiny.model(seed)
     generator, laid = torch.Generator().manual_seed(seed), laid_out(seed, contract=contract)
-    masked = (torch.rand(laid.ids.shape, generator=generator) < 0.6) & laid.inside()
+    masked = (torch.rand(laid.ids.shape, generator=generator) < 0.6) & laid.find_inside()
     asked = masked & (torch.rand(laid.ids.shape, generator=generator) < 0.7)
     with torch.no_grad():
-        found = iter(predictions.hidden_at(model, laid, masked, asked, contract))
+        found = iter(predictions.compute_hidden(model, laid, masked, asked, contract))
         for row, (start, end) in enumerate(zip(laid.start.tolist(), laid.length.tolist(), strict=True)):
             noisy = laid.ids[row].masked_fill(masked[row], tiny.MASK)
             for place in asked[row].nonzero().flatten().tolist():
@@ -226,16 +226,16 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with own data, a teacher, its trajectories, and two smaller students."""
     folder = tmp_path_factory.mktemp("school")
     (folder / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
-    student_pt.save(teacher_of(32, 0), folder / "teacher.pt")
-    student_pt.save(teacher_of(16, 1), folder / "small.pt")
-    student_pt.save(teacher_of(16, 1, vocab=262), folder / "stranger.pt")
-    student_pt.save(teacher_of(16, 1, block=6), folder / "longer.pt")
-    student_pt.save(teacher_of(16, 1, shift=False), folder / "own_rows.pt")
-    student_pt.save(teacher_of(16, 1, alignment="end"), folder / "ending.pt")
-    student_pt.save(teacher_of(16, 1, attention="causal_context", shift=False), folder / "seeded.pt")
+    student_pt.save(make_teacher(32, 0), folder / "teacher.pt")
+    student_pt.save(make_teacher(16, 1), folder / "small.pt")
+    student_pt.save(make_teacher(16, 1, vocab=262), folder / "stranger.pt")
+    student_pt.save(make_teacher(16, 1, block=6), folder / "longer.pt")
+    student_pt.save(make_teacher(16, 1, shift=False), folder / "own_rows.pt")
+    student_pt.save(make_teacher(16, 1, alignment="end"), folder / "ending.pt")
+    student_pt.save(make_teacher(16, 1, attention="causal_context", shift=False), folder / "seeded.pt")
     alone = {"alignment": "absolute", "attention": "block_causal", "block": 1}
-    student_pt.save(teacher_of(16, 1, **alone), folder / "rival.pt")
-    student_pt.save(teacher_of(16, 1, attention="causal", modes=("speculative", "causal")), folder / "causal.pt")
+    student_pt.save(make_teacher(16, 1, **alone), folder / "rival.pt")
+    student_pt.save(make_teacher(16, 1, attention="causal", modes=("speculative", "causal")), folder / "causal.pt")
     words = f"--ckpt {folder}/teacher.pt --out {folder}/trajectories --data {folder}/own.jsonl --count 6 --batch 6"
     assert collect.main([*words.split(), "--temperatures", "0", "--no-bf16"]) == 0
     return folder
@@ -251,11 +251,11 @@ def words_for(folder: Path, method: str, out: Path, *extra: str) -> list[str]:
 def lecture(school: Path, words: str) -> tuple[Lesson, Teacher, Loss]:
     """A student in training, its teacher, sharper than it or they would agree, and the loss of a step."""
     method, *extra = words.split()
-    args = distill.parser().parse_args(words_for(school, method, school / "s.pt", *extra))
+    args = distill.make_parser().parse_args(words_for(school, method, school / "s.pt", *extra))
     saved = open_checkpoint.load(school / "teacher.pt")
     student = replace(saved, decoding=replace(saved.decoding, attention=args.attention))
     found = read_shards(school / "trajectories") if METHODS[method].from_trajectories else []
-    lesson = distill.lesson_of(args, saved, student, found)
+    lesson = distill.make_method_inputs(args, saved, student, found)
     teacher = lesson.teacher()
     with torch.no_grad():
         for parameter in teacher.model.parameters():
@@ -275,7 +275,7 @@ def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_th
     total.backward()
     shares = {
         "cdlm": {"distil": 1.0, "cons": 0.5, "dlm": 1.0},
-        "cd4lm": {"agree": cd4lm.Shares(0.9, 0.5).at(1, 3), "rebuild": 1 - cd4lm.Shares(0.9, 0.5).at(1, 3)},
+        "cd4lm": {"agree": cd4lm.Shares(0.9, 0.5).compute(1, 3), "rebuild": 1 - cd4lm.Shares(0.9, 0.5).compute(1, 3)},
         "dparallel": {"wrong": 1.0, "doubt": 2.0},
         "tad": {"near": 1.0, "distant": 1.0},
     }[method]
@@ -323,16 +323,16 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
         learning.zero_grad()
         loss_of(3)[0].backward()
         learning.step()
-    contract, generator, slow = lesson.contract, lesson.generator(3), torch.zeros(())
-    answers = dparallel.answers(lesson.found, contract)
+    contract, generator, slow = lesson.contract, lesson.make_generator(3), torch.zeros(())
+    answers = dparallel.take_answers(lesson.found, contract)
     picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
-    laid = noise.lay_out([answers[i] for i in picked], contract, lesson.least(), generator)
-    both, behind = dparallel.halves(laid, contract, 0.5, generator)
+    laid = noise.lay_out([answers[i] for i in picked], contract, lesson.compute_least_length(), generator)
+    both, behind = dparallel.sample_halves(laid, contract, 0.5, generator)
     for half in both:
-        scores = predictions.scores(
-            lesson.model, predictions.hidden_at(lesson.run, laid, half | behind, half, contract), contract
+        scores = predictions.compute_scores(
+            lesson.model, predictions.compute_hidden(lesson.run, laid, half | behind, half, contract), contract
         )
-        weight, target = noise.weights(laid, half, FILLER)[half], laid.ids[half]
+        weight, target = noise.make_weights(laid, half, FILLER)[half], laid.ids[half]
         slow = slow + losses.denoising(scores.log_softmax(-1), target, weight)
         slow = slow + 2 * losses.uncertainty(scores, target, weight)
     total, terms = loss_of(3)
@@ -343,22 +343,24 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
 def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(attention: str, school: Path) -> None:
     """DSCD the slow way: each side alone, with the masks that are its own, asked where the student has masks."""
     lesson, teacher, loss_of = lecture(school, f"cd4lm --attention {attention} --ordered 0.5")
-    contract, generator = lesson.contract, lesson.generator(1)
+    contract, generator = lesson.contract, lesson.make_generator(1)
     laid = noise.lay_out(
-        lesson.stream.examples(1), contract, lesson.least(), generator
+        lesson.stream.select_examples(1), contract, lesson.compute_least_length(), generator
     )  # fmt: skip
     noisy, less = cd4lm.sample_nested_masks(laid, units_of(laid, attention == "block_causal"), 0.5, generator)
     assert (noisy & ~less).any() and not (less & ~noisy).any()
-    weight, target = noise.weights(laid, noisy, FILLER)[noisy], laid.ids[noisy]
+    weight, target = noise.make_weights(laid, noisy, FILLER)[noisy], laid.ids[noisy]
     with torch.no_grad():
-        hidden = predictions.hidden_at(teacher.model, laid, less, noisy, teacher.contract)
-        taught = predictions.scores(teacher.model, hidden, contract)
-    said = predictions.scores(lesson.model, predictions.hidden_at(lesson.run, laid, noisy, noisy, contract), contract)
+        hidden = predictions.compute_hidden(teacher.model, laid, less, noisy, teacher.contract)
+        taught = predictions.compute_scores(teacher.model, hidden, contract)
+    said = predictions.compute_scores(
+        lesson.model, predictions.compute_hidden(lesson.run, laid, noisy, noisy, contract), contract
+    )
     soft, softer = (scores.double().div(2).softmax(-1) for scores in (taught, said))
     apart = (soft * (soft.clamp_min(1e-300).log() - softer.clamp_min(1e-300).log())).sum(-1)
     wrong = -said.double().softmax(-1)[torch.arange(len(target)), target].log()
     agree, rebuild = (4 * (apart * weight).sum() / weight.sum(), (wrong * weight).sum() / weight.sum())
-    share = cd4lm.Shares(0.9, 0.5).at(1, 3)
+    share = cd4lm.Shares(0.9, 0.5).compute(1, 3)
     total, terms = loss_of(1)
     assert terms["agree"] == pytest.approx(agree.item(), rel=1e-4) and agree > 0
     assert terms["rebuild"] == pytest.approx(rebuild.item(), rel=1e-4)
@@ -481,7 +483,7 @@ def test_examples_that_are_too_long_are_counted_by_methods_that_learn_from_examp
 def test_trajectories_of_another_teacher_are_refused(
     school: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    student_pt.save(teacher_of(32, 5), tmp_path / "teacher.pt")
+    student_pt.save(make_teacher(32, 5), tmp_path / "teacher.pt")
     words = words_for(school, "dparallel", tmp_path / "student.pt", "--teacher", str(tmp_path / "teacher.pt"))
     assert distill.main(words) == 2 and "are of another teacher" in capsys.readouterr().err
 
@@ -507,6 +509,6 @@ def test_a_full_student_is_exported_and_answers_as_in_pytorch_and_says_that_no_c
     assert told["cached"] is False and told["commits"] == 0
     model = load(folder)
     request = model.request("Say 3.\n", max_new_tokens=10)
-    result = loop.generate(TorchBackend(saved.build(), contract_of(saved)), request)
+    result = loop.generate(TorchBackend(saved.build(), derive_contract(saved)), request)
     assert tuple(told["token_ids"]) == result.token_ids and told["forwards"] == result.forwards
     assert model.gate.metric == "entropy" and model.contract.cache == "none"

@@ -13,7 +13,7 @@ import torch
 from block_alone import block_alone
 
 from runtime.contract import ALIGNMENTS, Contract
-from runtime.decoding.block_layout import block_bounds, compute_longest_answer
+from runtime.decoding.block_layout import compute_block_bounds, compute_longest_answer
 from train.data.batches import Example
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
 from train.masking import noise
@@ -40,7 +40,7 @@ def by_hand() -> Trajectory:
 def laid_out(contract: Contract, rows: int, least: int = 0) -> tuple[noise.AnswerBlocks, torch.Tensor]:
     """The trajectory made by hand, in each of `rows` rows."""
     found = [by_hand()] * rows
-    laid = noise.lay_out(dparallel.answers(found, contract), contract, least, torch.Generator().manual_seed(0))
+    laid = noise.lay_out(dparallel.take_answers(found, contract), contract, least, torch.Generator().manual_seed(0))
     return tad.add_steps(laid, found)
 
 
@@ -49,7 +49,7 @@ def laid_out(contract: Contract, rows: int, least: int = 0) -> tuple[noise.Answe
     [(0.25, 32, 8), (0.25, 16, 4), (0.25, 4, 1), (0.1, 30, 3), (0.01, 16, 1), (0, 16, 0), (1, 16, 16)],
 )
 def test_near_is_a_share_of_the_block_rounded_up(near: float, block: int, steps: int) -> None:
-    assert tad.horizon(near, block) == steps
+    assert tad.compute_horizon(near, block) == steps
 
 
 def test_an_answer_has_all_tokens_that_were_unmasked_also_after_its_end() -> None:
@@ -63,7 +63,7 @@ def states_of(contract: Contract, least: int = 0) -> tuple[Counter[tuple[int, ..
     """How often each state of the first block, and of the second, was sampled in 2000 rows; 99: not predicted."""
     laid, steps = laid_out(contract, 2000, least)
     masked, asked, ahead = tad.sample_states(laid, steps, contract, torch.Generator().manual_seed(tiny.choose_seed()))
-    assert not (asked & ~masked).any() and not (masked & ~laid.inside()).any()
+    assert not (asked & ~masked).any() and not (masked & ~laid.find_inside()).any()
     met: tuple[Counter[tuple[int, ...]], Counter[tuple[int, ...]]] = (Counter(), Counter())
     for row in range(2000):
         shown = laid.ids[row].masked_fill(masked[row], M).tolist()
@@ -113,7 +113,7 @@ def trajectory(contract: Contract, prompt: int, answer: int, width: int, seed: i
     order = torch.full((positions,), NEVER_ACCEPTED)
     if answer < contract.canvas:
         tokens[answer - 1] = END
-    ends = (block_bounds(contract, prompt, positions)[1][prompt:] - prompt).tolist()
+    ends = (compute_block_bounds(contract, prompt, positions)[1][prompt:] - prompt).tolist()
     taken = begin = 0
     while begin < answer:
         places = [place for place in range(begin, min(ends[begin], positions)) if place < answer or place % 3 == 0]
@@ -145,18 +145,18 @@ def log_probs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 def slowly(lesson: Lesson, teacher: Teacher, step: int, near: float) -> tuple[float, float, Counter[str]]:
     """The loss's two terms, position by position, each block decoded alone; and how many positions of a kind it met."""
-    contract, generator, model = lesson.contract, lesson.generator(step), lesson.model
+    contract, generator, model = lesson.contract, lesson.make_generator(step), lesson.model
     picked = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
     found = [lesson.found[i] for i in picked]
-    examples = dparallel.answers(found, contract)
-    laid = noise.lay_out(examples, contract, lesson.least(), generator)
-    blocks = noise.blocks_at(laid, contract, laid.everywhere())
+    examples = dparallel.take_answers(found, contract)
+    laid = noise.lay_out(examples, contract, lesson.compute_least_length(), generator)
+    blocks = noise.find_blocks(laid, contract, laid.list_positions())
     chance = torch.rand((len(found), int(blocks.number.max()) + 1), generator=generator)
     current = None if contract.has_cache else noise.sample_block(laid, blocks, generator)
-    reach, terms, weights, kinds = tad.horizon(near, contract.block), [0.0, 0.0], [0.0, 0.0], Counter[str]()
+    reach, terms, weights, kinds = tad.compute_horizon(near, contract.block), [0.0, 0.0], [0.0, 0.0], Counter[str]()
     for row, t in enumerate(found):
         start, length = len(t.prompt), int(laid.length[row])
-        begins = block_bounds(contract, start, length - start)[0][start:].tolist()
+        begins = compute_block_bounds(contract, start, length - start)[0][start:].tolist()
         order = (t.order.tolist() + [NEVER_ACCEPTED] * length)[: length - start]
         tokens = (t.tokens.tolist() + [P] * length)[: length - start]
         ids = [*t.prompt, *(token if at >= 0 else P for token, at in zip(tokens, order, strict=True))]
@@ -195,7 +195,7 @@ def test_the_loss_is_that_of_every_position_decoded_alone(attention: str, alignm
     seed, kinds = tiny.choose_seed(), Counter[str]()
     contract = tiny.contract(attention=attention, alignment=alignment, shift=shift)
     lesson, teacher = lesson_of(contract, seed)
-    loss_of = tad.loss(lesson, near=0.5, distant=0.3)
+    loss_of = tad.make_loss(lesson, near=0.5, distant=0.3)
     for step in range(3):
         with torch.no_grad():
             hard, soft, met = slowly(lesson, teacher, step, 0.5)
@@ -213,8 +213,8 @@ def test_without_distant_positions_the_loss_is_cross_entropy_alone_and_without_n
     whole = [each for each in lesson.found if len(each.prompt) == 9]  # the canvas is full: no filler
     whole = [replace(each, prompt=each.prompt[:8]) for each in whole]
     lesson = replace(lesson, found=whole)
-    assert dparallel.answers(whole, contract) == [Example(whole[0].prompt, tuple(whole[0].tokens[:12].tolist()))]
-    (_, all_near), (_, all_distant) = (tad.loss(lesson, near, 1.0)(1) for near in (1.0, 0.0))
+    assert dparallel.take_answers(whole, contract) == [Example(whole[0].prompt, tuple(whole[0].tokens[:12].tolist()))]
+    (_, all_near), (_, all_distant) = (tad.make_loss(lesson, near, 1.0)(1) for near in (1.0, 0.0))
     assert all_near["distant"] == 0 and all_near["near"] > 0
     assert all_distant["near"] == 0 and all_distant["distant"] > 0
 
@@ -231,7 +231,7 @@ def test_the_soft_loss_is_of_the_teachers_stored_state_through_its_own_head() ->
 
     def soft(teacher: Teacher, found: Trajectory) -> float:
         lesson = replace(made, model=model, run=model, found=[found], teacher=lambda: teacher)
-        return tad.loss(lesson, near=0.0, distant=1.0)(1)[1]["distant"]
+        return tad.make_loss(lesson, near=0.0, distant=1.0)(1)[1]["distant"]
 
     itself = Teacher(model, contract, adapted=True)
     assert soft(itself, one) == pytest.approx(0, abs=1e-4)

@@ -26,14 +26,14 @@ from export.contract_from_checkpoint import make_export_contract
 from export.graph import step_graph
 from runtime import bench, generate, load
 from runtime.bundle.manifest import Engine, read
-from runtime.contract import ALIGNMENTS, Contract, cache_names
+from runtime.contract import ALIGNMENTS, Contract, name_cache_part
 from runtime.decoding.loop import generate as decode
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort import ort_cuda
 from runtime.engines.ort.no_telemetry import ort
-from runtime.engines.ort.onnx_nodes import cache_nodes, nodes
+from runtime.engines.ort.onnx_nodes import find_cache_nodes, list_nodes
 from runtime.engines.ort.ort_backend import OrtBackend, load_session
-from runtime.engines.ort.ort_cuda import CPU, CUDA, assignments, check_placement, select_engines
+from runtime.engines.ort.ort_cuda import CPU, CUDA, check_placement, read_assignments, select_engines
 from runtime.errors import UserError
 from train.storage.student_pt import save
 
@@ -122,7 +122,7 @@ def test_a_device_that_there_is_not_is_refused_by_its_name(device: Any) -> None:
 
 def graph_of(bundle: Path) -> Graph:
     made = read(bundle)
-    return made.path / made.engine().model, made.contract
+    return made.path / made.find_engine().model, made.contract
 
 
 @pytest.fixture(scope="module")
@@ -137,11 +137,11 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Graph]:
 @pytest.mark.parametrize("name", ["sample", "small", "trt"])
 def test_the_nodes_that_touch_the_kv_cache_are_those_that_onnx_finds(name: str, graphs: dict[str, Graph]) -> None:
     file, contract = graphs[name]
-    parts = {each for i in range(2 * contract.layers) for each in cache_names(i)}
+    parts = {each for i in range(2 * contract.layers) for each in name_cache_part(i)}
     model = onnx.load(file)
     expected = {node.name: node.op_type for node in model.graph.node if parts & {*node.input, *node.output}}
-    assert cache_nodes(file) == expected and len(expected) >= contract.layers
-    assert sum(1 for _ in nodes(memoryview(model.graph.SerializeToString()))) == len(model.graph.node)
+    assert find_cache_nodes(file) == expected and len(expected) >= contract.layers
+    assert sum(1 for _ in list_nodes(memoryview(model.graph.SerializeToString()))) == len(model.graph.node)
 
 
 def test_a_node_of_a_subgraph_that_reads_the_kv_cache_is_found(tmp_path: Path) -> None:
@@ -152,14 +152,14 @@ def test_a_node_of_a_subgraph_that_reads_the_kv_cache_is_found(tmp_path: Path) -
     node = helper.make_node("If", ["q"], ["z"], name="outside", then_branch=inner, else_branch=inner)
     model = helper.make_model(helper.make_graph([node], "g", [], []))
     (tmp_path / "a.onnx").write_bytes(model.SerializeToString())
-    assert cache_nodes(tmp_path / "a.onnx") == {"inside": "Identity"}
+    assert find_cache_nodes(tmp_path / "a.onnx") == {"inside": "Identity"}
 
 
 def recorded(file: Path) -> list[tuple[str, str, str]]:
     """Where ONNX Runtime puts the nodes of a graph here: all on the CPU."""
     options = ort.SessionOptions()
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-    return assignments(ort.InferenceSession(str(file), options, providers=[CPU]))
+    return read_assignments(ort.InferenceSession(str(file), options, providers=[CPU]))
 
 
 Assigned = list[tuple[str, str, str]]
@@ -174,7 +174,7 @@ def on_cuda(assigned: Assigned, *but: str) -> Assigned:
 def test_a_graph_is_refused_if_the_kv_cache_would_be_read_or_written_elsewhere(
     name: str, graphs: dict[str, Graph]
 ) -> None:
-    assigned, cached = recorded(graphs[name][0]), cache_nodes(graphs[name][0])
+    assigned, cached = recorded(graphs[name][0]), find_cache_nodes(graphs[name][0])
     operators = set(cached.values())
     assert {provider for provider, *_ in assigned} == {CPU} and cached.keys() <= {name for _, name, _ in assigned}
     with pytest.raises(UserError, match=f"{min(operators)}.* reads or writes the KV cache.*tokens would be wrong"):
@@ -190,7 +190,7 @@ def test_a_graph_is_refused_if_the_kv_cache_would_be_read_or_written_elsewhere(
 
 
 def test_a_node_that_lost_its_name_is_judged_by_its_operator(graphs: dict[str, Graph]) -> None:
-    assigned, cached = recorded(graphs["sample"][0]), cache_nodes(graphs["sample"][0])
+    assigned, cached = recorded(graphs["sample"][0]), find_cache_nodes(graphs["sample"][0])
     renamed = [(provider, f"{name}_fused", operator) for provider, name, operator in assigned]
     check_placement(on_cuda(renamed), cached)
     for lost in (on_cuda(renamed, GQA), [each for each in on_cuda(renamed) if each[2] != GQA], []):
@@ -199,7 +199,7 @@ def test_a_node_that_lost_its_name_is_judged_by_its_operator(graphs: dict[str, G
 
 
 def test_a_graph_is_refused_if_its_products_would_be_the_cpus(graphs: dict[str, Graph]) -> None:
-    assigned, cached = recorded(graphs["sample"][0]), cache_nodes(graphs["sample"][0])
+    assigned, cached = recorded(graphs["sample"][0]), find_cache_nodes(graphs["sample"][0])
     for product in ("MatMul", "DynamicQuantizeMatMul"):
         with pytest.raises(UserError, match=f"no CUDA kernel for this graph's {product}"):
             check_placement([*on_cuda(assigned), (CPU, "product", product)], cached)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import load_instrumented
 from runtime.bundle import store
 from runtime.engines.ort import saturation
 from runtime.engines.ort.no_telemetry import ort
@@ -39,15 +39,15 @@ def saturates(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_the_probe_tells_what_a_product_gives_here() -> None:
     rng = np.random.default_rng(0)
     left, right = rng.integers(200, 256, (32, 4)).astype(np.uint8), rng.integers(100, 128, (4, 32)).astype(np.int8)
-    out = saturation.product("probe", right, ort.SessionOptions())(left)
+    out = saturation.make_product("probe", right, ort.SessionOptions())(left)
     saturation.u8s8_saturates.cache_clear()
     assert saturation.u8s8_saturates() == (not np.array_equal(out, left.astype(np.int32) @ right.astype(np.int32)))
 
 
 def test_the_probe_runs_once_per_process(monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[object] = []
-    real = saturation.product
-    monkeypatch.setattr(saturation, "product", lambda *given: runs.append(given) or real(*given))
+    real = saturation.make_product
+    monkeypatch.setattr(saturation, "make_product", lambda *given: runs.append(given) or real(*given))
     saturation.u8s8_saturates.cache_clear()
     first = saturation.u8s8_saturates()
     for _ in range(2):
@@ -62,12 +62,12 @@ def test_the_option_reaches_the_engine_the_instrumented_graph_and_the_roofline(
     backend = OrtBackend(made.path / made.engines[0].model, made.contract, 2)
     wanted = "1" if saturates else None
     assert exact(backend.session.get_session_options()) == wanted
-    assert exact(twin_of(made.path / made.engines[0].model, backend).session.get_session_options()) == wanted
+    assert exact(load_instrumented(made.path / made.engines[0].model, backend).session.get_session_options()) == wanted
     given: list[ort.SessionOptions] = []
     real = ort.InferenceSession
     monkeypatch.setattr(ort, "InferenceSession", lambda m, o, **rest: given.append(o) or real(m, o, **rest))
     monkeypatch.setattr(local_cpu, "ROWS", 2)
-    local_cpu.product("int8", 1)
+    local_cpu.make_product("int8", 1)
     assert [exact(options) for options in given] == [wanted]
 
 

@@ -27,7 +27,7 @@ from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import PRECISIONS_OF, choose_comparison, write_ort_graph
 from export.precisions import PRECISIONS
 from export.proof.prove import prove
-from export.quantization.standard_nbits import BITS, arrays
+from export.quantization.standard_nbits import BITS, make_arrays
 from export.quantization.standard_nbits import BLOCK as WHOLE_OUTPUTS
 from export.quantization.trt_formats import TRT_FORMATS
 from runtime.backend import PADDED
@@ -35,13 +35,13 @@ from runtime.bundle.store import read
 from runtime.contract import ALIGNMENTS, FIELD_LIMITS
 from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
-from runtime.decoding.loop import Beginning, answers, generate, generate_batch
+from runtime.decoding.loop import Beginning, decode_answers, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.running_batch import RunningBatch
 from runtime.engines.ort.no_telemetry import ort
-from runtime.engines.ort.ort_backend import OrtBackend, cache_form
+from runtime.engines.ort.ort_backend import OrtBackend, read_cache_form
 from runtime.engines.ort.ort_cuda import KERNELS, select_engines
-from runtime.engines.ort.ort_values import as_value, on_host
+from runtime.engines.ort.ort_values import copy_to_host, make_value
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.storage.student_pt import save
@@ -97,7 +97,7 @@ def test_answers_are_those_of_pytorch_alone_and_in_batches(exported: Exported, a
     best = [generate(reference, asked[row]).token_ids for row in greedy]
     assert [expected[row] for row in greedy] == best, f"BLOCKSTEP_SEED={seed}"
     for slots in (2, 3, 7) if contract.has_cache else ():
-        streamed = [result.token_ids for result in answers(engine, iter(asked), slots)]
+        streamed = [result.token_ids for result in decode_answers(engine, iter(asked), slots)]
         assert streamed == expected, f"BLOCKSTEP_SEED={seed}"
         batched = generate_batch(engine, asked, slots=slots)
         assert [result.token_ids for result in batched] == expected, f"BLOCKSTEP_SEED={seed}"
@@ -188,11 +188,11 @@ def test_the_other_dialect_takes_one_sequence_and_says_so(tmp_path: Path) -> Non
 def test_a_product_of_few_bits_is_that_of_the_numbers_which_tensorrt_has(name: str, inputs: int) -> None:
     rng, chosen = np.random.default_rng(inputs), TRT_FORMATS[name]
     weight = (rng.standard_normal((inputs, 24)) * np.logspace(-2, 1, 24)).astype(np.float16).astype(np.float32)
-    if (stored_block := chosen.block_of(inputs)) is None:
+    if (stored_block := chosen.choose_block(inputs)) is None:
         assert (name, inputs) == ("int4", 48)
         return
     stored, block = chosen.quantize(weight, stored_block), stored_block or WHOLE_OUTPUTS
-    parts = arrays(stored, BITS[name], block)
+    parts = make_arrays(stored, BITS[name], block)
     x = rng.standard_normal((5, inputs)).astype(np.float16)
     sizes = {"K": inputs, "N": 24, "bits": BITS[name], "block_size": block}
     node = helper.make_node("MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", **sizes)  # type: ignore[arg-type]
@@ -203,7 +203,7 @@ def test_a_product_of_few_bits_is_that_of_the_numbers_which_tensorrt_has(name: s
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     session = ort.InferenceSession(helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString())
     made = session.run(None, {key: value for key, (_, value) in given.items()})[0]
-    exact = x.astype(np.float64) @ stored.dense().astype(np.float64)
+    exact = x.astype(np.float64) @ stored.dequantize().astype(np.float64)
     assert np.abs(made - exact).max() <= 2e-3 * np.abs(exact).max()
 
 
@@ -248,14 +248,14 @@ def test_bf16_is_checked_as_onnx_alone_and_kept_for_cuda(tmp_path: Path) -> None
     entry = SimpleNamespace(name="past_key_values.0.key", type="tensor(bfloat16)", shape=["batch", 2, "capacity", 8])
     out = SimpleNamespace(name="present.0.key", shape=["batch", 2, "capacity", 8])
     session: Any = SimpleNamespace(get_inputs=lambda: [entry], get_outputs=lambda: [out])
-    assert cache_form(session, "cuda").dtype == "bfloat16" and cache_form(session, "cuda").batch
+    assert read_cache_form(session, "cuda").dtype == "bfloat16" and read_cache_form(session, "cuda").batch
     with pytest.raises(UserError, match="which ONNX Runtime's CPU does not compute; use --device cuda"):
-        cache_form(session)
+        read_cache_form(session)
 
 
 def test_a_bf16_cache_is_kept_as_its_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     bits = np.arange(12, dtype=np.uint16).reshape(3, 4)
-    value = as_value(bits, "bfloat16", "cpu")
+    value = make_value(bits, "bfloat16", "cpu")
     assert value.data_type() == "tensor(bfloat16)"
 
     def copy_tensors(sources: list[Any], targets: list[Any]) -> None:  # ONNX Runtime has none within the CPU
@@ -263,7 +263,7 @@ def test_a_bf16_cache_is_kept_as_its_bits(monkeypatch: pytest.MonkeyPatch) -> No
             ctypes.memmove(target.data_ptr(), source.data_ptr(), bits.nbytes)
 
     monkeypatch.setattr(ort, "copy_tensors", copy_tensors)
-    found: NDArray[Any] = on_host(value, "bfloat16")
+    found: NDArray[Any] = copy_to_host(value, "bfloat16")
     assert np.array_equal(found, bits)
 
 
@@ -312,9 +312,9 @@ def test_a_precision_that_a_dialect_or_cuda_lacks_is_refused_by_name(
 
 def test_cuda_is_exported_for_in_the_dialect_standard() -> None:
     given = ["--ckpt", "student.pt"]
-    assert export_onnx.options([*given, "--device", "cuda"]).dialect == "standard"
-    assert export_onnx.options(given).dialect == "ort"
-    assert export_onnx.options([*given, "--dialect", "standard"]).device == "cpu"
+    assert export_onnx.parse_options([*given, "--device", "cuda"]).dialect == "standard"
+    assert export_onnx.parse_options(given).dialect == "ort"
+    assert export_onnx.parse_options([*given, "--dialect", "standard"]).device == "cpu"
 
 
 def test_verify_against_pytorch_takes_the_engine_that_runs_here(

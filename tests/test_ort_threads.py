@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from export import verify
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import load_instrumented
 from runtime import bench, generate, serve
 from runtime import verify as runtime_verify
 from runtime.bundle import store
@@ -20,7 +20,7 @@ from runtime.bundle.store import Bundle, Engine
 from runtime.engines.ort import threads
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend
-from runtime.engines.ort.threads import count_physical_cores, cpu_quota
+from runtime.engines.ort.threads import count_physical_cores, read_cpu_quota
 from runtime.engines.registry import KINDS, OpenOptions
 from runtime.errors import UserError
 from runtime.open_bundle import load
@@ -75,17 +75,17 @@ def v1(folder: str, quota: str, period: str = "100000\n") -> dict[str, str]:
 def test_a_quota_is_the_least_of_all_levels(
     groups: str, files: dict[str, str], quota: float | None, tmp_path: Path
 ) -> None:
-    assert cpu_quota(tree(tmp_path, {"proc/self/cgroup": groups, **files})) == quota
+    assert read_cpu_quota(tree(tmp_path, {"proc/self/cgroup": groups, **files})) == quota
 
 
 def test_files_that_cannot_be_read_limit_nothing(tmp_path: Path) -> None:
-    assert cpu_quota(tmp_path) is None
+    assert read_cpu_quota(tmp_path) is None
     for folder in ("proc/self/cgroup", f"{V2}/cpu.max", f"{V1}/cpu.cfs_quota_us"):  # folders, as root reads any file
         (tmp_path / folder).mkdir(parents=True)
-    assert cpu_quota(tmp_path) is None
+    assert read_cpu_quota(tmp_path) is None
     os.rmdir(tmp_path / V2 / "cpu.max")
     (tmp_path / V2 / "cpu.max").write_bytes(b"\xff\xfe")
-    assert cpu_quota(tmp_path) is None
+    assert read_cpu_quota(tmp_path) is None
 
 
 @pytest.mark.parametrize(("quota", "expected"), [("50000", 1), ("100000", 1), ("250000", 2), ("900000", 4), ("max", 4)])
@@ -93,7 +93,7 @@ def test_threads_are_the_least_of_affinity_physical_cores_and_quota(
     quota: str, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
-    monkeypatch.setattr(threads, "_siblings", lambda cpu: str(cpu // 2))
+    monkeypatch.setattr(threads, "_read_siblings", lambda cpu: str(cpu // 2))
     root = tree(tmp_path, {f"{V2}/cpu.max": f"{quota} 100000\n"})
     assert count_physical_cores(root) == expected
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {5})
@@ -134,9 +134,9 @@ def test_threads_spin_unless_the_python_api_is_told_that_they_sleep() -> None:
 
 def test_threads_sleep_while_pytorch_computes() -> None:
     bundle = store.read(GOLDEN)
-    candidate = verify.candidate_of(bundle, bundle.engine(), trust=False)
+    candidate = verify.open_candidate(bundle, bundle.find_engine(), trust=False)
     assert isinstance(candidate, OrtBackend) and spinning_of(candidate.session) == "0"
-    twin = twin_of(bundle.path / bundle.engine().graph, candidate)
+    twin = load_instrumented(bundle.path / bundle.find_engine().graph, candidate)
     assert twin.session is not candidate.session and spinning_of(twin.session) == "0"
 
 

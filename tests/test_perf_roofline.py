@@ -13,9 +13,9 @@ import pytest
 
 from runtime import roofline
 from runtime.engines.ort.no_telemetry import ort
-from runtime.engines.ort.product_models import PRODUCT_MODELS, product
+from runtime.engines.ort.product_models import PRODUCT_MODELS, make_product
 from runtime.perf import local_cpu
-from runtime.perf.block_costs import Question, analyze, points, to_train
+from runtime.perf.block_costs import Question, analyze, choose_trained_block, compute_points
 from runtime.perf.data_sheets import DEVICES, Device, choose_devices
 from runtime.perf.op_counts import SHAPES, Pass
 
@@ -26,7 +26,7 @@ TOY = Device("toy", 2, {"fp16": 0.004, "int8": 0.008, "int4": 0.004}, "fp16", "m
 
 
 def test_the_figures_are_dense_and_their_ridges_follow() -> None:
-    assert DEVICES["h200"].ridge("fp16") == pytest.approx(989.5e12 / 4800e9)
+    assert DEVICES["h200"].compute_ridge("fp16") == pytest.approx(989.5e12 / 4800e9)
     for device in DEVICES.values():
         assert 1.9 < device.rates["int8"] / device.rates["fp16"] < 4.1, device.name
         assert device.rates["int4"] == device.rates["fp16"] and "fp32" not in device.rates
@@ -46,17 +46,17 @@ def test_the_figures_are_dense_and_their_ridges_follow() -> None:
 
 
 def test_a_step_takes_the_longer_of_moving_and_computing() -> None:
-    load = TOY.work(QWEN, "fp16", Pass(1, 4, 256, 4))
-    assert TOY.memory_ms(load) == pytest.approx((load.weights + load.cache) / 2e9 * 1000)
-    assert TOY.compute_ms(load, "fp16") == pytest.approx((load.linear + load.attention) / 4e9 * 1000)
-    assert TOY.ms(load, "fp16") == TOY.compute_ms(load, "fp16") > TOY.memory_ms(load)
+    load = TOY.count_work(QWEN, "fp16", Pass(1, 4, 256, 4))
+    assert TOY.estimate_memory_ms(load) == pytest.approx((load.weights + load.cache) / 2e9 * 1000)
+    assert TOY.estimate_compute_ms(load, "fp16") == pytest.approx((load.linear + load.attention) / 4e9 * 1000)
+    assert TOY.estimate_ms(load, "fp16") == TOY.estimate_compute_ms(load, "fp16") > TOY.estimate_memory_ms(load)
 
 
 def test_attention_is_not_as_fast_as_quantized_products() -> None:
-    load = TOY.work(QWEN, "int8", Pass(1, 4, 256, 4))
-    assert TOY.compute_ms(load, "int8") == pytest.approx((load.linear / 8e9 + load.attention / 4e9) * 1000)
+    load = TOY.count_work(QWEN, "int8", Pass(1, 4, 256, 4))
+    assert TOY.estimate_compute_ms(load, "int8") == pytest.approx((load.linear / 8e9 + load.attention / 4e9) * 1000)
     assert load.cache == 2 * QWEN.cached * (260 + 4)  # keys and values stay fp16
-    at_home = replace(TOY, wide="fp32").work(QWEN, "int8", Pass(1, 4, 256, 4))
+    at_home = replace(TOY, wide="fp32").count_work(QWEN, "int8", Pass(1, 4, 256, 4))
     assert at_home.cache == 2 * load.cache
 
 
@@ -66,24 +66,24 @@ def test_the_widest_memory_bound_block_is_the_one_a_search_through_all_finds(key
     device = DEVICES[key]
 
     def memory_bound(block: int) -> bool:
-        load = device.work(QWEN, "fp16", Pass(batch, block, 256, block))
-        return device.compute_ms(load, "fp16") <= device.memory_ms(load)
+        load = device.count_work(QWEN, "fp16", Pass(batch, block, 256, block))
+        return device.estimate_compute_ms(load, "fp16") <= device.estimate_memory_ms(load)
 
     expected = next(block for block in range(1, 2000) if not memory_bound(block)) - 1
-    assert device.widest_block(QWEN, "fp16", batch, 256) == expected
+    assert device.find_widest_block(QWEN, "fp16", batch, 256) == expected
 
 
 def test_the_block_to_train_is_the_largest_usual_one_that_is_free() -> None:
-    assert [to_train(widest) for widest in (0, 4, 15, 16, 31, 32, 500)] == [4, 4, 8, 16, 16, 32, 64]
+    assert [choose_trained_block(widest) for widest in (0, 4, 15, 16, 31, 32, 500)] == [4, 4, 8, 16, 16, 32, 64]
     told = analyze(DEVICES["h200"], ASKED)
-    assert told["block_to_train"] == to_train(told["widest_memory_bound_block"][0]["block"])
+    assert told["block_to_train"] == choose_trained_block(told["widest_memory_bound_block"][0]["block"])
     assert [entry["batch"] for entry in told["widest_memory_bound_block"]] == [1, 8]
 
 
 def test_the_analysis_says_what_the_paper_says_of_a_gpu() -> None:
     """arXiv 2511.19269: at batch 1 an autoregressive step has an intensity near 1, a block of 32 about 31."""
     llama = replace(ASKED, shape=SHAPES["llada-8b"])
-    found = {(p.mode, p.batch): p for p in points(DEVICES["h200"], llama)}
+    found = {(p.mode, p.batch): p for p in compute_points(DEVICES["h200"], llama)}
     assert found["autoregressive", 1].intensity == pytest.approx(1, rel=0.05)
     assert found["block of 32", 1].intensity == pytest.approx(31, rel=0.05)
     assert found["block of 32", 1].bound == "memory" and found["block of 32", 1].cost == pytest.approx(1, rel=0.02)
@@ -93,12 +93,12 @@ def test_the_analysis_says_what_the_paper_says_of_a_gpu() -> None:
 
 
 def test_cost_is_in_autoregressive_forwards_and_speed_follows_from_it() -> None:
-    found = {(p.mode, p.batch): p for p in points(TOY, ASKED)}
+    found = {(p.mode, p.batch): p for p in compute_points(TOY, ASKED)}
     for batch in (1, 8):
         single, block = found["autoregressive", batch], found["block of 16", batch]
         assert single.cost == 1 and block.cost == pytest.approx(block.ms / single.ms)
         assert block.tokens_per_second == pytest.approx(2.3 * single.tokens_per_second / block.cost)
-    narrow = next(p for p in points(TOY, replace(ASKED, accepted=9.0)) if p.mode == "block of 4")
+    narrow = next(p for p in compute_points(TOY, replace(ASKED, accepted=9.0)) if p.mode == "block of 4")
     assert narrow.tokens_per_second == pytest.approx(4000 / narrow.ms)  # no more than the block has
 
 
@@ -115,17 +115,17 @@ def test_the_product_that_is_timed_is_that_product(precision: str) -> None:
     taken, weight = local_cpu.PRODUCTS[precision]
     shape = local_cpu.INNER, local_cpu.COLUMNS
     left, right = rng.integers(0, 2, (3, shape[0])).astype(taken), rng.integers(-1, 2, shape).astype(weight)
-    out = product(precision, right, ort.SessionOptions())(left)
+    out = make_product(precision, right, ort.SessionOptions())(left)
     assert np.array_equal(out.astype(np.int64), left.astype(np.int64) @ right.astype(np.int64))
 
 
 def test_caches_are_read_as_the_system_tells_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local_cpu, "CACHES", tmp_path)
-    assert local_cpu.last_cache() == local_cpu.UNKNOWN_CACHE
+    assert local_cpu.read_last_cache() == local_cpu.UNKNOWN_CACHE
     for name, text in {"index0": "48K", "index2": "2048K", "index3": "32M", "index4": "?"}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "size").write_text(text + "\n")
-    assert local_cpu.last_cache() == 32 << 20
+    assert local_cpu.read_last_cache() == 32 << 20
     assert local_cpu.choose_buffer_size() <= 4 * 32 << 20
 
 

@@ -20,8 +20,8 @@ from export.graph.dialect_ort import LARGE
 from export.graph.ort_graph import write_ort_graph
 from export.graph.step_graph import trace
 from export.proof.compare import TIE, Difference, Distance, Parity, SideBySide, compare, compute_relative
-from export.proof.instrumented import add_logits, twin_of
-from export.proof.log_prob_gaps import NOTICED, between
+from export.proof.instrumented import add_logits, load_instrumented
+from export.proof.log_prob_gaps import NOTICED, subtract
 from export.proof.prove import sample_requests
 from runtime.backend import Forward, Proposal
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -173,8 +173,8 @@ def test_another_best_token_is_excused_only_at_near_ties_and_rarely(
 def test_another_answer_is_excused_only_at_near_ties(close: int, far: int, ok: bool) -> None:
     differing = [Difference(0, True, 0, TIE / 2)] * close + [Difference(0, True, 0, TIE)] * far
     found = Parity(Distance(), 10, tuple(differing))
-    assert found.checks(TIE)[1].ok == ok and (f"{close} more" in found.checks(TIE)[1].detail) == bool(close)
-    assert found.checks()[1].ok is False and found.checks(TIE, "int8")[1].ok
+    assert found.make_checks(TIE)[1].ok == ok and (f"{close} more" in found.make_checks(TIE)[1].detail) == bool(close)
+    assert found.make_checks()[1].ok is False and found.make_checks(TIE, "int8")[1].ok
 
 
 def test_the_margin_is_the_largest_by_which_pytorch_preferred_another_token(
@@ -205,7 +205,7 @@ def test_a_twin_says_what_its_graph_does_and_every_tokens_score(
         contract, model = make_export_contract(source, 40), tmp_path / "graph.onnx"
         ir.save(trace(source, 40, dialect=dialect), model)
         reference, candidate = TorchBackend(source.build(), contract), OrtBackend(model, contract, threads=1)
-    twin = twin_of(model, candidate)
+    twin = load_instrumented(model, candidate)
     found = looked_at(reference, candidate, twin)
     assert twin.last_logits.shape == (1, 4, tiny.VOCAB) and found.twin <= 1e-6
     assert found.every_log_prob is not None
@@ -218,7 +218,7 @@ def test_a_twin_reads_weights_that_lie_in_a_file_of_their_own(tmp_path: Path) ->
     contract = make_export_contract(source, None)
     model, data = write_ort_graph(source, contract, "fp32", tmp_path, 1000)
     candidate = OrtBackend(model, contract, threads=1)
-    found = looked_at(TorchBackend(source.build(), contract), candidate, twin_of(model, candidate))
+    found = looked_at(TorchBackend(source.build(), contract), candidate, load_instrumented(model, candidate))
     assert found.check("fp32").ok and found.twin == 0
     assert sorted(tmp_path.iterdir()) == sorted([model, data])  # nothing was written beside them
 
@@ -232,7 +232,7 @@ def test_a_graph_with_logits_is_its_own_twin(tmp_path: Path) -> None:
     add_logits(graph, contract.vocab)
     onnx.save(graph, file)
     candidate = OrtBackend(file, contract, threads=1)
-    twin = twin_of(tmp_path / "not looked at", candidate)
+    twin = load_instrumented(tmp_path / "not looked at", candidate)
     assert twin.session is candidate.session and twin is not candidate
     assert looked_at(TorchBackend(source.build(), contract), candidate, twin).check("fp32").ok
 
@@ -241,9 +241,9 @@ def test_every_token_of_a_large_vocabulary_is_compared(tmp_path: Path) -> None:
     vocab = LARGE + 16  # its top-1 token is found by groups
     source = tiny.checkpoint(SEED)
     shape = replace(source.model, vocab=vocab)
-    source = replace(source, model=shape, weights=random_weights(shape, SEED), tokenizer=standin.tokenizer(vocab))
+    source = replace(source, model=shape, weights=random_weights(shape, SEED), tokenizer=standin.make_tokenizer(vocab))
     reference, candidate, model = exported(source, tmp_path)
-    found = looked_at(reference, candidate, twin := twin_of(model, candidate))
+    found = looked_at(reference, candidate, twin := load_instrumented(model, candidate))
     assert twin.last_logits is not None and twin.last_logits.shape == (1, 4, vocab)
     assert found.check("fp32").ok and found.every_log_prob is not None
 
@@ -255,7 +255,7 @@ def test_a_twin_that_is_another_graph_fails_the_check(
     source = tiny.checkpoint(SEED)
     source.weights["layers.1.mlp.down_proj.weight"][3] += 1e-3
     _, slightly, other = exported(source, tmp_path)
-    found = looked_at(reference, candidate, twin_of(other, slightly))
+    found = looked_at(reference, candidate, load_instrumented(other, slightly))
     assert found.twin > 1e-6 and not found.check("fp32").ok
     assert replace(found, twin=0.0, every_log_prob=None).check("fp32").ok
 
@@ -268,26 +268,26 @@ def test_a_wrong_score_of_a_token_that_is_never_best_is_seen(tmp_path: Path) -> 
     (tmp_path / "wrong").mkdir()
     reference, right, model = exported(source, tmp_path)
     _, other, damaged = exported(wrong, tmp_path / "wrong")
-    assert looked_at(reference, right, twin_of(model, right)).check("fp32").ok
-    blind, found = looked_at(reference, other), looked_at(reference, other, twin_of(damaged, other))
+    assert looked_at(reference, right, load_instrumented(model, right)).check("fp32").ok
+    blind, found = looked_at(reference, other), looked_at(reference, other, load_instrumented(damaged, other))
     assert blind.check("fp32").ok and blind.every_log_prob is None  # what was compared before twins
     assert found.every_log_prob is not None and found.every_log_prob > 0.1 and not found.check("fp32").ok
     requests = sample_requests(reference.contract)[:2]
-    *_, whole = compare(reference, other, requests, twin=twin_of(damaged, other))
-    assert [check.ok for check in whole.checks(TIE)] == [False, True]
+    *_, whole = compare(reference, other, requests, twin=load_instrumented(damaged, other))
+    assert [check.ok for check in whole.make_checks(TIE)] == [False, True]
 
 
 def test_tokens_that_both_sides_hold_for_impossible_are_not_compared() -> None:
     logits = np.array([[[0.0, NOTICED - 5, NOTICED - 5, NOTICED + 1, -1e30]]], np.float32)
     of = lambda scores: torch.log_softmax(torch.from_numpy(scores), dim=-1)  # noqa: E731
     ours = torch.tensor([[[0.0, NOTICED - 2, NOTICED + 2, NOTICED + 1, -INFINITY]]])
-    apart = np.abs(between(ours, of(logits)))
+    apart = np.abs(subtract(ours, of(logits)))
     assert apart[0, 0, [1, 4]].tolist() == [0, 0] and apart[0, 0, 2] > 6.9 and apart[0, 0, [0, 3]].max() < 1e-6
     likely = logits.copy()
     likely[0, 0, 4] = -3  # an id that is barred
-    assert np.isinf(between(ours, of(likely))[0, 0, 4])
+    assert np.isinf(subtract(ours, of(likely))[0, 0, 4])
     for place in range(5):
-        assert np.isnan(between(torch.where(torch.arange(5) == place, NAN, ours), of(logits))[0, 0, place])
+        assert np.isnan(subtract(torch.where(torch.arange(5) == place, NAN, ours), of(logits))[0, 0, place])
 
 
 def test_large_keys_are_compared_in_units_of_their_size() -> None:

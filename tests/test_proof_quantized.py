@@ -21,9 +21,9 @@ from export import onnx as command
 from export import verify
 from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
-from export.proof.by_layer import Parts, by_layer, embedding, head, layer
+from export.proof.by_layer import Parts, check_by_layer, measure_embedding, measure_head, measure_layer
 from export.proof.compare import compare
-from export.proof.instrumented import twin_of
+from export.proof.instrumented import load_instrumented
 from export.proof.prove import prove, sample_requests
 from export.proof.quantized_reference import QuantizedBackend, RowsLayer, compute_whole_bound, quantize_module
 from export.quantization.ort_formats import ORT_FORMATS, OrtFormats
@@ -101,12 +101,12 @@ def test_an_input_of_several_products_is_rounded_once() -> None:
 def test_every_part_is_far_nearer_to_its_arithmetic_in_pytorch_than_that_is_to_the_model(made: Made) -> None:
     source, contract, graph, precision, formats = made
     parts = Parts(graph)
-    gaps = [gap for i in range(contract.layers) for gap in layer(source, contract, parts, i, "fp32", formats)]
+    gaps = [gap for i in range(contract.layers) for gap in measure_layer(source, contract, parts, i, "fp32", formats)]
     assert len(gaps) == contract.layers * (3 if contract.attention == "block_causal" else 1)
-    gaps.append(head(source, contract, parts, "fp32", formats)[0])
+    gaps.append(measure_head(source, contract, parts, "fp32", formats)[0])
     most = {"int8": 0.5, "int4": 3.0}[precision]
     assert all(1e-3 < gap.bound < most and gap.apart < gap.bound / 10 for gap in gaps), gaps
-    assert embedding(source, contract, parts, "fp32", formats).apart < 1e-6
+    assert measure_embedding(source, contract, parts, "fp32", formats).apart < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_scales_that_are_too_large_fail_the_check_of_their_part_alone(
 ) -> None:
     source, contract, graph, precision, formats = made
     factor = {"int8": 1.2, "int4": 2.0}[precision]  # beyond what a layer loses anyway
-    found = list(by_layer(source, contract, stretched(graph, tensor, factor, tmp_path), precision, formats))
+    found = list(check_by_layer(source, contract, stretched(graph, tensor, factor, tmp_path), precision, formats))
     assert [each.name for each in found if not each.ok] == [check], [str(each) for each in found]
 
 
@@ -137,11 +137,11 @@ def stretched(graph: Path, tensor: str, factor: float, folder: Path) -> Path:
 def test_the_arithmetic_next_to_an_engine_loses_what_it_does_compared_alone_and_changes_nothing(made: Made) -> None:
     source, contract, graph, _, formats = made
     requests = sample_requests(contract)[-2:]
-    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    reference = TorchBackend(source.build(), contract, barred=source.list_missing_ids())
     engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantizedBackend(source, contract, formats)
     *_, alone = compare(reference, arithmetic, requests)
-    *_, engines = compare(reference, engine, requests, twin=twin_of(graph, engine))
-    twin = twin_of(graph, engine)
+    *_, engines = compare(reference, engine, requests, twin=load_instrumented(graph, engine))
+    twin = load_instrumented(graph, engine)
     *_, both = compare(reference, engine, requests, twin=twin, arithmetic=arithmetic)
     assert both.lost == alone.distance.log_prob > 1e-3
     assert both == replace(engines, lost=both.lost) and both.distance.forwards == alone.distance.forwards
@@ -154,7 +154,7 @@ def test_a_whole_engine_may_be_twice_as_far_from_the_model_as_its_arithmetic_in_
     source, contract, graph, precision, formats = made
     assert all(check.ok for check in prove(source, contract, graph, precision, "whole", formats))
     requests = sample_requests(contract)
-    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    reference = TorchBackend(source.build(), contract, barred=source.list_missing_ids())
     engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantizedBackend(source, contract, formats)
     *_, found = compare(reference, engine, requests, separate=1, arithmetic=arithmetic)
     assert 0.5 < found.distance.log_prob / found.lost < 1.5
@@ -172,9 +172,9 @@ def test_verify_holds_a_quantized_bundle_to_what_its_bits_cost(
     at = store.read(tmp_path / "student.bundle")
     words = [str(at.path), "--ckpt", str(tmp_path / "student.pt"), "--prompts", "2", "--task", "math"]
     assert verify.main(words) == 0
-    wrong = stretched(at.path / at.engine().model, "embedding", 4.0, tmp_path)  # the head's too, which is tied
-    file = wrong.rename(tmp_path / store.content_name(f"ort-{precision}", ".onnx", store.sha256(wrong)))
-    engine = replace(at.engine(), model=file.name, reference=None)
+    wrong = stretched(at.path / at.find_engine().model, "embedding", 4.0, tmp_path)  # the head's too, which is tied
+    file = wrong.rename(tmp_path / store.make_content_name(f"ort-{precision}", ".onnx", store.hash_file(wrong)))
+    engine = replace(at.find_engine(), model=file.name, reference=None)
     store.write(at.path, at.contract, engine, [file], student().tokenizer, None, at.provenance)
     capsys.readouterr()
     assert verify.main(words) == 1

@@ -19,9 +19,9 @@ from export.proof import record as module
 from export.proof.held_out import make_recorded_requests, take_recorded_problems
 from export.proof.prove import sample_requests
 from export.proof.quantized_reference import QuantizedBackend
-from export.proof.record import Recording, bounds_of, count_first_load, record_reference, round_up, scatter_of
+from export.proof.record import Recording, compute_scatter, count_first_load, derive_bounds, record_reference, round_up
 from export.proof.record_streamed import record_streamed
-from export.quantization.ort_formats import formats_of
+from export.quantization.ort_formats import choose_formats
 from runtime.backend import Forward
 from runtime.bundle.manifest import Engine
 from runtime.bundle.reference import RecordedForward, Reference, read_reference
@@ -40,7 +40,7 @@ def recorded(
     [file] = write_ort_graph(source, contract, precision, folder)
     backend = OrtBackend(file, contract, threads=1)
     engine = Engine(f"ort-{precision}", "ort", precision, "cpu", None, file.name, {}, {})
-    formats = formats_of("ort", precision)
+    formats = choose_formats("ort", precision)
     made = record_reference(source, contract, engine, backend, sample_requests(contract), formats, folder)
     return made, read_reference(folder, made.entry, contract), backend
 
@@ -64,7 +64,7 @@ def test_an_engine_keeps_the_bounds_that_its_export_records(
     names |= set() if decoding else {"keys", "values"}
     assert made.entry.bounds.keys() - {"answers"} == names == made.entry.first_load_bounds.keys()
     assert ("answers" in made.entry.bounds) == (precision == "fp32")
-    known = contract.vocab - 1 - len(source.missing_ids())
+    known = contract.vocab - 1 - len(source.list_missing_ids())
     assert reference.forwards[0].top_token.shape[1] == min(32, known)
     assert np.all(np.diff(reference.forwards[0].top_logprob) <= 0)
     if precision == "fp32" and contract.has_cache:
@@ -82,7 +82,7 @@ def test_a_streamed_reference_is_what_the_whole_model_computes(
     contract = make_export_contract(source, None, 8)
     [file] = write_ort_graph(source, contract, precision, tmp_path)
     engine = Engine(f"ort-{precision}", "ort", precision, "cpu", None, file.name, {}, {})
-    request, formats = sample_requests(contract)[-1], formats_of("ort", precision)
+    request, formats = sample_requests(contract)[-1], choose_formats("ort", precision)
     made = record_streamed(source, contract, engine, request, formats, tmp_path)
     reference = read_reference(tmp_path, made.entry, contract)
     first, second = reference.forwards
@@ -91,7 +91,7 @@ def test_a_streamed_reference_is_what_the_whole_model_computes(
     assert prefix == (len(request.prompt) if contract.has_cache else 0)
     masked = second.forward.input_ids[0, -contract.block :] == contract.mask_id
     assert not contract.has_cache or 0 < masked.sum() < contract.block
-    whole = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    whole = TorchBackend(source.build(), contract, barred=source.list_missing_ids())
     near = QuantizedBackend(source, contract, formats) if formats else whole
     near.open(1, contract.capacity)
     for each in reference.forwards:
@@ -129,11 +129,11 @@ def test_a_reference_is_of_forty_prompts_whose_tasks_take_turns(monkeypatch: pyt
 def test_a_model_of_many_operations_records_eight_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = tiny.checkpoint(1)
     contract = make_export_contract(source, None)
-    reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+    reference = TorchBackend(source.build(), contract, barred=source.list_missing_ids())
     requests = make_recorded_requests(source, contract, None, None)[:12]
-    assert len(module.record(reference, requests, module.operations_of(source)).answers) == 12
+    assert len(module.record(reference, requests, module.count_operations(source)).answers) == 12
     monkeypatch.setattr(module, "RECORD", 1.0)
-    assert len(module.record(reference, requests, module.operations_of(source)).answers) == 8
+    assert len(module.record(reference, requests, module.count_operations(source)).answers) == 8
 
 
 def test_a_first_load_replays_no_more_rows_than_show_a_fault() -> None:
@@ -177,11 +177,11 @@ def test_bounds_leave_room_for_how_rows_scatter_where_the_exported_engine_happen
         log_prob=exported.log_prob - exported.log_prob.mean(),
         norms=exported.norms - exported.norms.mean(0) + 1,
     )
-    scatter = scatter_of(forwards, exported)
-    whole = bounds_of(kept, forwards, exported, scatter)
+    scatter = compute_scatter(forwards, exported)
+    whole = derive_bounds(kept, forwards, exported, scatter)
     exact = scattered(rng, 6)
     exact = replace(exact, log_prob=0 * exact.log_prob, norms=0 * exact.norms + 1)
-    part = bounds_of(kept, forwards[:6], exact, scatter)
+    part = derive_bounds(kept, forwards[:6], exact, scatter)
     for bounds, passes in ((whole, 40), (part, 6)):
         for _ in range(50):
             checks = judge_figures(forwards[:passes], scattered(rng, passes), bounds)

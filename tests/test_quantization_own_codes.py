@@ -22,7 +22,7 @@ from test_huggingface_reader import SMALL
 from export import onnx as export
 from export import trt, verify
 from export.proof.quantized_reference import QuantizedBackend
-from export.quantization.ort_formats import formats_of
+from export.quantization.ort_formats import choose_formats
 from export.quantization.ort_int4 import unpack_pairs
 from export.quantization.own_codes import OwnCodesLinear, find_own_codes, store_together
 from runtime import load
@@ -58,7 +58,7 @@ def weight(folder: Path, packing: Packing, outputs: int, inputs: int) -> tuple[P
 def product(found: Any) -> ort.InferenceSession:
     """ONNX Runtime's MatMulNBits alone, with a weight's own numbers."""
     outputs, inputs = found.shape
-    parts = found.arrays()
+    parts = found.make_arrays()
     node = onnx.helper.make_node(
         "MatMulNBits", ["x", *parts], ["y"], domain="com.microsoft", K=inputs, N=outputs, bits=4,
         block_size=found.block, accuracy_level=4,
@@ -124,7 +124,7 @@ def test_a_packed_directory_is_exported_and_proved(
     if precision == "fp32":
         model, read = load(made), load_directory(folder, SMALL)
         asked = prompt(model.contract.vocab)
-        slow: Any = Stock(stock, read.vocab())
+        slow: Any = Stock(stock, read.count_vocab())
         answer, finish, _ = slow_decode(slow, model.contract, asked.tolist(), CANVAS - 1, 0.4)
         result = generate(model.backend, Request(asked, DecodeOptions(CANVAS - 1)), gate=GateSpec(threshold=0.4))
         assert (list(result.token_ids), result.finish) == (answer, finish)
@@ -144,7 +144,7 @@ def test_int4_holds_exactly_the_directorys_own_numbers(directory: tuple[Path, An
     inner |= {f"{part}_proj": (f"mlp.{part}_proj",) for part in ("gate", "up", "down")}
     for i in range(2):
         for fused, parts in inner.items():
-            codes = [packed_parts[f"layers.{i}.{part}.weight"].codes() for part in parts]
+            codes = [packed_parts[f"layers.{i}.{part}.weight"].unpack() for part in parts]
             group, values = codes[0].group.numpy(), torch.cat([each.values for each in codes]).numpy()
             where = f"layers.{i}.self_attn." if fused in ("qkv_proj", "o_proj") else f"layers.{i}."
             ours = {part: stored[f"{where}{fused}.weight.{part}"] for part in ("int4", "scale", "zero")}
@@ -159,7 +159,7 @@ def test_int4_holds_exactly_the_directorys_own_numbers(directory: tuple[Path, An
 
     model = load(made)
     asked = Request(prompt(model.contract.vocab), DecodeOptions(CANVAS - 1))
-    gate, formats = GateSpec(threshold=0.4), formats_of("ort", "int4", read)
+    gate, formats = GateSpec(threshold=0.4), choose_formats("ort", "int4", read)
     assert formats is not None
     slow = QuantizedBackend(read, model.contract, formats)
     assert generate(model.backend, asked, gate=gate).token_ids == generate(slow, asked, gate=gate).token_ids
@@ -215,7 +215,7 @@ def test_an_adapter_over_quantized_weights_is_merged_and_refused_for_int4(
     folder = tmp_path / "Tiny"
     stock = foreign.write(folder, "sdar")
     stock.load_state_dict(packed.pack_directory(folder, Packing("gemm")))
-    foreign.adapter(tmp_path / "lora", stock, r"layers\.0\.self_attn\.q_proj", "sdar", rank=2, alpha=4.0)
+    foreign.write_adapter(tmp_path / "lora", stock, r"layers\.0\.self_attn\.q_proj", "sdar", rank=2, alpha=4.0)
     words = ["--adapter", str(tmp_path / "lora")]
     assert "an adapter is merged into quantized weights" in refusal(folder, capsys, export, *words)
     assert export.main(["--ckpt", str(folder), *SIZES, *words, "--out", str(tmp_path / "made.bundle")]) == 0

@@ -40,8 +40,8 @@ HELD = {
 @pytest.fixture
 def wide(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inner layers of 64 channels, so that all inputs come in whole groups of 32."""
-    narrow = foreign.shape_of
-    monkeypatch.setattr(foreign, "shape_of", lambda *given: {**narrow(*given), "intermediate_size": 64})
+    narrow = foreign.make_shape
+    monkeypatch.setattr(foreign, "make_shape", lambda *given: {**narrow(*given), "intermediate_size": 64})
 
 
 def write(folder: Path, packing: Packing, **more: Any) -> Any:
@@ -103,7 +103,7 @@ def test_symmetric_directories_are_int4_for_tensorrt_in_their_own_numbers(name: 
     graph = onnx.load(next(made.glob("trt-int4-*.onnx"))).graph
     stored = {each.name: each for each in graph.initializer}
     read = load_directory(folder, SMALL)
-    down = read.weights.packed[OWN_NAME].codes()  # type: ignore[attr-defined]
+    down = read.weights.packed[OWN_NAME].unpack()  # type: ignore[attr-defined]
     order = torch.argsort(down.group, stable=True).numpy()
     assert (f"{NAME}.order" in stored) == HELD[name].order
     values = ir.from_proto(stored[f"{NAME}.values"]).numpy()
@@ -111,7 +111,7 @@ def test_symmetric_directories_are_int4_for_tensorrt_in_their_own_numbers(name: 
     np.testing.assert_array_equal(values.astype(int).T, down.values.numpy().astype(int)[:, order] - 8)
     np.testing.assert_array_equal(onnx.numpy_helper.to_array(stored[f"{NAME}.scale"]).T, down.scales.numpy())
     reference = replace_by_stored_weights(read, "int4").weights[OWN_NAME]
-    assert torch.equal(reference, down.dense().half().float())
+    assert torch.equal(reference, down.dequantize().half().float())
 
 
 @pytest.mark.usefixtures("wide")
@@ -124,7 +124,7 @@ def test_directories_are_int4_of_the_dialect_standard_in_their_own_numbers(packi
     graph = onnx.load(next(made.glob("standard-int4-*.onnx"))).graph
     stored = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     assert stored["layers.0.gate_proj.weight"].dtype == np.float16  # left plain by the directory
-    down = load_directory(folder, SMALL).weights.packed[OWN_NAME].codes()  # type: ignore[attr-defined]
+    down = load_directory(folder, SMALL).weights.packed[OWN_NAME].unpack()  # type: ignore[attr-defined]
     order = torch.argsort(down.group, stable=True).numpy()
     values = unpack_pairs(stored[f"{NAME}.int4"].reshape(len(down.values), -1), 64)
     np.testing.assert_array_equal(values, down.values.numpy()[:, order])

@@ -29,7 +29,7 @@ from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import NumericalError, UserError
 from train.checkpoint import Checkpoint
-from train.data.prompts import of_checkpoint
+from train.data.prompts import make_encoder
 from train.torch_backend import TorchBackend
 from train.transformer.network import Transformer, initialize
 
@@ -53,20 +53,20 @@ def weight(inputs: int = 128, outputs: int = 24) -> NDArray[np.float32]:
 @pytest.mark.parametrize("chosen", TRT_FORMATS.values(), ids=TRT_FORMATS)
 def test_what_is_stored_is_within_half_a_step(chosen: TrtFormat) -> None:
     w = weight()
-    block = chosen.block_of(len(w))
+    block = chosen.choose_block(len(w))
     assert block is not None
     stored = chosen.quantize(w, block)
     size = block or len(w)
     top = np.repeat(np.abs(w.reshape(-1, size, w.shape[1])).max(axis=1), size, axis=0)  # [in, out]
-    assert (np.abs(stored.dense() - w) <= (STEP[chosen.name] + 1e-3) * top + 1e-4).all()
-    assert not stored.dense()[:, 2].any() and stored.values.shape == w.shape
+    assert (np.abs(stored.dequantize() - w) <= (STEP[chosen.name] + 1e-3) * top + 1e-4).all()
+    assert not stored.dequantize()[:, 2].any() and stored.values.shape == w.shape
     assert stored.values.dtype == chosen.values and stored.scale.dtype == chosen.scale
 
 
 def test_blocks_are_the_largest_that_divide_the_inputs() -> None:
-    assert [TRT_FORMATS["int4"].block_of(size) for size in (256, 192, 96, 48)] == [128, 64, 32, None]
-    assert [TRT_FORMATS["nvfp4"].block_of(size) for size in (64, 40)] == [16, None]
-    assert TRT_FORMATS["int8"].block_of(7) == 0
+    assert [TRT_FORMATS["int4"].choose_block(size) for size in (256, 192, 96, 48)] == [128, 64, 32, None]
+    assert [TRT_FORMATS["nvfp4"].choose_block(size) for size in (64, 40)] == [16, None]
+    assert TRT_FORMATS["int8"].choose_block(7) == 0
 
 
 def test_every_format_is_a_precisions_and_every_precision_has_its_format() -> None:
@@ -81,7 +81,7 @@ def test_weights_that_are_no_numbers_are_refused(chosen: TrtFormat) -> None:
     w = weight()
     w[5, 5] = np.nan
     with pytest.raises(NumericalError, match="not a finite number"):
-        chosen.quantize(w, chosen.block_of(len(w)) or 0)
+        chosen.quantize(w, chosen.choose_block(len(w)) or 0)
 
 
 def product(w: NDArray[np.float32]) -> ir.Model:
@@ -113,7 +113,7 @@ def plain_session(model: bytes) -> ort.InferenceSession:
 @pytest.mark.parametrize("chosen", TRT_FORMATS.values(), ids=TRT_FORMATS)
 def test_graphs_dequantize_to_the_exporters_numbers(chosen: TrtFormat) -> None:
     w = weight()
-    dense = chosen.quantize(w, chosen.block_of(len(w)) or 0).dense()
+    dense = chosen.quantize(w, chosen.choose_block(len(w)) or 0).dequantize()
     unit = np.eye(len(w), dtype=np.float16)  # times which the weight comes out as it is
     stored, twin = product(w), product(w)
     quantize_for_trt(stored, chosen.name)
@@ -164,7 +164,7 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
             seen[name] = max(seen.get(name, 0.0), float(inputs[0].abs().max()))
 
         module.register_forward_pre_hook(hook)
-    for request in make_held_out_requests(of_checkpoint(source, raw=True), contract, ["ab", "cde"]):
+    for request in make_held_out_requests(make_encoder(source, raw=True), contract, ["ab", "cde"]):
         generate(TorchBackend(model, contract), request)
     np.testing.assert_allclose([*ranges.values()][:5], [*seen.values()], rtol=0.02)
 
@@ -176,7 +176,7 @@ def test_the_dense_form_of_a_quantized_graph_answers_as_it_does(tmp_path: Path) 
     graphs = Graphs(source, contract, GraphRecipe("plain", "int8", 1, None))
     files = [graphs.write(tmp_path), graphs.write_dense(tmp_path)]
     stored, dense = (OrtBackend(plain_session(file.read_bytes()), contract) for file, *_ in files)
-    for request in make_held_out_requests(of_checkpoint(source, raw=True), contract, ["abc", "d"]):
+    for request in make_held_out_requests(make_encoder(source, raw=True), contract, ["abc", "d"]):
         assert generate(stored, request).token_ids == generate(dense, request).token_ids
         np.testing.assert_array_equal(stored.cache, dense.cache)
 

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from runtime.checked_fields import NUMBER_LIMIT
-from runtime.contract import FIELD_LIMITS, GateSpec, cache_names, parse_contract, parse_gate, size
+from runtime.contract import FIELD_LIMITS, GateSpec, name_cache_part, parse_contract, parse_gate, size
 from runtime.errors import UserError
 
 FULL = {"attention": "full", "cache": "none"}
@@ -31,7 +31,7 @@ def test_the_longest_prompt_is_written_where_there_is_one(longest: int | None) -
 
 def test_the_caches_parts_have_the_ecosystems_names() -> None:
     kinds = ["0.key", "0.value", "1.key", "1.value"]
-    assert [cache_names(part) for part in range(4)] == [(f"past_key_values.{k}", f"present.{k}") for k in kinds]
+    assert [name_cache_part(part) for part in range(4)] == [(f"past_key_values.{k}", f"present.{k}") for k in kinds]
 
 
 @pytest.mark.parametrize(

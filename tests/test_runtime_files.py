@@ -18,9 +18,9 @@ from runtime.errors import UserError
 from runtime.files import stage, sweep
 from train.huggingface.directory_writer import replace_folder
 from train.storage.output_files import check_file, replace_file, stage_file
-from train.trainer.resume import path_of
+from train.trainer.resume import make_path
 
-GRAPH = store.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
+GRAPH = store.make_content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
 ENGINE = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, GRAPH, {}, {})
 
 
@@ -139,7 +139,7 @@ def test_a_path_without_a_name_is_refused_in_one_line(tmp_path: Path, monkeypatc
     for path in (".", "..", "../sub/.."):
         with pytest.raises(UserError, match="cannot be written"):
             check_file(Path(path))
-    assert path_of(Path(".")) == tmp_path / "sub.resume"
+    assert make_path(Path(".")) == tmp_path / "sub.resume"
     assert not list((tmp_path / "sub").iterdir()) and len(list(tmp_path.iterdir())) == 1
 
 

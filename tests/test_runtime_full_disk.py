@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from pupils import teacher_of
+from pupils import make_teacher
 
 from runtime.bundle import store
 from runtime.contract import GateSpec
@@ -53,7 +53,7 @@ def test_a_checkpoint_wherever_the_disk_fills_up(tmp_path: Path) -> None:
 
 
 def test_a_students_directory_wherever_the_disk_fills_up(tmp_path: Path) -> None:
-    out, student = tmp_path / "student", teacher_of(16, 0)
+    out, student = tmp_path / "student", make_teacher(16, 0)
 
     def write(folder: Path) -> None:
         directory_writer.write_directory(folder, student, tmp_path / "teacher.pt", Overrides(), torch.float32)
@@ -72,7 +72,7 @@ def test_a_students_directory_wherever_the_disk_fills_up(tmp_path: Path) -> None
 
 
 def test_a_gate_that_cannot_be_written_leaves_the_manifest(tmp_path: Path) -> None:
-    file = tmp_path / store.content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
+    file = tmp_path / store.make_content_name("ort-fp32", ".onnx", hashlib.sha256(b"graph").hexdigest())
     file.write_bytes(b"graph")
     engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
     made = store.write(tmp_path / "a.bundle", tiny.contract(), engine, [file], "{}", None, {})

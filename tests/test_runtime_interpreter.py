@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime import interpreter
-from runtime.interpreter import MARK, NotReached, interpreters, run_code
+from runtime.interpreter import MARK, NotReached, list_interpreters, run_code
 
 ECHO = f"import sys; print({MARK!r}, flush=True); print({MARK!r} + sys.stdin.read())"
 
@@ -73,12 +73,12 @@ def test_a_file_that_cannot_be_started_is_told_so(tmp_path: Path) -> None:
 def test_a_program_that_is_not_called_a_python_is_not_started(host: object, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", host)
     monkeypatch.setattr(sys, "_base_executable", host)
-    found = interpreters()
+    found = list_interpreters()
     version = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     assert found and all(os.path.basename(each).startswith(version) for each in found)
 
 
 def test_the_own_executable_is_first_and_each_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/opt/emulated-python")
-    found = interpreters()
+    found = list_interpreters()
     assert found[0] == "/opt/emulated-python" and len(found) == len(set(found)) > 1

@@ -151,7 +151,7 @@ def test_a_host_that_is_no_python_or_has_odd_paths_of_modules_has_the_bundle_tri
     made = read(bundle)
     for executable in ("/bin/ls", "", None, str(bundle / "python"), str(bundle)):
         monkeypatch.setattr(sys, "executable", executable)
-        assert load_check.attempt(made, made.engine())
+        assert load_check.attempt(made, made.find_engine())
 
 
 def test_a_bundle_that_no_python_tries_is_loaded_with_one_warning_and_tried_the_next_time(
@@ -159,12 +159,12 @@ def test_a_bundle_that_no_python_tries_is_loaded_with_one_warning_and_tried_the_
 ) -> None:
     expected = load(GOLDEN / "ort.bundle").generate([5, 6], max_new_tokens=8).result.token_ids
     with monkeypatch.context() as patched:
-        patched.setattr(interpreter, "interpreters", lambda: ["/bin/ls", "/bin/false"])
+        patched.setattr(interpreter, "list_interpreters", lambda: ["/bin/ls", "/bin/false"])
         with pytest.warns(UserWarning, match=r"without an isolated load check \(/bin/false ended with 1\)") as warned:
             assert load(bundle).generate([5, 6], max_new_tokens=8).result.token_ids == expected
         assert len(warned) == 1
     hashed, tried = [], []
-    monkeypatch.setattr("runtime.bundle.store.sha256", lambda file: hashed.append(file))
+    monkeypatch.setattr("runtime.bundle.store.hash_file", lambda file: hashed.append(file))
     monkeypatch.setattr(load_check, "attempt", lambda *given: tried.append(given) or True)
     load(bundle), load(bundle)
     assert len(tried) == 1 and not hashed
@@ -177,13 +177,13 @@ def test_what_breaks_before_the_bundle_is_opened_is_no_word_against_it(
     for code in ("import os; os.kill(os.getpid(), 11)", "import nothing", "raise SystemExit(0)"):
         monkeypatch.setattr(load_check, "CHILD", code)
         with pytest.warns(UserWarning, match="without an isolated load check"):
-            assert not load_check.attempt(made, made.engine())
+            assert not load_check.attempt(made, made.find_engine())
 
 
 def test_nothing_is_tried_in_a_frozen_program(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "frozen", True, raising=False)
     made = read(bundle)
-    assert not load_check.attempt(made, made.engine())
+    assert not load_check.attempt(made, made.find_engine())
 
 
 def test_limits_that_the_host_has_already_are_no_word_against_a_bundle(
@@ -192,9 +192,9 @@ def test_limits_that_the_host_has_already_are_no_word_against_a_bundle(
     host = tmp_path / "python-host"
     host.write_text(f'#!/bin/sh\nulimit -t 30; exec "{sys.executable}" "$@"\n')
     host.chmod(0o755)
-    monkeypatch.setattr(interpreter, "interpreters", lambda: [str(host)])
+    monkeypatch.setattr(interpreter, "list_interpreters", lambda: [str(host)])
     made = read(bundle)
-    assert load_check.attempt(made, made.engine())
+    assert load_check.attempt(made, made.find_engine())
 
 
 def test_large_stacks_of_threads_are_no_word_against_a_bundle(bundle: Path) -> None:
@@ -205,7 +205,7 @@ def test_large_stacks_of_threads_are_no_word_against_a_bundle(bundle: Path) -> N
     made = read(bundle)
     resource.setrlimit(resource.RLIMIT_STACK, (large, hard))
     try:
-        assert load_check.attempt(made, made.engine(), 4)
+        assert load_check.attempt(made, made.find_engine(), 4)
     finally:
         resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
@@ -214,8 +214,8 @@ def test_a_working_directory_is_not_imported_from(bundle: Path, monkeypatch: pyt
     (bundle.parent / "json.py").write_text("raise SystemExit('theirs')")
     monkeypatch.chdir(bundle.parent)
     made = read(bundle)
-    load_check.attempt(made, made.engine())
+    load_check.attempt(made, made.find_engine())
 
 
 def test_signals_have_names() -> None:
-    assert load_check.signal_name(signal.SIGSEGV) == "SIGSEGV" and load_check.signal_name(99) == "signal 99"
+    assert load_check.name_signal(signal.SIGSEGV) == "SIGSEGV" and load_check.name_signal(99) == "signal 99"

@@ -31,8 +31,8 @@ from runtime.proof.replay import Replayed, replay
 ROOT = Path(__file__).parent.parent
 SAMPLE, GOLDEN = ROOT / "samples" / "student.bundle", Path(__file__).parent / "golden"
 MADE = read(SAMPLE)
-REFERENCE = read_reference(SAMPLE, MADE.engine().reference, MADE.contract)
-GRAPH = (SAMPLE / MADE.engine().model).read_bytes()
+REFERENCE = read_reference(SAMPLE, MADE.find_engine().reference, MADE.contract)
+GRAPH = (SAMPLE / MADE.find_engine().model).read_bytes()
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def refusal(call: Callable[[], Any]) -> str:
 
 def engine(content: bytes = GRAPH, folder: Path | None = None) -> OrtBackend:
     if folder is None:
-        return OrtBackend(SAMPLE / MADE.engine().model, MADE.contract, 1)
+        return OrtBackend(SAMPLE / MADE.find_engine().model, MADE.contract, 1)
     (folder / "graph.onnx").write_bytes(content)
     return OrtBackend(folder / "graph.onnx", MADE.contract, 1)
 
@@ -67,14 +67,14 @@ def put_reference(bundle: Path, content: bytes) -> Bundle:
 
 def test_a_reference_is_read_as_it_was_written_and_is_the_same_file_again(tmp_path: Path) -> None:
     write_reference(tmp_path / "a.npz", REFERENCE)
-    assert (tmp_path / "a.npz").read_bytes() == (SAMPLE / MADE.engine().reference.file).read_bytes()
+    assert (tmp_path / "a.npz").read_bytes() == (SAMPLE / MADE.find_engine().reference.file).read_bytes()
     assert len(REFERENCE.forwards) > 20 and len(REFERENCE.answers) == 40
     assert REFERENCE.forwards[0].begins and REFERENCE.forwards[0].top_token.shape[1] == 32
 
 
 def arrays(**changes: Any) -> bytes:
     """The sample's reference with other arrays."""
-    stored = dict(np.load(SAMPLE / MADE.engine().reference.file)) | changes
+    stored = dict(np.load(SAMPLE / MADE.find_engine().reference.file)) | changes
     content = io.BytesIO()
     np.savez_compressed(content, **{name: part for name, part in stored.items() if part is not None})
     return content.getvalue()
@@ -83,10 +83,10 @@ def arrays(**changes: Any) -> bytes:
 def claiming(shape: str) -> bytes:
     """A reference whose `begins` says that it has another shape than its bytes."""
     content = io.BytesIO()
-    with zipfile.ZipFile(SAMPLE / MADE.engine().reference.file) as old, zipfile.ZipFile(content, "w") as new:
+    with zipfile.ZipFile(SAMPLE / MADE.find_engine().reference.file) as old, zipfile.ZipFile(content, "w") as new:
         for name in old.namelist():
             part = old.read(name)
-            length = len(np.load(SAMPLE / MADE.engine().reference.file)["begins"])
+            length = len(np.load(SAMPLE / MADE.find_engine().reference.file)["begins"])
             new.writestr(name, part.replace(b"(%d,)" % length, shape.encode()) if name == "begins.npy" else part)
     return content.getvalue()
 
@@ -94,7 +94,10 @@ def claiming(shape: str) -> bytes:
 def packed(method: int, **contents: bytes) -> bytes:
     """The sample's reference, compressed by a method, with other contents of some arrays."""
     content = io.BytesIO()
-    with zipfile.ZipFile(SAMPLE / MADE.engine().reference.file) as old, zipfile.ZipFile(content, "w", method) as new:
+    with (
+        zipfile.ZipFile(SAMPLE / MADE.find_engine().reference.file) as old,
+        zipfile.ZipFile(content, "w", method) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, contents.get(name.removesuffix(".npy"), old.read(name)))
     return content.getvalue()
@@ -128,7 +131,7 @@ DAMAGED = {
 def test_a_damaged_reference_is_refused_in_one_line(damage: str, bundle: Path) -> None:
     make, reason = DAMAGED[damage]
     made = put_reference(bundle, make())
-    told = refusal(lambda: read_reference(bundle, made.engine().reference, made.contract))
+    told = refusal(lambda: read_reference(bundle, made.find_engine().reference, made.contract))
     assert reason in told and told.endswith("export the bundle again")
 
 
@@ -136,9 +139,11 @@ def test_a_reference_that_unpacks_to_too_much_or_is_too_long_is_not_unpacked(
     bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(format, "ARRAY_LIMIT", 1000)
-    assert "more than 1000 bytes" in refusal(lambda: read_reference(bundle, MADE.engine().reference, MADE.contract))
+    assert "more than 1000 bytes" in refusal(
+        lambda: read_reference(bundle, MADE.find_engine().reference, MADE.contract)
+    )
     monkeypatch.setattr(format, "FILE_LIMIT", 100)
-    assert "more than 100 bytes" in refusal(lambda: read_reference(bundle, MADE.engine().reference, MADE.contract))
+    assert "more than 100 bytes" in refusal(lambda: read_reference(bundle, MADE.find_engine().reference, MADE.contract))
 
 
 def test_an_array_that_unpacks_to_more_than_it_says_takes_no_more_memory_than_it_says(bundle: Path) -> None:
@@ -147,13 +152,13 @@ def test_an_array_that_unpacks_to_more_than_it_says_takes_no_more_memory_than_it
     made = put_reference(bundle, lying)
     tracemalloc.start()
     try:
-        told = refusal(lambda: read_reference(bundle, made.engine().reference, made.contract))
+        told = refusal(lambda: read_reference(bundle, made.find_engine().reference, made.contract))
         assert "CRC" in told and tracemalloc.get_traced_memory()[1] < 8 << 20
     finally:
         tracemalloc.stop()
 
 
-BOUNDS = MADE.engine().reference.bounds
+BOUNDS = MADE.find_engine().reference.bounds
 MISFITS: dict[str, tuple[dict[str, Any], str]] = {
     "a bound of nothing": ({"bounds": BOUNDS | {"none": 1.0}}, "bounds has ['entropy'"),
     "no bounds but of answers": (
@@ -167,13 +172,13 @@ MISFITS: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize("misfit", MISFITS)
 def test_bounds_and_counts_that_would_judge_nothing_are_refused(misfit: str) -> None:
     changes, reason = MISFITS[misfit]
-    recorded = replace(MADE.engine().reference, **changes)
+    recorded = replace(MADE.find_engine().reference, **changes)
     told = refusal(lambda: read_reference(SAMPLE, recorded, MADE.contract))
     assert reason in told and told.startswith(f"{SAMPLE / 'manifest.json'}: ")
 
 
 def test_a_bundle_from_before_the_spread_was_a_figure_is_judged_by_the_others() -> None:
-    recorded = MADE.engine().reference
+    recorded = MADE.find_engine().reference
     before = {name: bound for name, bound in BOUNDS.items() if name != "top_spread"}
     part = {name: bound for name, bound in recorded.first_load_bounds.items() if name != "top_spread"}
     forwards = read_reference(SAMPLE, replace(recorded, bounds=before, first_load_bounds=part), MADE.contract).forwards[
@@ -210,9 +215,9 @@ def test_a_reference_is_none_of_the_engines_files(bundle: Path) -> None:
 
 
 def test_a_reference_with_another_hash_is_damage_to_whoever_reads_it(bundle: Path) -> None:
-    file = bundle / MADE.engine().reference.file
+    file = bundle / MADE.find_engine().reference.file
     file.write_bytes(file.read_bytes() + b" ")
-    assert "is damaged" in refusal(lambda: read_reference(bundle, MADE.engine().reference, MADE.contract))
+    assert "is damaged" in refusal(lambda: read_reference(bundle, MADE.find_engine().reference, MADE.contract))
     assert "is damaged" in refusal(lambda: load(bundle))
 
 
@@ -260,14 +265,14 @@ def test_the_first_load_proves_the_engine_and_a_load_on_another_cpu_does_so_agai
     calls = attempts(monkeypatch)
     load(bundle, threads=1), load(bundle, threads=1)
     assert [given[-1] for given in calls] == [True]
-    monkeypatch.setattr(first_load, "cpu_features", lambda: ["AVX9"])
+    monkeypatch.setattr(first_load, "read_cpu_features", lambda: ["AVX9"])
     load(bundle, threads=1), load(bundle, threads=1)
     assert [given[-1] for given in calls] == [True, True]
     load(bundle, threads=1, verify="never")
     assert len(calls) == 2
-    shutil.rmtree(trust_records.folder())
+    shutil.rmtree(trust_records.find_folder())
     load(bundle, threads=1, verify="never")
-    assert len(calls) == 2 and not trust_records.folder().exists()
+    assert len(calls) == 2 and not trust_records.find_folder().exists()
 
 
 def test_an_engine_that_fails_is_refused_with_the_engine_that_passes(
@@ -292,8 +297,8 @@ def test_an_engine_that_fails_is_refused_with_the_engine_that_passes(
 
 
 def test_another_model_among_the_same_files_is_another_proof() -> None:
-    engine = replace(MADE.engine(), files={"a.onnx": "1" * 64, "b.onnx": "2" * 64}, model="a.onnx")
-    assert first_load.key_of(engine, "cpu") != first_load.key_of(replace(engine, model="b.onnx"), "cpu")
+    engine = replace(MADE.find_engine(), files={"a.onnx": "1" * 64, "b.onnx": "2" * 64}, model="a.onnx")
+    assert first_load.make_key(engine, "cpu") != first_load.make_key(replace(engine, model="b.onnx"), "cpu")
 
 
 def test_only_three_ways_to_verify_are_known() -> None:
@@ -319,7 +324,7 @@ def test_a_matrix_scaled_by_1_02_is_caught(name: str, tmp_path: Path) -> None:
 
 def caught(backend: Any) -> list[str]:
     """The checks of a first load that a backend fails."""
-    recorded = MADE.engine().reference
+    recorded = MADE.find_engine().reference
     forwards = REFERENCE.forwards[: recorded.first_load]
     return [check.name for check in prove(backend, forwards, recorded.first_load_bounds) if not check.ok]
 
@@ -349,7 +354,7 @@ def test_a_planted_fault_is_caught(fault: str, seen: str, tmp_path: Path) -> Non
 
 def test_numbers_that_are_none_keep_no_bound() -> None:
     replayed = replay(engine(), REFERENCE.forwards[:3])
-    bounds = MADE.engine().reference.bounds
+    bounds = MADE.find_engine().reference.bounds
     assert all(check.ok for check in judge(REFERENCE.forwards[:3], replayed, dict.fromkeys(bounds, 1.0)))
     spoiled = replace(replayed, norms=replayed.norms * np.nan, log_prob=replayed.log_prob * np.nan)
     wrong = [c.name for c in judge(REFERENCE.forwards[:3], spoiled, dict.fromkeys(bounds, 1.0)) if not c.ok]
@@ -360,5 +365,5 @@ def test_a_gpu_is_described_by_its_driver_and_model(tmp_path: Path) -> None:
     (tmp_path / "gpus" / "0000:01").mkdir(parents=True)
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX  580.1\nGCC version: 12\n")
     (tmp_path / "gpus" / "0000:01" / "information").write_text("Model: \t NVIDIA H200\nIRQ: 12\n")
-    assert first_load.gpu_description(tmp_path) == ["Model: NVIDIA H200", "NVRM version: NVIDIA UNIX 580.1"]
-    assert first_load.gpu_description(tmp_path / "none") == [] and first_load.cpu_features()
+    assert first_load.read_gpu_description(tmp_path) == ["Model: NVIDIA H200", "NVRM version: NVIDIA UNIX 580.1"]
+    assert first_load.read_gpu_description(tmp_path / "none") == [] and first_load.read_cpu_features()

@@ -18,9 +18,9 @@ from export import contract_from_checkpoint
 from export.graph import ort_graph
 from runtime.backend import Forward
 from runtime.perf.op_counts import ModelShape
-from samples.bench.contender import Cell, tokens
+from samples.bench.contender import Cell, make_tokens
 from samples.bench.onnx_step import OnnxStep
-from samples.bench.standin import standin
+from samples.bench.standin import make_standin
 from samples.bench.torch_step import TorchStep
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
@@ -32,9 +32,11 @@ CHUNK = 256  # tokens with which llama.cpp fills its cache, each chunk seeing it
 
 def scores(source: Checkpoint, cell: Cell) -> Any:
     """The reference model's logits of a step behind tokens in chunks, without any cache. [width, vocab]"""
-    parts = [tokens(min(CHUNK, cell.past - start)) for start in range(0, cell.past, CHUNK)]
-    ids = np.concatenate([*parts, tokens(cell.width)])
-    ends = np.repeat(np.cumsum([len(part) for part in [*parts, tokens(cell.width)]]), [*map(len, parts), cell.width])
+    parts = [make_tokens(min(CHUNK, cell.past - start)) for start in range(0, cell.past, CHUNK)]
+    ids = np.concatenate([*parts, make_tokens(cell.width)])
+    ends = np.repeat(
+        np.cumsum([len(part) for part in [*parts, make_tokens(cell.width)]]), [*map(len, parts), cell.width]
+    )
     model = source.build()
     with torch.no_grad():
         hidden = model(torch.from_numpy(ids)[None], torch.from_numpy(ends)[None])
@@ -59,7 +61,7 @@ def stepped(stepper: Any, cell: Cell) -> Any:
 
 @pytest.fixture(scope="module")
 def source() -> Checkpoint:
-    return standin(SHAPE)
+    return make_standin(SHAPE)
 
 
 LONG = [
@@ -91,9 +93,9 @@ def test_the_step_in_pytorch_is_that_of_the_reference_backend(precision: str, fa
     for past in (0, 40):
         backend.open(1, past + 8)
         seen = np.full((1, 8), past + 8)
-        expected = backend.forward(Forward(tokens(8)[None], np.array([past]), seen, np.arange(8)[None]))
+        expected = backend.forward(Forward(make_tokens(8)[None], np.array([past]), seen, np.arange(8)[None]))
         token, confidence = expected.token[0].tolist(), expected.confidence[0]
-        assert len(set(token)) > 2 and token != tokens(8).tolist()
+        assert len(set(token)) > 2 and token != make_tokens(8).tolist()
         stepper = stepped(TorchStep(SHAPE, precision, False, 1), Cell(8, past))
         print(precision, past, apart(stepper.confidence[0].numpy(), confidence))
         assert apart(stepper.confidence[0].numpy(), confidence) < far

@@ -51,7 +51,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
     monkeypatch.setattr(gpu_report, "run_json", machine.run_json)
     monkeypatch.setattr(gpu_report, "run", lambda *command: (0, "3 passed in 2.00s", ""))
     monkeypatch.setattr(gpu_report, "FOLDER", tmp_path / "gpu")
-    monkeypatch.setattr(cuda.Cuda, "gpu", lambda self: cuda.Gpu("Fake 4090", 89))
+    monkeypatch.setattr(cuda.Cuda, "find_gpu", lambda self: cuda.Gpu("Fake 4090", 89))
     monkeypatch.setattr("export.trt_engines.gpu_support.find_library", lambda flavor: None)
     monkeypatch.setattr("runtime.engines.ort.ort_cuda.check_available", lambda: None)
     return machine

@@ -16,7 +16,7 @@ def test_shares_are_those_of_answers_made_by_hand() -> None:
     fields = {field: ["null"] * 4 for field in intents.FIELDS}
     right = {**fields, "intent": ['"device_on"', '"device_off"', '"device_on"', '"device_on"']}
     given = {**right, "intent": ['"device_on"'] * 4, "room": ["null", "null", '"attic"', "null"]}
-    found = intents_linear.shares(given, right)
+    found = intents_linear.compute_shares(given, right)
     assert (found["intent_accuracy"], found["slot_room"], found["slots_accuracy"], found["exact"]) == (
         0.75,
         0.75,
@@ -24,13 +24,13 @@ def test_shares_are_those_of_answers_made_by_hand() -> None:
         0.5,
     )
     assert found["slot_hour"] == 1 and found["exact_95"][0] < 0.5 < found["exact_95"][1]
-    alone = intents_linear.shares({"intent": given["intent"]}, {"intent": right["intent"]})
+    alone = intents_linear.compute_shares({"intent": given["intent"]}, {"intent": right["intent"]})
     assert alone.keys() == {"intent_accuracy", "intent_accuracy_95"}
 
 
 def test_labels_are_the_answers_values() -> None:
     problem = Problem("", intents.write_answer("alarm_set", {"hour": 7, "minute": 0}), "plain")
-    labels = intents_linear.labels_of([problem], ("intent", "hour", "day"))
+    labels = intents_linear.collect_labels([problem], ("intent", "hour", "day"))
     assert labels == {"intent": ['"alarm_set"'], "hour": ["7"], "day": ["null"]}
 
 

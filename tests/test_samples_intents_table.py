@@ -14,7 +14,7 @@ from samples.study import intents_table as table
 from train.evaluation.decisions import find_right_indices
 from train.tasks import intents
 
-PROBLEMS = [*intents.problems("test", 12, 0)]
+PROBLEMS = [*intents.sample_problems("test", 12, 0)]
 ANSWERS = {problem.prompt: problem.answer for problem in PROBLEMS}
 
 
@@ -53,8 +53,8 @@ def test_every_way_is_measured_on_every_utterance_and_each_model_s_first_answer_
     found = table.measure({"a": first, "b": second}, ways, PROBLEMS)  # type: ignore[dict-item]
     assert first.calls == ["parallel", "parallel", "generate"] * 12 and second.calls == ["ordered"] * 24
     assert all(len(each.texts) == len(each.milliseconds) == len(each.forwards) == 12 for each in found.values())
-    right = table.verdicts(PROBLEMS, found[ways[0]].texts)["exact"]
-    rows = [table.row_of(way, first, found[way], PROBLEMS, right) for way in ways]  # type: ignore[arg-type]
+    right = table.grade_by_part(PROBLEMS, found[ways[0]].texts)["exact"]
+    rows = [table.make_row(way, first, found[way], PROBLEMS, right) for way in ways]  # type: ignore[arg-type]
     assert [row["exact"] for row in rows] == [1, 0, 0.75] and [row["slots_accuracy"] for row in rows] == [1, 0, 1]
     assert rows[2]["intent_accuracy"] == 0.75 and rows[2]["exact_to_first"][0] == -0.25
     assert [row["within_schema"] for row in rows] == [12, 0, 12] and [row["forwards"] for row in rows] == [2, 7, 2]
@@ -74,7 +74,7 @@ def test_the_page_has_a_row_per_way_and_classifier(
     monkeypatch.setattr(table.manifest, "read", lambda path: bundle)
     ways = [table.Way("student", "parallel"), table.Way("student", table.TEXT)]
     monkeypatch.setattr(table, "open_models", lambda runs: ({"student": Stub(set())}, ways))
-    monkeypatch.setattr(table.intents, "problems", lambda split, count, seed: PROBLEMS[:count])
+    monkeypatch.setattr(table.intents, "sample_problems", lambda split, count, seed: PROBLEMS[:count])
     words = [
         str(tmp_path),
         "--linear",

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from native import BUNDLE, PROMPTS, ROOT, needs_tools, run
-from speaking import speaking_bundle
+from speaking import make_speaking_bundle
 
 from runtime import load
 from train.tasks import intents
@@ -58,7 +58,7 @@ def test_streaming_and_showing_blocks() -> None:
 
 
 def test_pronouncing_a_sentence_word_by_word(tmp_path: Path) -> None:
-    sample, bundle = SAMPLES / "7_pronounce.py", speaking_bundle(tmp_path, "walk", "W AO1 K")
+    sample, bundle = SAMPLES / "7_pronounce.py", make_speaking_bundle(tmp_path, "walk", "W AO1 K")
     model = load(bundle, threads=1)
     words = ["Walk", "the", "dog's", "lead"]
     spoken = [model.generate(word).text for word in words]
@@ -95,7 +95,7 @@ def test_the_committed_pronunciation_is_the_recipes_and_answers() -> None:
 def test_deciding_a_form(tmp_path: Path) -> None:
     sample = SAMPLES / "8_decide.py"
     schema = json.loads((SAMPLES / "intents.schema.json").read_text(encoding="utf-8"))
-    assert schema == intents.schema()
+    assert schema == intents.make_schema()
     sentence = "close the blinds in the attic, no wait, open them"
     decision = load(SAMPLES / "intents.bundle", threads=1).decide(sentence, schema)
     *lines, last = output(sys.executable, sample, sentence).splitlines()
@@ -117,7 +117,7 @@ def test_the_committed_decisions_are_the_recipes() -> None:
     written = hashlib.sha256((bundle / "manifest.json").read_bytes()).hexdigest()
     assert written == made["sha256"]["student.bundle/manifest.json"]
     rows = json.loads((results / "intents.json").read_text(encoding="utf-8"))["splits"]["test"]
-    problems, form = [*intents.problems("test", 40, 0)], intents.form()
+    problems, form = [*intents.sample_problems("test", 40, 0)], intents.make_form()
     for engine in ("ort-fp32", "ort-int8"):
         model = load(bundle, engine=engine, threads=1)
         right = [intents.grade(each, model.decide_form(each.prompt, form).text) for each in problems]

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pupils import teacher_of
+from pupils import make_teacher
 from remembering import Remembering
 from test_server_batch import model_of
 
 from runtime.errors import UserError
 from samples.study import pronounce_rivals, pronounce_table, rival_worker
-from samples.study.ipa_to_arpabet import arpabet
+from samples.study.ipa_to_arpabet import convert_to_arpabet
 from train import evaluate, tasks
 from train.storage import student_pt
 
@@ -34,7 +34,7 @@ PROBLEMS = list(tasks.choose_tasks("pronounce")[0].problems("test", 30, 0))
     ],
 )  # fmt: skip
 def test_ipa_becomes_arpabet_with_the_stress_on_the_vowel(ipa: str, phonemes: str) -> None:
-    assert " ".join(arpabet(ipa)) == phonemes
+    assert " ".join(convert_to_arpabet(ipa)) == phonemes
 
 
 def answers_of(problems: Sequence[tasks.Problem], wrong: int) -> list[str]:
@@ -76,7 +76,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(pronounce_rivals, "run_worker", run_worker)
     monkeypatch.setattr(pronounce_rivals, "train_phonetisaurus", lambda python, work: (Path("g2p.fst"), 130.0))
-    monkeypatch.setattr(pronounce_rivals, "held_out_words", lambda: PROBLEMS)
+    monkeypatch.setattr(pronounce_rivals, "list_held_out_words", lambda: PROBLEMS)
     return names
 
 
@@ -146,13 +146,13 @@ def test_words_asked_at_once_have_the_answers_of_words_asked_alone(tmp_path: Pat
     assert alone["answers"] == together["answers"]
     assert together["forwards"] * 2 == pytest.approx(alone["forwards"] * 3)
     words = [problem.prompt for problem in PROBLEMS[:7]]
-    solo, passes = rival_worker.one_by_one(model_of(tmp_path, 1), words)
+    solo, passes = rival_worker.decode_one_by_one(model_of(tmp_path, 1), words)
     model = model_of(tmp_path, 3)
     batch = model.batch(3)
-    texts, shared = rival_worker.in_batch(model, batch, words)
+    texts, shared = rival_worker.decode_in_batch(model, batch, words)
     assert isinstance(model.backend, Remembering)
     assert texts == solo and shared == len(model.backend.computed) < passes
-    assert rival_worker.in_batch(model, batch, words[:2])[0] == solo[:2]
+    assert rival_worker.decode_in_batch(model, batch, words[:2])[0] == solo[:2]
 
 
 def test_a_program_s_lines_and_its_own_memory_are_read() -> None:
@@ -166,7 +166,7 @@ def test_a_program_s_lines_and_its_own_memory_are_read() -> None:
 
 def evaluated(tmp_path: Path, *extra: str) -> dict[str, Any]:
     """What evaluating an untrained model on the task reports."""
-    student_pt.save(teacher_of(16, 0), tmp_path / "teacher.pt")
+    student_pt.save(make_teacher(16, 0), tmp_path / "teacher.pt")
     out = tmp_path / "baseline-test.json"
     words = ["--ckpt", str(tmp_path / "teacher.pt"), "--task", "pronounce", "--split", "test", "--count", "30"]
     assert evaluate.main([*words, "--out", str(out), *extra]) == 0
@@ -216,7 +216,7 @@ def test_the_table_has_ours_next_to_the_rivals(
     assert (
         "g2p2 was left out: not installed" in page and "by the package's own command; 2 minutes of one core |" in page
     )
-    assert pronounce_table.plotted([*rows.values()])["phonetisaurus, in a batch"] == (
+    assert pronounce_table.select_plotted([*rows.values()])["phonetisaurus, in a batch"] == (
         1000 / 900,
         pytest.approx(100 / 6, rel=1e-4),
     )

@@ -14,10 +14,10 @@ from runtime.perf.data_sheets import Device
 from runtime.perf.op_counts import ModelShape, Pass
 from samples.bench import __main__ as command
 from samples.bench import answers, host, page, plot, step
-from samples.bench.contender import Cell, Contender, turn
-from samples.bench.goals import bound, judge, verdict
+from samples.bench.contender import Cell, Contender, take_turn
+from samples.bench.goals import format_bound, format_verdict, judge
 from samples.bench.race import race
-from samples.bench.ratios import of_loop, ratios
+from samples.bench.ratios import compare_loop, compute_ratios
 
 BUNDLE = Path(__file__).parent.parent / "samples" / "student.bundle"
 SHAPE = ModelShape(64, 2, 4, 2, 32, 96, 512, qk_norm=True)
@@ -27,7 +27,7 @@ DEVICE = Device("toy", 10, {"fp32": 1, "fp16": 1, "int8": 4, "int4": 4}, "fp32",
 def test_a_turn_times_what_is_asked_after_one_step_that_is_not() -> None:
     stepper = Counting()
     stepper.place(Cell(1, 0))
-    told = turn(stepper, 3)
+    told = take_turn(stepper, 3)
     assert len(told["ms"]) == 3 and stepper.steps == 4 and told["peak_mb"] > 10
 
 
@@ -79,7 +79,7 @@ def measured_rows() -> list[dict[str, Any]]:
 
 
 def test_ratios_are_taken_round_by_round_beside_goal_and_limit() -> None:
-    entries = {entry["what"]: entry for entry in ratios(measured_rows(), SHAPE, DEVICE)}
+    entries = {entry["what"]: entry for entry in compute_ratios(measured_rows(), SHAPE, DEVICE)}
     assert {entry["contender"] for entry in entries.values()} == {"blockstep int8"}
     found = {what: (e["value"], e["most"], e["reached"], e["limit"]) for what, e in entries.items()}
     assert found.pop("B 32, past 256, over PyTorch eager bf16") == (0.25, 0.35, True, 0.125)
@@ -100,14 +100,14 @@ def test_ratios_are_taken_round_by_round_beside_goal_and_limit() -> None:
 def test_a_step_that_is_given_no_candidates_is_held_against_a_graph_without_them() -> None:
     rows = [row("blockstep fp32", width, 256, 40, 40, 80, ours=True) for width in (1, 32)]
     rows += [row("blockstep fp32 with candidates", width, 256, 41, 42, 82, ours=True) for width in (1, 32)]
-    [entry] = [entry for entry in ratios(rows, SHAPE, DEVICE) if "given no candidates" in entry["what"]]
+    [entry] = [entry for entry in compute_ratios(rows, SHAPE, DEVICE) if "given no candidates" in entry["what"]]
     assert entry["contender"] == "blockstep fp32 with candidates" and "B 32, past 256" in entry["what"]
     assert entry["value"] == pytest.approx(41 / 40) and (entry["most"], entry["reached"]) == (None, None)
 
 
 def test_the_hosts_loop_is_judge_by_the_widest_step() -> None:
     ms = {"p10": 0.5, "median": 1.0, "p90": 2.0}
-    alone, share, absent = of_loop(measured_rows(), {"blockstep int8": ms, "not raced": ms})
+    alone, share, absent = compare_loop(measured_rows(), {"blockstep int8": ms, "not raced": ms})
     assert (alone["value"], alone["most"], alone["reached"]) == (1000.0, 100.0, False) == (
         absent["value"], absent["most"], absent["reached"],
     )  # fmt: skip
@@ -121,7 +121,7 @@ def test_a_figure_keeps_its_bound_or_misses_it() -> None:
         ("≥ 60", "missed"): judge("", [70, 80], least=60, value=59), ("≥ 1", "reached"): judge("", [1], least=1),
         ("", ""): judge("", [1]),
     }  # fmt: skip
-    assert [(bound(entry), verdict(entry)) for entry in cases.values()] == list(cases)
+    assert [(format_bound(entry), format_verdict(entry)) for entry in cases.values()] == list(cases)
 
 
 def test_whole_answers_are_judge_by_their_sums_and_accuracies() -> None:
@@ -136,26 +136,26 @@ def test_whole_answers_are_judge_by_their_sums_and_accuracies() -> None:
     }
     names = {"teacher": "teacher, eager fp32", "student_in_torch": "student in PyTorch, eager fp32"}
     task = {"contenders": rows, "factors": names, "factors_int8": names}
-    found = list(answers.goals(task))
+    found = list(answers.make_goals(task))
     assert [(e["value"], e["least"], e["reached"]) for e in found] == [
         (60.0, 60.0, True), (3.0, 3.0, True), (3.0, 1.0, True), (120.0, 60.0, True), (6.0, 3.0, True), (4.0, 1.0, True),
         (97.0, 98.0, False),
     ]  # fmt: skip
     assert found[0]["p90"] > 90 and "96.0 to 98.0" in found[6]["what"]
     rows["baseline, ONNX Runtime"]["accuracy"] = None
-    assert len(list(answers.goals(task))) == 6
+    assert len(list(answers.make_goals(task))) == 6
 
 
 def test_ratios_without_their_rows_are_left_out() -> None:
-    assert list(ratios([], SHAPE, DEVICE)) == []
-    assert [entry["what"] for entry in ratios(measured_rows()[:1], SHAPE, DEVICE)] == []
+    assert list(compute_ratios([], SHAPE, DEVICE)) == []
+    assert [entry["what"] for entry in compute_ratios(measured_rows()[:1], SHAPE, DEVICE)] == []
 
 
 def test_the_limit_of_a_row_is_the_larger_of_moving_and_computing() -> None:
-    load = DEVICE.work(SHAPE, "int8", Pass(1, 32, 256, 32))
-    found = step.limit(SHAPE, row("blockstep int8", 32, 256, 1, ours=True), DEVICE)
-    assert found["limit_ms"] == max(DEVICE.memory_ms(load), DEVICE.compute_ms(load, "int8"))
-    assert step.limit(SHAPE, row("PyTorch eager fp32", 32, 256, 1), DEVICE) == {}
+    load = DEVICE.count_work(SHAPE, "int8", Pass(1, 32, 256, 32))
+    found = step.compute_limit(SHAPE, row("blockstep int8", 32, 256, 1, ours=True), DEVICE)
+    assert found["limit_ms"] == max(DEVICE.estimate_memory_ms(load), DEVICE.estimate_compute_ms(load, "int8"))
+    assert step.compute_limit(SHAPE, row("PyTorch eager fp32", 32, 256, 1), DEVICE) == {}
 
 
 @pytest.mark.long
@@ -194,7 +194,7 @@ def step_section() -> dict[str, Any]:
     return {
         "conditions": CONDITIONS, "shape": {"layers": 2, "hidden": 64, "vocab": 512}, "rounds": 5, "steps_a_round": 2,
         "device": {"bandwidth": 10.0, "rates": {"int8": 4.0}}, "rows": rows,
-        "ratios": list(ratios(rows, SHAPE, DEVICE)), "left_out": {"llama.cpp Q8_0": "not installed"},
+        "ratios": list(compute_ratios(rows, SHAPE, DEVICE)), "left_out": {"llama.cpp Q8_0": "not installed"},
         "contenders": {"blockstep int8": {"peak_mb": 900.0, "seconds": 1.5}},
         "host_ms_per_forward": {"blockstep int8": SPREAD},
         "same_tokens": [{"contender": "blockstep int8", "same": 30, "of": 32}],
@@ -216,7 +216,7 @@ def answers_section() -> dict[str, Any]:
 
 
 def test_the_page_has_each_section_that_was_measured(tmp_path: Path) -> None:
-    text = page.text({"step": step_section(), "answers": answers_section(), "host": HOST})
+    text = page.format_text({"step": step_section(), "answers": answers_section(), "host": HOST})
     assert "| blockstep int8, B 32, past 256, over llama.cpp Q4_0 | 0.5 |  | ≤ 0.45 | missed | 0.25 |" in text
     assert "| 30.0 (29.0–31.0) | 30.0 (29.0–31.0) | 50.0 (49.0–51.0) |" in text
     assert "| *limit of blockstep int8* | *15.0* | *15.0* | *25.0* |" in text
@@ -226,7 +226,7 @@ def test_the_page_has_each_section_that_was_measured(tmp_path: Path) -> None:
     assert "| student | 1.00 | 1.00 | 2.00 | 0.50 | 9 | 50.0 % |" in text
     assert "runtime-only installation | 100 MB | onnxruntime 60, numpy 30" in text and "gguf" not in text
     assert "| threads | 0.96 | 0.952 to 0.968 | ≥ 0.9 | reached |" in text
-    assert page.text({}).count("##") == 0
+    assert page.format_text({}).count("##") == 0
     plot.draw(tmp_path / "bench.png", measured_rows())
     assert (tmp_path / "bench.png").stat().st_size > 9999
 
@@ -236,7 +236,7 @@ def test_as_many_answers_of_one_thread_and_of_several(monkeypatch: pytest.Monkey
     monkeypatch.setattr(host, "ROUNDS", 2)
     found = host.measure_shared_session(BUNDLE, 1)
     assert found["threads"] == 4 and len(found["answers_a_second"]["one"]) == len(found["answers_a_second"]["all"]) == 2
-    (loop, threads) = host.goals({"host_ms_per_forward": SPREAD, "threads": found})
+    (loop, threads) = host.make_goals({"host_ms_per_forward": SPREAD, "threads": found})
     assert (loop["value"], loop["most"], loop["reached"]) == (2000.0, 100.0, False)
     assert threads["value"] > 0 and threads["least"] == 0.9
 
@@ -251,7 +251,7 @@ def test_the_size_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "b").write_bytes(b"12")
     (tmp_path / "c").write_bytes(b"345")
-    assert host.size(tmp_path) == 5 and host.size(tmp_path / "c") == 3
+    assert host.count_bytes(tmp_path) == 5 and host.count_bytes(tmp_path / "c") == 3
 
 
 @pytest.mark.parametrize(

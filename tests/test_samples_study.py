@@ -78,6 +78,14 @@ def test_a_row_has_both_splits_its_threshold_and_its_time(runs: Path, tmp_path: 
     assert [row["milliseconds"] for row in values["tables"]["code"]] == [None] * 4
 
 
+def test_a_student_that_drafts_for_itself_has_a_row_and_a_time_per_mode(runs: Path, tmp_path: Path) -> None:
+    write_report(runs, "cdlm-speculative", "math", "test", [1] * 85 + [0] * 15, 4)
+    times, line = runs / "times.jsonl", {"task": "math", "way": "cdlm:speculative", "problem": 0, "seconds": 0.02}
+    times.write_text(json.dumps(line) + "\n" + times.read_text(encoding="utf-8"), encoding="utf-8")
+    found = {row["name"]: row for row in written(runs, tmp_path / "out")[1]["tables"]["math"]}
+    assert (found["cdlm-speculative"]["milliseconds"], found["cdlm"]["milliseconds"]) == (20, 10)
+
+
 def test_a_method_is_compared_with_its_control_over_all_problems(runs: Path, tmp_path: Path) -> None:
     text, values = written(runs, tmp_path / "out")
     found = values["controls"]["cdlm"]

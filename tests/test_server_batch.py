@@ -14,9 +14,9 @@ import httpx
 import numpy as np
 import pytest
 import tiny
-from remembering import Remembering, remembering_contract
+from remembering import Remembering, make_remembering_contract
 from serving import Served, served, until
-from speaking import VOCAB, byte_tokenizer, save_tokenizer
+from speaking import VOCAB, make_byte_tokenizer, save_tokenizer
 from test_server_load import asked, paced
 
 from runtime.decoding.options import DecodeOptions
@@ -32,9 +32,9 @@ SLOTS = 5
 
 def model_of(folder: Path, batch: int, **changes: Any) -> Model:
     """A model of bytes over the engine without weights."""
-    spec = remembering_contract(batch, vocab=VOCAB, **changes)
+    spec = make_remembering_contract(batch, vocab=VOCAB, **changes)
     return Model(
-        Remembering(spec), Tokenizer(save_tokenizer(byte_tokenizer(), folder)), spec.gate, "remembering", "fp32"
+        Remembering(spec), Tokenizer(save_tokenizer(make_byte_tokenizer(), folder)), spec.gate, "remembering", "fp32"
     )
 
 

@@ -135,7 +135,7 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     lines = [json.dumps({"question": p.prompt, "answer": p.answer}) for p in task.problems("test", PROBLEMS, 3)]
     (folder / "problems.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     own = ["--bundle", str(BUNDLE), "--data", str(folder / "problems.jsonl"), "--split", "all", "--threads", "1"]
-    return folder, float(evaluate.assess(evaluate.parser().parse_args(own))["accuracy"])
+    return folder, float(evaluate.assess(evaluate.make_parser().parse_args(own))["accuracy"])
 
 
 @pytest.mark.smoke

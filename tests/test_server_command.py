@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 from serving import served, until
-from speaking import every_other, speaker
+from speaking import every_other, make_speaker
 
 from runtime.serve import main
 from runtime.server.sockets import is_local
@@ -109,7 +109,7 @@ def test_prompts_are_logged_where_it_is_asked_for(
     log_prompts: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "runtime.server.handler")
-    with served(speaker(tmp_path, "secret\n", "abcd", every_other), log_prompts=log_prompts) as server:
+    with served(make_speaker(tmp_path, "secret\n", "abcd", every_other), log_prompts=log_prompts) as server:
         assert server.post({"prompt": "secret\n"}).status_code == 200
         until(lambda: "/v1/completions eos: 7 prompt tokens" in caplog.text)
     assert ('"secret\\n"' in caplog.text) == log_prompts

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import openai
 import pytest
-from deciding import deciding_bundle
+from deciding import make_deciding_bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from openai import OpenAI, pydantic_function_tool
@@ -28,11 +28,11 @@ from runtime import Model, load
 from runtime.backend import Forward, Proposal
 from runtime.decisions.form import Field
 from runtime.decisions.function_calls import decide_call
-from runtime.decisions.pieces import Slot, most_candidates
+from runtime.decisions.pieces import Slot, count_candidates
 from runtime.decisions.schema import read_schema
 from runtime.decoding.options import DecodeOptions
 from runtime.server.decision_request import DecisionRequest
-from runtime.server.decision_room import _prefixes
+from runtime.server.decision_room import _count_prefixes
 from runtime.server.events import Finished
 from runtime.server.request import ServerRequest
 from runtime.server.worker_pool import BatchDecoder, Job
@@ -75,7 +75,7 @@ FUNCTIONS = {tool["function"]["name"]: read_schema(tool["function"]["parameters"
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deciding_bundle(tmp_path_factory.mktemp("deciding"), "--dialect", "standard")
+    return make_deciding_bundle(tmp_path_factory.mktemp("deciding"), "--dialect", "standard")
 
 
 @pytest.fixture(scope="module")
@@ -360,14 +360,14 @@ VALUES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple)
 def test_beginnings_are_counted_as_they_are(fields: list[list[tuple[int, ...]]]) -> None:
     slots = [Slot(Field((), ("a",)), tuple(values)) for values in fields]
     expected = sum(len({(len(v), v[:level]) for v in values for level in range(len(v))}) for values in fields)
-    assert _prefixes([(1, 2), *slots]) == expected
+    assert _count_prefixes([(1, 2), *slots]) == expected
 
 
 @given(VALUES)
 def test_candidates_are_counted_as_they_are(values: list[tuple[int, ...]]) -> None:
     slot, levels = Slot(Field((), ("a",)), tuple(values)), range(max(map(len, values)))
-    expected = [len({values[i][level] for i in places}) for level in levels for *_, places in slot.nodes(level)]
-    assert most_candidates(values) == max(expected)
+    expected = [len({values[i][level] for i in places}) for level in levels for *_, places in slot.list_nodes(level)]
+    assert count_candidates(values) == max(expected)
 
 
 def test_functions_share_the_bounds_of_one_schema(server: Served) -> None:
@@ -472,10 +472,10 @@ class OneThread:
             self.log.append("third")
         return self.jobs.pop(0)
 
-    def threshold(self, job: Job) -> None:
+    def choose_threshold(self, job: Job) -> None:
         return None
 
-    def done(self, job: Job) -> None:
+    def record_end(self, job: Job) -> None:
         self.ended += 1
 
     def fail(self, job: Job, error: Exception) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import httpx
 import pytest
 from serving import Served, served
-from speaking import speaker
+from speaking import make_speaker
 
-from runtime.server.auth import host_name
+from runtime.server.auth import parse_host_name
 from runtime.server.conversation import read_messages
 from runtime.server.http_errors import Refusal
 from runtime.server.neutral_fields import ANY, NEUTRAL, SAMPLING, check_neutral, is_same
@@ -27,7 +27,7 @@ ANYTHING: tuple[Any, ...] = ("x", 3, {"a": "b"})
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    model = speaker(tmp_path_factory.mktemp("fields"), "u:hi a:", "a quiet answer", template=TEMPLATE)
+    model = make_speaker(tmp_path_factory.mktemp("fields"), "u:hi a:", "a quiet answer", template=TEMPLATE)
     with served(model, hosts=("127.0.0.1", "MyBox", "Other:8000", "::1")) as running:
         yield running
 
@@ -180,7 +180,7 @@ def test_what_a_message_asks_for_beyond_text_is_named(server: Served, messages: 
 
 
 def test_a_conversation_without_a_template_is_blamed_on_the_messages(tmp_path: Any) -> None:
-    with served(speaker(tmp_path, "hi", "a quiet answer")) as plain:
+    with served(make_speaker(tmp_path, "hi", "a quiet answer")) as plain:
         chat = {"messages": [{"role": "system", "content": ""}, USER], "max_tokens": 4}
         assert text_of(plain.post(chat, "/v1/chat/completions")) == "a qu"
         chat["messages"] = [{"role": "system", "content": "be brief"}, USER]
@@ -195,7 +195,7 @@ def test_fields_are_refused_in_their_order_of_arrival() -> None:
 
 
 def test_a_name_with_a_slash_is_found(tmp_path: Any) -> None:
-    with served(speaker(tmp_path, "hi", "a quiet answer"), name="org/model") as own, own.client() as client:
+    with served(make_speaker(tmp_path, "hi", "a quiet answer"), name="org/model") as own, own.client() as client:
         assert client.models.retrieve("org/model").id == client.models.list().data[0].id == "org/model"
         card = httpx.get(f"{own.url}/v1/models/org/model").json()
         assert card["id"] == "org/model" and card["blockstep"]["threshold_most"] == 1  # where the page's slider ends
@@ -217,5 +217,5 @@ def test_a_host_is_known_in_any_case_and_at_any_port(server: Served, host: str, 
 
 def test_a_host_s_name_has_no_port_no_case_and_no_final_dot() -> None:
     for text in ("Box", "box:80", "box.", "box.:80"):
-        assert host_name(text) == "box"
-    assert host_name("FE80::1") == host_name("[fe80::1]:80") == "[fe80::1]"
+        assert parse_host_name(text) == "box"
+    assert parse_host_name("FE80::1") == parse_host_name("[fe80::1]:80") == "[fe80::1]"

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from serving import Served, served, until
-from speaking import speaker
+from speaking import make_speaker
 from test_server_load import paced
 
 from runtime.server import handler, intake, stop_strings
@@ -38,7 +38,7 @@ def test_health_is_answered_while_hostile_requests_come(tmp_path: Path) -> None:
 def test_many_messages_are_rendered_once_and_found_by_one_short_pattern(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = speaker(tmp_path, "hi", "ok", template=floods.TEMPLATE).tokenizer
+    tokenizer = make_speaker(tmp_path, "hi", "ok", template=floods.TEMPLATE).tokenizer
     calls: list[str] = []
     render, split = text.render, text.re.split
     monkeypatch.setattr(text, "render", lambda *given: calls.append("render") or render(*given))
@@ -76,13 +76,13 @@ def test_stop_strings_are_found_as_a_plain_search_finds_them(strings: list[str],
 
 
 def test_a_long_stop_string_costs_a_few_comparisons_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
-    steps, follow = [0], stop_strings._Prefix._next
+    steps, follow = [0], stop_strings._Prefix._find_next
 
     def counted(prefix: stop_strings._Prefix, length: int, character: str) -> int:
         steps[0] += 1
         return follow(prefix, length, character)
 
-    monkeypatch.setattr(stop_strings._Prefix, "_next", counted)
+    monkeypatch.setattr(stop_strings._Prefix, "_find_next", counted)
     found = Stops(["a" * 1_000_000])
     assert not any(found.push("a" * 40) for _ in range(500)) and found.finish() == "a" * 20_000
     assert steps[0] <= 2 * 20_000
@@ -104,7 +104,7 @@ def test_json_is_read_as_the_standard_library_reads_it() -> None:
 
 def test_other_threads_may_run_between_two_fractions_of_a_body(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    monkeypatch.setattr(intake, "_float", lambda digits: calls.append(digits) or float(digits))
+    monkeypatch.setattr(intake, "_parse_float", lambda digits: calls.append(digits) or float(digits))
     assert intake.parse_body(b"[1e-400, 2.5, 7, NaN]")[:3] == [0.0, 2.5, 7] and calls == ["1e-400", "2.5"]
 
 
@@ -167,7 +167,7 @@ def open_request(server: Served, body: bytes) -> socket.socket:
 
 def test_long_names_are_cut_in_what_a_refusal_says(tmp_path: Path) -> None:
     deep = json.loads("[" * 900 + "]" * 900)
-    with served(speaker(tmp_path, "hi", "ok")) as server:
+    with served(make_speaker(tmp_path, "hi", "ok")) as server:
         for path, body in (
             (floods.RAW, {"prompt": "hi", "x" * 100_000: 1}),
             (floods.RAW, {"prompt": "hi", "model": "x" * 100_000}),
@@ -181,7 +181,7 @@ def test_long_names_are_cut_in_what_a_refusal_says(tmp_path: Path) -> None:
 
 
 def test_a_body_in_chunks_of_one_byte_is_read_and_too_many_headers_are_not(tmp_path: Path) -> None:
-    with served(speaker(tmp_path, "hi", "ok")) as server:
+    with served(make_speaker(tmp_path, "hi", "ok")) as server:
         place = httpx.URL(server.url)
         chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in b'{"prompt": "hi"}' + b" " * 5000)
         head = floods.HEAD.encode()

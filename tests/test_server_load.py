@@ -14,13 +14,13 @@ import openai
 import pytest
 from openai import OpenAI
 from serving import PROMPTS, Paced, Served, served, until
-from speaking import every_other, ids_of, says, speaker
+from speaking import encode_ids, every_other, make_speaker, says
 from tiny import Scripted, proposal
 
 from runtime import DeviceError, Model, UserError, load
 from runtime.backend import Forward, Proposal
 from runtime.model import ModelPool
-from runtime.server.adaptive_threshold import Pressure, span
+from runtime.server.adaptive_threshold import Pressure, parse_span
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,8 +45,8 @@ def slots(request: pytest.FixtureRequest) -> int | None:
 
 def paced(folder: Path, prompt: str, answer: str, batch: int = 1) -> tuple[Model, Paced]:
     """A model that says `answer` four tokens a block, three steps a block, each when it is let."""
-    made = speaker(folder, prompt, answer, every_other, batch=batch)
-    script = Paced(says(len(ids_of(prompt)), ids_of(answer), every_other))
+    made = make_speaker(folder, prompt, answer, every_other, batch=batch)
+    script = Paced(says(len(encode_ids(prompt)), encode_ids(answer), every_other))
     made.backend.script = script  # type: ignore[attr-defined]
     return made, script
 
@@ -163,14 +163,14 @@ def test_the_threshold_gives_way_as_the_queue_grows_and_comes_back(tmp_path: Pat
 
 def test_the_ends_of_an_adaptive_threshold_follow_the_gate(model: Model) -> None:
     entropy = replace(model.gate, metric="entropy", comparator="<=")
-    assert span("0.7:0.9", model.gate, 100) == (0.9, 0.7) and span("0.2:1.5", entropy, 100) == (0.2, 1.5)
+    assert parse_span("0.7:0.9", model.gate, 100) == (0.9, 0.7) and parse_span("0.2:1.5", entropy, 100) == (0.2, 1.5)
     for wrong in ("0.9", "0.9:0.7", "a:b", "0.5:1.5", "nan:nan", ""):
         with pytest.raises(UserError):
-            span(wrong, model.gate, 100)
+            parse_span(wrong, model.gate, 100)
 
 
 def test_an_answer_that_fails_is_told_and_the_next_one_works(tmp_path: Path, slots: int | None) -> None:
-    model = speaker(tmp_path, "hi", "abcd")
+    model = make_speaker(tmp_path, "hi", "abcd")
     good, left = model.backend.script, [1, 1]  # type: ignore[attr-defined]
     broken = lambda forward: proposal([[3] * 4], [[float("nan")] * 4]) if left and left.pop() else good(forward)  # noqa: E731
     model.backend.script = broken  # type: ignore[attr-defined]
@@ -183,7 +183,7 @@ def test_an_answer_that_fails_is_told_and_the_next_one_works(tmp_path: Path, slo
 
 
 def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path, slots: int | None) -> None:
-    model = speaker(tmp_path, "hi", "abcd")
+    model = make_speaker(tmp_path, "hi", "abcd")
 
     def lost(forward: Forward) -> Proposal:
         raise DeviceError("the GPU is gone")
@@ -197,7 +197,7 @@ def test_a_device_that_fails_makes_the_server_unready(tmp_path: Path, slots: int
 
 
 def test_a_model_that_cannot_be_shared_says_so(tmp_path: Path) -> None:
-    model = speaker(tmp_path, "hi", "abcd")
+    model = make_speaker(tmp_path, "hi", "abcd")
     assert isinstance(model.backend, Scripted) and ModelPool(model).models == (model,)
     with pytest.raises(UserError, match="one request at a time"):
         ModelPool(model, 2)

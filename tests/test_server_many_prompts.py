@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from serving import Paced, Served, served, until
-from speaking import every_other, ids_of, speaker
+from speaking import encode_ids, every_other, make_speaker
 from test_server_batch import SLOTS, model_of
 from test_server_load import asked, paced
 from tiny import proposal
@@ -38,7 +38,7 @@ SETTINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_each_choice_is_the_answer_to_its_prompt_alone(server: Served, settings: dict[str, Any]) -> None:
     solo = [server.post({**settings, "prompt": prompt}).json() for prompt in PROMPTS]
-    for prompts in (PROMPTS, [ids_of(prompt) for prompt in PROMPTS], [PROMPTS[0], *map(ids_of, PROMPTS[1:])]):
+    for prompts in (PROMPTS, [encode_ids(prompt) for prompt in PROMPTS], [PROMPTS[0], *map(encode_ids, PROMPTS[1:])]):
         got = server.post({**settings, "prompt": prompts}).json()
         alone = [{**each["choices"][0], "index": i, "blockstep": each["blockstep"]} for i, each in enumerate(solo)]
         assert got["choices"] == alone and "blockstep" not in got
@@ -151,7 +151,7 @@ def test_a_client_that_leaves_takes_all_of_its_prompts_along(tmp_path: Path, str
 
 
 def test_one_that_fails_ends_the_others_and_is_named(tmp_path: Path) -> None:
-    model = speaker(tmp_path, "hi", "abcdefgh", every_other)
+    model = make_speaker(tmp_path, "hi", "abcdefgh", every_other)
     good = model.backend.script  # type: ignore[attr-defined]
     each = model.generate("hi").result.forwards
 

@@ -12,7 +12,7 @@ import openai
 import pytest
 from openai import OpenAI
 from serving import PROMPTS, Served, served
-from speaking import every_other, speaker, speaking_bundle
+from speaking import every_other, make_speaker, make_speaking_bundle
 
 from runtime import Model, load
 from runtime.server.stop_strings import Stops
@@ -183,7 +183,7 @@ def test_a_field_that_is_wrong_or_not_supported_is_named(student: Served) -> Non
 @pytest.fixture(scope="module")
 def greedy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """A server of an engine without top tokens."""
-    with served(speaker(tmp_path_factory.mktemp("greedy"), "hi", "a quiet answer")) as server:
+    with served(make_speaker(tmp_path_factory.mktemp("greedy"), "hi", "a quiet answer")) as server:
         yield server
 
 
@@ -202,7 +202,7 @@ def test_a_temperature_is_refused_for_what_the_engine_lacks(greedy: Served) -> N
 def drawing(tmp_path_factory: pytest.TempPathFactory) -> Model:
     """A model with top tokens, where every second place is open to four other characters."""
     folder = tmp_path_factory.mktemp("drawing")
-    return load(speaking_bundle(folder, "hi", "a quiet answer", every_other, others="wxyz"), threads=1)
+    return load(make_speaking_bundle(folder, "hi", "a quiet answer", every_other, others="wxyz"), threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,7 @@ def test_limits_of_tokens_keys_and_hosts(model: Model) -> None:
 
 def test_characters_split_over_blocks_are_whole_in_every_chunk(tmp_path: Path) -> None:
     said = "a€b😀ç, ok"
-    with served(speaker(tmp_path, "hi", said, every_other)) as server, server.client() as client:
+    with served(make_speaker(tmp_path, "hi", said, every_other)) as server, server.client() as client:
         stream = client.completions.create(
             model="student", prompt="hi", stream=True, extra_body={"stream_canvas": True}
         )
@@ -376,7 +376,7 @@ def test_characters_split_over_blocks_are_whole_in_every_chunk(tmp_path: Path) -
 
 def test_a_chat_gives_the_template_arguments_of_its_own(tmp_path: Path) -> None:
     template = "{% if padded %}<|pad|>{% endif %}{{ messages[0]['content'] }}{{ said }}"
-    with served(speaker(tmp_path, "hi", "a", template=template)) as server:
+    with served(make_speaker(tmp_path, "hi", "a", template=template)) as server:
 
         def chat(**fields: Any) -> httpx.Response:
             messages = [{"role": "user", "content": "hi"}]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from serving import Served, served
-from speaking import every_other, speaker, speaking_bundle
+from speaking import every_other, make_speaker, make_speaking_bundle
 
 from runtime import Model, load
 
@@ -110,8 +110,8 @@ def test_a_replay_goes_through_the_steps_and_ends_alike(browser: Any, student: S
 @pytest.mark.browser
 def test_a_temperature_may_be_set_where_the_bundle_can_be_sampled(browser: Any, tmp_path: Path) -> None:
     (tmp_path / "drawn").mkdir()
-    greedy = speaker(tmp_path, "hi", "a quiet answer")
-    bundle = speaking_bundle(tmp_path / "drawn", "hi", "a quiet answer", every_other, others="wxyz")
+    greedy = make_speaker(tmp_path, "hi", "a quiet answer")
+    bundle = make_speaking_bundle(tmp_path / "drawn", "hi", "a quiet answer", every_other, others="wxyz")
     for model, can in ((greedy, False), (load(bundle, threads=1), True)):
         with served(model) as server:
             page, wrong = opened(browser, server)
@@ -127,7 +127,7 @@ def test_a_temperature_may_be_set_where_the_bundle_can_be_sampled(browser: Any, 
 @pytest.mark.browser
 def test_text_of_the_model_stays_text(browser: Any, tmp_path: Path) -> None:
     said = "<img src=x onerror=alert(1)> & <b>5€</b>"
-    with served(speaker(tmp_path, "hi", said, every_other, capacity=64)) as server:
+    with served(make_speaker(tmp_path, "hi", said, every_other, capacity=64)) as server:
         page, wrong = opened(browser, server)
         assert answered(page, "hi") == said and page.locator("#answer img, #answer b").count() == 0
         assert wrong == []

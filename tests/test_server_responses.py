@@ -10,7 +10,7 @@ import openai
 import pytest
 from openai import OpenAI
 from serving import Served, served
-from speaking import every_other, speaker
+from speaking import every_other, make_speaker
 
 from runtime.server.conversation import read_input
 
@@ -31,7 +31,7 @@ SENT = [
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    model = speaker(tmp_path_factory.mktemp("said"), "u:hi a:", ANSWER, every_other, template=TEMPLATE)
+    model = make_speaker(tmp_path_factory.mktemp("said"), "u:hi a:", ANSWER, every_other, template=TEMPLATE)
     with served(model) as running:
         yield running
 
@@ -189,7 +189,7 @@ def test_an_earlier_answer_is_not_kept(client: OpenAI) -> None:
 
 
 def test_instructions_without_a_template_are_refused(tmp_path: Any) -> None:
-    with served(speaker(tmp_path, "hi", ANSWER)) as plain:
+    with served(make_speaker(tmp_path, "hi", ANSWER)) as plain:
         assert plain.post({"input": "hi"}, "/v1/responses").json()["output"][0]["content"][0]["text"] == ANSWER
         refused = plain.post({"input": "hi", "instructions": "be brief"}, "/v1/responses")
         assert refused.status_code == 400 and refused.json()["error"]["param"] == "instructions"
@@ -199,7 +199,7 @@ def test_a_failure_in_the_middle_ends_the_stream_as_failed(tmp_path: Any) -> Non
     def fails(forward: Any) -> Any:
         raise RuntimeError("broken on purpose")
 
-    model = speaker(tmp_path, "hi", ANSWER)
+    model = make_speaker(tmp_path, "hi", ANSWER)
     model.backend.script = fails  # type: ignore[attr-defined]
     with served(model) as broken, broken.client() as client:
         events: list[Any] = list(client.responses.create(model="student", input="hi", stream=True))

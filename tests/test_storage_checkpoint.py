@@ -20,7 +20,7 @@ from train.checkpoint import Checkpoint
 from train.open_checkpoint import load
 from train.storage.output_files import replace_file
 from train.storage.student_pt import save
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 
 GONE = object()
 
@@ -53,7 +53,7 @@ def test_what_is_saved_comes_back(seed: int, tmp_path: Path) -> None:
     save(written, tmp_path / "new" / "student.pt")
     read = load(tmp_path / "new" / "student.pt")
     assert (read.model, read.decoding, read.tokenizer) == (written.model, written.decoding, written.tokenizer)
-    assert read.chat_template == "{{ prompt }}" and contract_of(read) == contract_of(written)
+    assert read.chat_template == "{{ prompt }}" and derive_contract(read) == derive_contract(written)
     assert read.weights.keys() == written.weights.keys()
     assert all(torch.equal(read.weights[name], written.weights[name]) for name in written.weights)
     ids, visible = torch.arange(6)[None], torch.full((1, 6), 6)
@@ -179,7 +179,7 @@ def test_a_checkpoint_is_plain_values(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_is_none_is_refused_in_one_line() -> None:
     with pytest.raises(UserError, match="the checkpoint's tokenizer is damaged") as error:
-        contract_of(replace(tiny.checkpoint(), tokenizer="{}"))
+        derive_contract(replace(tiny.checkpoint(), tokenizer="{}"))
     assert "\n" not in str(error.value)
 
 
@@ -187,18 +187,20 @@ def test_the_vocabulary_ends_with_the_tokenizer_but_holds_the_ids_that_decoding_
     large = replace(tiny.checkpoint().model, vocab=320)
     source = replace(tiny.checkpoint(), model=large)
     known = source.read_tokenizer().get_vocab_size()
-    assert known < 310 and source.vocab() == known
-    assert replace(source, decoding=replace(source.decoding, mask_id=310)).vocab() == 311
-    assert tiny.checkpoint().vocab() == tiny.VOCAB  # never more than there are embeddings
+    assert known < 310 and source.count_vocab() == known
+    assert replace(source, decoding=replace(source.decoding, mask_id=310)).count_vocab() == 311
+    assert tiny.checkpoint().count_vocab() == tiny.VOCAB  # never more than there are embeddings
 
 
 def test_ids_that_a_tokenizer_leaves_out_are_never_proposed() -> None:
     vocab = {f"t{i}": i for i in range(12) if i not in (5, 9)}
     source = replace(tiny.checkpoint(mask_id=2, pad_id=9), tokenizer=Tokenizer(BPE(vocab, [])).to_str())
-    assert source.vocab() == 12 and source.missing_ids() == [5]  # the pad is one, whatever the tokenizer says
-    contract, logits = contract_of(source), torch.zeros(1, 2, 12)
+    assert source.count_vocab() == 12 and source.list_missing_ids() == [
+        5
+    ]  # the pad is one, whatever the tokenizer says
+    contract, logits = derive_contract(source), torch.zeros(1, 2, 12)
     logits[..., 5], logits[..., 7], logits[..., tiny.MASK] = 9.0, 3.0, 6.0
-    heard = TorchBackend(source.build(), contract, barred=source.missing_ids()).propose(logits.clone())
+    heard = TorchBackend(source.build(), contract, barred=source.list_missing_ids()).propose(logits.clone())
     assert heard.token.tolist() == [[7, 7]]
     expected = torch.softmax(torch.tensor([3.0] + [0.0] * 9), 0)  # neither the mask nor the gap
     assert abs(float(heard.confidence[0, 0]) - float(expected[0])) < 1e-6 and np.isfinite(heard.entropy).all()

@@ -13,8 +13,8 @@ import pytest
 
 from train import tasks
 from train.tasks import function_grammar, functions
-from train.tasks.function_composition import Family, results_of
-from train.tasks.function_grammar import SHAPES, SOURCES, is_family, slots_of, split_of_family
+from train.tasks.function_composition import Family, list_results
+from train.tasks.function_grammar import SHAPES, SOURCES, is_family, list_slots, split_of_family
 from train.tasks.problem import split_of_sample
 
 [CODE] = tasks.choose_tasks("code")
@@ -25,11 +25,11 @@ SIDES = ("train", "valid", "test")
 def all_families() -> Iterator[Family]:
     """Yields every family of the grammar."""
     for source, shape in itertools.product(SOURCES, SHAPES):
-        pools = slots_of(Family(source))
+        pools = list_slots(Family(source))
         for names in itertools.product(*(pools[slot] for slot in shape)):
             family = Family(source, **dict(zip(shape, names, strict=True)))
             if function_grammar._has_sound_selection(family):  # not once for each result
-                yield from filter(is_family, (family._replace(result=result) for result in results_of(family)))
+                yield from filter(is_family, (family._replace(result=result) for result in list_results(family)))
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +138,9 @@ def test_answers_of_neighboring_families_are_refused() -> None:
         rng = random.Random(f"{split}-{turn}")
         family, composed = function_grammar.sample_family(split, rng)
         drawn, prompt = functions._find(split, composed, rng)
-        tests = functions._telling(family, drawn, prompt, rng) if prompt else ()
+        tests = functions._choose_telling(family, drawn, prompt, rng) if prompt else ()
         constants = {name: drawn.values[name] for name in composed.draws}
-        others = function_grammar.neighbors(family, constants, random.Random(turn))
+        others = function_grammar.list_neighbors(family, constants, random.Random(turn))
         for body, values in others if tests else ():
             other = functions._answer(replace(composed, body=body), drawn.name, {**drawn.values, **values})
             wrong = passes(other, tests)

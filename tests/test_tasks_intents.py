@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import tiny
 
-from runtime.decisions.pieces import encode_form, longest
+from runtime.decisions.pieces import count_longest, encode_form
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer
 from train import tasks
@@ -22,8 +22,8 @@ from train.evaluation.evaluation_run import measure_task
 from train.tasks import Problem, intent_utterances, intents, surface
 from train.tasks.intent_frames import FOLDS, FORMS, GROUPS, OPENINGS, RETRACTIONS, split_of_pair
 from train.tasks.intent_phrases import INTENTS, NAMES, VERBS, bend
-from train.tasks.intent_utterances import draw_utterance, finish, frames, pairs
-from train.tasks.intent_values import HOURS, PAST, TO, times_said
+from train.tasks.intent_utterances import draw_utterance, finish, list_frames, list_pairs
+from train.tasks.intent_values import HOURS, PAST, TO, list_ways_to_say_time
 
 [TASK] = tasks.choose_tasks("intents")
 PLAIN = ("train", "valid", "test")
@@ -61,22 +61,22 @@ def test_no_family_is_on_two_sides_and_there_are_thousands() -> None:
             (intent, row, form)
             for intent in INTENTS
             for sentence in (False, True)
-            for row, form in pairs(intent, sentence, split)
+            for row, form in list_pairs(intent, sentence, split)
         }
-        framed = {(name, *pair) for name, each in frames(split).items() for pair in each if name != "plain"}
+        framed = {(name, *pair) for name, each in list_frames(split).items() for pair in each if name != "plain"}
         families[split] = requests | framed
-        assert all(frames(split).values())  # each kind is in every split
+        assert all(list_frames(split).values())  # each kind is in every split
     assert not any(families[one] & families[other] for one, other in itertools.combinations(PLAIN, 2))
     assert len(families["train"]) > 3000 and min(len(families[split]) for split in PLAIN) > 500
 
 
 def test_every_marker_arrangement_phrase_and_form_is_in_training_families() -> None:
     for group in GROUPS[1:]:
-        known = frames("train")[group.name]
+        known = list_frames("train")[group.name]
         assert {marker for marker, _ in known} == {*group.markers}
         assert {arrangement for _, arrangement in known} == {*group.arrangements}
     for sentence, forms in ((False, FORMS), (True, OPENINGS)):
-        used = {intent: pairs(intent, sentence, "train") for intent in INTENTS}
+        used = {intent: list_pairs(intent, sentence, "train") for intent in INTENTS}
         assert {form for each in used.values() for _, form in each} == {*forms}
         for intent, each in INTENTS.items():
             said = each.sentences if sentence else each.phrases
@@ -113,7 +113,7 @@ def test_every_answer_is_of_the_one_schema_and_of_its_intent_s_and_all_values_ar
         for problem in TASK.problems(split, 5000 if split == "train" else 400, 2):
             values = json.loads(problem.answer)
             assert [*values] == [*intents.FIELDS] and problem.answer == json.dumps(values, separators=(",", ":"))
-            assert accepts(intents.schema(), values) and accepts(intents.schema(values["intent"]), values)
+            assert accepts(intents.make_schema(), values) and accepts(intents.make_schema(values["intent"]), values)
             used.update(values.items())
     assert {name for field, name in used if field == "intent"} == {*NAMES} and len(NAMES) == 44
     for slot, known in intents.SLOTS.items():
@@ -123,21 +123,21 @@ def test_every_answer_is_of_the_one_schema_and_of_its_intent_s_and_all_values_ar
 
 
 def test_an_intent_s_schema_has_its_slots_alone() -> None:
-    properties = intents.schema("alarm_set")["properties"]
+    properties = intents.make_schema("alarm_set")["properties"]
     assert properties["intent"] == {"enum": ["alarm_set"]} and properties["device"] == {"type": "null"}
     assert properties["hour"] == {"type": "integer", "minimum": 0, "maximum": 23}
     assert properties["day"]["anyOf"][1] == {"type": "null"} and "monday" in properties["day"]["anyOf"][0]["enum"]
-    assert {properties["type"] for properties in list(intents.schema("no_request")["properties"].values())[1:]} == {
-        "null"
-    }
+    assert {
+        properties["type"] for properties in list(intents.make_schema("no_request")["properties"].values())[1:]
+    } == {"null"}
     alarm = {**dict.fromkeys(intents.FIELDS), "intent": "alarm_set", "hour": 7, "minute": 0}
-    assert accepts(intents.schema("alarm_set"), alarm) and not accepts(intents.schema("timer_set"), alarm)
-    assert not accepts(intents.schema("alarm_set"), {**alarm, "device": "lamp"})
+    assert accepts(intents.make_schema("alarm_set"), alarm) and not accepts(intents.make_schema("timer_set"), alarm)
+    assert not accepts(intents.make_schema("alarm_set"), {**alarm, "device": "lamp"})
 
 
 @pytest.mark.parametrize("intent", INTENTS)
 def test_phrases_of_an_intent_agree_on_what_it_must_have_and_are_inflected(intent: str) -> None:
-    always, ever = intents.slots_of(intent)
+    always, ever = intents.list_slots(intent)
     assert always <= ever
     for phrase in (*INTENTS[intent].phrases, *INTENTS[intent].sentences):
         required = {"hour", "minute"} & ever if "{time}" in phrase else set[str]()
@@ -191,7 +191,7 @@ def read_time(words: str) -> tuple[int, int]:
 def test_every_way_to_say_a_time_means_that_time() -> None:
     ways = set[str]()
     for hour, minute in itertools.product(HOURS, range(0, 60, 5)):
-        said = times_said(hour, minute)
+        said = list_ways_to_say_time(hour, minute)
         assert said and all(read_time(words) == (hour, minute) for words in said), (hour, minute, said)
         ways |= {*said}
     assert {"half past seven", "quarter to eight in the morning", "7 pm", "seven", "noon", "19:30"} <= ways
@@ -318,7 +318,9 @@ def test_a_key_is_a_token_and_every_answer_fits_the_recipe_s_canvas_and_context(
     lengths = [len(tokenizer.encode(each.answer).ids) for each in (*drawn, *held_out)]
     assert max(lengths) + 1 <= 32
     assert all(tokenizer.decode(tokenizer.encode(each.prompt).ids) == each.prompt for each in held_out[-200:])
-    pieces = encode_form(intents.form(), Tokenizer(tokenizer.to_str()).encode, tiny.contract(vocab=5000, candidates=64))
-    assert longest(pieces) + 1 <= 32  # whatever the values are
+    pieces = encode_form(
+        intents.make_form(), Tokenizer(tokenizer.to_str()).encode, tiny.contract(vocab=5000, candidates=64)
+    )
+    assert count_longest(pieces) + 1 <= 32  # whatever the values are
     prompts = [len(tokenizer.encode(each.prompt).ids) for each in (*drawn, *held_out)]
     assert max(prompts) + 32 <= 128

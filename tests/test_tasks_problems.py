@@ -14,7 +14,7 @@ from train import open_checkpoint, tasks
 from train.tasks import Problem, function_families_more, sandbox, word_problems
 from train.tasks.jsonl import read
 from train.tasks.problem import split_of
-from train.tasks.word_problems import final_number
+from train.tasks.word_problems import find_final_number
 
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
 CALCULATE = {"+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv}
@@ -58,7 +58,7 @@ def test_every_equation_is_right_and_the_last_one_is_the_answer(split: str) -> N
     ],
 )  # fmt: skip
 def test_the_number_behind_the_last_marker_counts(text: str, number: int | None) -> None:
-    assert final_number(text) == number
+    assert find_final_number(text) == number
 
 
 def test_math_is_graded_on_its_final_number() -> None:

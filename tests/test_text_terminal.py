@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from speaking import every_other, speaker
+from speaking import every_other, make_speaker
 
 from runtime.decoding.request_state import Result
 from runtime.model import Model
-from runtime.text.terminal import Lines, Screen, columns_of, make_printable, show_steps, summary, wrap
+from runtime.text.terminal import Lines, Screen, count_columns, format_summary, make_printable, show_steps, wrap
 
 PROMPT = "say it"
 
@@ -24,7 +24,7 @@ def drawn(model: Model, view: type[Lines] | type[Screen], wanted: int | None = N
 
 
 def test_in_a_pipe_a_step_is_a_line(tmp_path: Path) -> None:
-    model = speaker(tmp_path, PROMPT, "ab\n\x1b😀", every_other)
+    model = make_speaker(tmp_path, PROMPT, "ab\n\x1b😀", every_other)
     assert drawn(model, Lines).splitlines() == [
         "step 1  block 1  |a░⏎░|  +2 tokens",
         "step 2  block 1  |ab⏎░|  +1 tokens",
@@ -59,7 +59,7 @@ def played(output: str, columns: int, rows: int) -> list[str]:
         else:
             lines[row] = lines[row][:column] + char
             column += 1
-            assert sum(map(columns_of, lines[row])) < columns, "a full line leaves the cursor nowhere"
+            assert sum(map(count_columns, lines[row])) < columns, "a full line leaves the cursor nowhere"
         i += 1
     return lines
 
@@ -80,7 +80,9 @@ def test_on_a_terminal_the_redrawn_screen_ends_as_the_answer(
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("LINES", "24")
-    model = speaker(tmp_path, PROMPT, answer, every_other, block=block, canvas=96, capacity=128, alignment=alignment)
+    model = make_speaker(
+        tmp_path, PROMPT, answer, every_other, block=block, canvas=96, capacity=128, alignment=alignment
+    )
     text = make_printable(model.generate(PROMPT, max_new_tokens=wanted).text)
     expected = ["".join(char for char, _ in part) for line in text.split("\n") for part in wrap_text(line, columns - 1)]
     assert played(drawn(model, Screen, wanted), columns, 24) == [*expected, ""]
@@ -100,13 +102,13 @@ def test_what_a_terminal_would_obey_is_not_shown() -> None:
 
 
 def test_the_summary_counts_separate_commits_on_both_sides(tmp_path: Path) -> None:
-    model = speaker(tmp_path, PROMPT, "abcdefg", every_other)
-    assert "8 tokens in 6 forward passes, 1.33 per pass" in summary(decode_result(model, True))
-    assert "8 tokens in 7 forward passes, 1.14 per pass" in summary(decode_result(model, False))
-    assert summary(decode_result(model, True)).endswith("one token per step takes at least 8 forward passes")
+    model = make_speaker(tmp_path, PROMPT, "abcdefg", every_other)
+    assert "8 tokens in 6 forward passes, 1.33 per pass" in format_summary(decode_result(model, True))
+    assert "8 tokens in 7 forward passes, 1.14 per pass" in format_summary(decode_result(model, False))
+    assert format_summary(decode_result(model, True)).endswith("one token per step takes at least 8 forward passes")
     separate = decode_result(model, False)
-    assert summary(separate).endswith("one token per step takes at least 9 forward passes")
-    assert summary(replace(separate, cached=False, seed=3)).endswith("9 forward passes; seed 3; no KV cache")
+    assert format_summary(separate).endswith("one token per step takes at least 9 forward passes")
+    assert format_summary(replace(separate, cached=False, seed=3)).endswith("9 forward passes; seed 3; no KV cache")
 
 
 def decode_result(model: Model, fused: bool) -> Result:

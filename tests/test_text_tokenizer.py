@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from speaking import BYTES, SPECIAL, byte_tokenizer, ids_of, save_tokenizer
+from speaking import BYTES, SPECIAL, encode_ids, make_byte_tokenizer, save_tokenizer
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def single_bytes(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return Tokenizer(save_tokenizer(byte_tokenizer(), tmp_path_factory.mktemp("tokenizer")))
+    return Tokenizer(save_tokenizer(make_byte_tokenizer(), tmp_path_factory.mktemp("tokenizer")))
 
 
 @pytest.fixture(params=["trained", "single_bytes"])
@@ -86,13 +86,13 @@ def test_pieces_of_any_bytes_are_what_all_of_them_decode_to(
 
 def test_an_emoji_is_held_back_until_its_last_byte(single_bytes: Tokenizer) -> None:
     stream = single_bytes.stream()
-    assert [stream.push([token]) for token in ids_of("a😀b")] == ["a", "", "", "", "😀", "b"]
+    assert [stream.push([token]) for token in encode_ids("a😀b")] == ["a", "", "", "", "😀", "b"]
     assert stream.finish() == ""
 
 
 def test_a_character_that_is_never_finished_comes_out_broken_at_the_end(single_bytes: Tokenizer) -> None:
     stream = single_bytes.stream()
-    assert stream.push(ids_of("😀")[:3]) == ""
+    assert stream.push(encode_ids("😀")[:3]) == ""
     assert stream.finish() == BROKEN
 
 
@@ -120,15 +120,15 @@ def test_a_missing_or_damaged_tokenizer_is_refused_in_one_line(tmp_path: Path, c
 
 
 def chat(tmp_path: Path, template: str) -> Tokenizer:
-    return Tokenizer(save_tokenizer(byte_tokenizer(), tmp_path), template)
+    return Tokenizer(save_tokenizer(make_byte_tokenizer(), tmp_path), template)
 
 
 def test_a_chat_template_speaks_in_special_tokens_and_the_user_does_not(tmp_path: Path) -> None:
     tokenizer = chat(tmp_path, TEMPLATE)
     for message in ("hello", "an <|end|> of <|pad|> mine"):
-        expected = [0, *ids_of("user: " + message), 0, *ids_of("answer: ")]
+        expected = [0, *encode_ids("user: " + message), 0, *encode_ids("answer: ")]
         assert tokenizer.encode_chat(message).tolist() == expected
-    assert tokenizer.encode("hello").tolist() == ids_of("hello")
+    assert tokenizer.encode("hello").tolist() == encode_ids("hello")
 
 
 def test_a_conversation_s_own_special_tokens_stay_text_in_every_turn(tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_a_conversation_s_own_special_tokens_stay_text_in_every_turn(tmp_path: P
     for said in (("be kind", "hello", "hi", "hello"), ("a <|pad|>", "b", "c <|end|>", "b")):
         roles = ("system", "user", "assistant", "user")
         turns = [{"role": role, "content": text} for role, text in zip(roles, said, strict=True)]
-        expected = [id for turn in turns for id in (0, *ids_of(f"{turn['role']}: {turn['content']}"))]
+        expected = [id for turn in turns for id in (0, *encode_ids(f"{turn['role']}: {turn['content']}"))]
         assert chat(tmp_path, template).encode_messages(turns).tolist() == [*expected, 1]
 
 
@@ -148,8 +148,8 @@ def test_special_tokens_of_the_user_stay_text_in_generation_tags_and_beside_argu
     tokenizer = chat(tmp_path, template)
     for said in ("hello", "an <|end|> of mine"):
         turn = [{"role": "user", "content": said}]
-        assert tokenizer.encode_messages(turn).tolist() == [0, *ids_of(said)]
-        assert tokenizer.encode_messages(turn, {"brief": True}).tolist() == [0, *ids_of(said), 1]
+        assert tokenizer.encode_messages(turn).tolist() == [0, *encode_ids(said)]
+        assert tokenizer.encode_messages(turn, {"brief": True}).tolist() == [0, *encode_ids(said), 1]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_special_tokens_anywhere_but_in_a_message_s_content_are_refused(
 
 
 def test_without_a_template_a_message_is_encoded_as_it_stands(single_bytes: Tokenizer) -> None:
-    assert single_bytes.encode_chat("hello").tolist() == ids_of("hello")
+    assert single_bytes.encode_chat("hello").tolist() == encode_ids("hello")
     for turns in ([{"role": "system", "content": "x"}], [{"role": "user", "content": "x"}] * 2):
         with pytest.raises(UserError, match="no chat template"):
             single_bytes.encode_messages(turns)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from speaking import speaking_bundle
+from speaking import make_speaking_bundle
 
 from train import calibrate, collect, distill, evaluate, open_checkpoint, teacher
 from train.cli_options import settle_bf16
@@ -161,10 +161,10 @@ def test_bf16_is_the_default_where_the_processor_says_it_has_it(monkeypatch: pyt
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=found: found)
         faster = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
         for more, expected in (([], faster), (["--bf16"], True), (["--no-bf16"], False)):
-            args = teacher.parser().parse_args([*words, *more])
+            args = teacher.make_parser().parse_args([*words, *more])
             settle_bf16(args)
             assert args.bf16 == expected
-        assert f"here: {'on' if faster else 'off'}" in " ".join(teacher.parser().format_help().split())
+        assert f"here: {'on' if faster else 'off'}" in " ".join(teacher.make_parser().format_help().split())
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_bf16_is_the_default_where_the_processor_says_it_has_it(monkeypatch: pyt
 def test_options_that_an_engine_does_not_have_are_refused(
     options: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made, data = speaking_bundle(tmp_path, "say 1", "yes"), own_lines(tmp_path, ("say 1", "yes"))
+    made, data = make_speaking_bundle(tmp_path, "say 1", "yes"), own_lines(tmp_path, ("say 1", "yes"))
     words = f"--bundle {made} --data {data} --split all {options}"
     assert evaluate.main(words.split()) == 2
     err = capsys.readouterr().err
@@ -191,7 +191,7 @@ def test_options_that_an_engine_does_not_have_are_refused(
 def test_a_bundle_is_evaluated_by_its_engines_own_gate_on_every_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = speaking_bundle(tmp_path, "say 1", "yes, no and maybe")
+    made = make_speaking_bundle(tmp_path, "say 1", "yes, no and maybe")
     data = own_lines(tmp_path, ("say 1", "yes, no and maybe"), ("say 2", "no"), ("say 1", "yes, no and maybe"))
     words = ["--bundle", str(made), "--data", str(data), "--split", "all", "--threads", "1", "--json"]
     forwards = {}
@@ -216,7 +216,7 @@ def test_a_bundle_is_evaluated_by_its_engines_own_gate_on_every_line(
 def test_evaluation_asks_in_the_chat_template_unless_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     prompt = next(f"say {n}" for n in range(10) if split_of(f"say {n}") == "train")
     # It answers at the places behind a prompt of exactly that length.
-    made = speaking_bundle(tmp_path, f"[{prompt}]", "yes", template="[{{ messages[0]['content'] }}]")
+    made = make_speaking_bundle(tmp_path, f"[{prompt}]", "yes", template="[{{ messages[0]['content'] }}]")
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": prompt, "answer": "yes"}) + "\n")
     words = ["--bundle", str(made), "--data", str(tmp_path / "own.jsonl"), "--split", "train", "--count", "2", "--json"]
     for extra, accuracy in (([], 1.0), (["--raw"], 0.0)):

@@ -129,7 +129,7 @@ def test_two_processes_learn_what_one_does_and_refuse_what_they_cannot(folder: P
     assert "error: --optimizer is muon for 2 processes; it needs whole matrices: leave it out" in ran.stderr
     assert "process 1: error: " in ran.stderr and "cannot be written (No space left on device)" in ran.stderr
     assert "error: another process cannot go on; see its message" in ran.stderr
-    assert not resume.path_of(tmp_path / "full-disk" / "two.pt").exists()
+    assert not resume.make_path(tmp_path / "full-disk" / "two.pt").exists()
     assert ran.stdout.splitlines() == [f"wrote {tmp_path}/two.pt"]
     alone(line("causal", folder, tmp_path / "one.pt"))
     assert_near(tmp_path / "one.pt", tmp_path / "two.pt")
@@ -150,7 +150,7 @@ def two(folder: Path) -> Path:
 def test_two_processes_have_the_curve_and_the_weights_of_one(name: str, folder: Path, two: Path) -> None:
     alone(line(name, folder, folder / "one" / f"{name}.pt"))
     assert_near(folder / "one" / f"{name}.pt", two / f"{name}.pt")
-    assert not resume.path_of(two / f"{name}.pt").exists() and not list(two.glob("*.shards"))
+    assert not resume.make_path(two / f"{name}.pt").exists() and not list(two.glob("*.shards"))
 
 
 def assert_same_files(one: Path, other: Path) -> None:
@@ -181,14 +181,14 @@ def test_a_run_whose_process_was_killed_goes_on_in_any_number_of_processes(
     out = tmp_path / "two" / "cdlm.pt"
     ran = together(line("cdlm", folder, out), kill="1:11")
     assert ran.returncode == 1 and "error: another process has ended" in ran.stderr, ran.stderr
-    assert json.loads(resume.path_of(out).read_text())["step"] == 10
+    assert json.loads(resume.make_path(out).read_text())["step"] == 10
     shards = sorted(each.name for each in out.with_name("cdlm.pt.resume.shards").iterdir())
     assert shards == ["10-0-of-2.safetensors", "10-1-of-2.safetensors"]
     for name in ("one", "three"):
         shutil.copytree(out.parent, tmp_path / name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stream, "examples", stopping_at(11))
+        patch.setattr(Stream, "select_examples", stopping_at(11))
         name, *words = line("cdlm", folder, tmp_path / "back" / "cdlm.pt").split()
         assert distill.main(words) == 130
     ran = together(line("cdlm", folder, out), line("cdlm", folder, tmp_path / "back" / "cdlm.pt"))
@@ -198,7 +198,7 @@ def test_a_run_whose_process_was_killed_goes_on_in_any_number_of_processes(
     assert_near(two / "cdlm.pt", tmp_path / "back" / "cdlm.pt")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Stream, "examples", stopping_at(9))  # what lies before the saved update is not done again
+        patch.setattr(Stream, "select_examples", stopping_at(9))  # what lies before the saved update is not done again
         alone(line("cdlm", folder, tmp_path / "one" / "cdlm.pt"))
     assert_near(two / "cdlm.pt", tmp_path / "one" / "cdlm.pt")
     ran = together(line("cdlm", folder, tmp_path / "three" / "cdlm.pt"), processes=3)
@@ -217,7 +217,7 @@ def test_of_several_processes_one_tells_a_mistake(folder: Path, tmp_path: Path) 
 
 def stopping_at(step: int) -> Callable[[Stream, int], list[Example]]:
     """Ctrl-C when the examples of that step are asked for."""
-    examples = Stream.examples
+    examples = Stream.select_examples
 
     def stop(self: Stream, asked: int) -> list[Example]:
         if asked == step:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from pupils import LINES, teacher_of
+from pupils import LINES, make_teacher
 
 from train import open_checkpoint, teacher
 from train.storage import student_pt
@@ -37,7 +37,7 @@ def test_every_layer_that_was_added_learns() -> None:
 
 def test_a_teacher_of_more_layers_starts_from_a_smaller_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
-    student_pt.save(teacher_of(16, 0), tmp_path / "small.pt")
+    student_pt.save(make_teacher(16, 0), tmp_path / "small.pt")
     words = ["--init", str(tmp_path / "small.pt"), "--data", str(tmp_path / "own.jsonl"), "--block", "4"]
     words += ["--canvas", "12", "--context", "64", "--steps", "1", "--batch", "2", "--out", str(tmp_path / "large.pt")]
     assert teacher.main([*words, "--layers", "3"]) == 0

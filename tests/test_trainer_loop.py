@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from runtime.errors import NumericalError, UserError
 from train import tasks
-from train.data.batches import CHUNK, Example, Stream, encode, pad, width_for
+from train.data.batches import CHUNK, Example, Stream, choose_width, encode, pad
 from train.data.bpe import train_tokenizer
 from train.masking import noise
 from train.masking.noise import AnswerBlocks
 from train.teacher import make_masked_loss
-from train.torch_backend import contract_of
+from train.torch_backend import derive_contract
 from train.trainer.resume import forget
-from train.trainer.training_loop import Loss, Recipe, optimizers_of, train_model
+from train.trainer.training_loop import Loss, Recipe, make_optimizers, train_model
 from train.transformer.network import Transformer, initialize
 
 RECIPE = Recipe(steps=12, warmup=3, bf16=False, save_every=5)
@@ -102,8 +102,8 @@ def test_what_a_killed_run_left_of_a_save_goes_when_the_next_one_begins(tmp_path
 def test_muon_has_the_layers_matrices_alone_and_both_optimizers_the_rate_of_the_step(tmp_path: Path) -> None:
     model = initialize(Transformer(tiny.shape(0)), 0)
     learned = dict(model.named_parameters())
-    adamw, muon = optimizers_of(learned, replace(RECIPE, optimizer="muon"))
-    assert muon is not None and optimizers_of(learned, RECIPE)[1] is None
+    adamw, muon = make_optimizers(learned, replace(RECIPE, optimizer="muon"))
+    assert muon is not None and make_optimizers(learned, RECIPE)[1] is None
     of_muon, of_adamw = (
         {id(each) for group in optimizer.param_groups for each in group["params"]} for optimizer in (muon, adamw)
     )
@@ -227,7 +227,7 @@ def test_averages_follow_the_weights_and_the_log_is_json(tmp_path: Path) -> None
 
 def test_the_rate_rises_and_falls() -> None:
     recipe = Recipe(steps=100, learning_rate=1.0, warmup=10, floor=0.1)
-    rates = [recipe.rate(step) for step in range(101)]
+    rates = [recipe.compute_rate(step) for step in range(101)]
     assert rates[0] == pytest.approx(0.1) and rates[10] == pytest.approx(1.0) and rates[100] == pytest.approx(0.1)
     assert rates[:11] == sorted(rates[:11]) and rates[10:] == sorted(rates[10:], reverse=True)
 
@@ -240,19 +240,19 @@ def stream(seed: int = 3, longest: int = 400, answer: int = 300) -> Stream:
 
 def test_the_examples_of_a_step_are_the_same_whenever_they_are_asked() -> None:
     first, second = stream(), stream()
-    asked = {step: first.examples(step) for step in (0, 1, CHUNK, 2 * CHUNK - 1, 2 * CHUNK)}
+    asked = {step: first.select_examples(step) for step in (0, 1, CHUNK, 2 * CHUNK - 1, 2 * CHUNK)}
     for step in (2 * CHUNK - 1, 0, 2 * CHUNK, 1, CHUNK):
-        assert second.examples(step) == asked[step] and len(asked[step]) == 4
-    assert asked[0] != asked[CHUNK] and stream(seed=4).examples(0) != asked[0]
+        assert second.select_examples(step) == asked[step] and len(asked[step]) == 4
+    assert asked[0] != asked[CHUNK] and stream(seed=4).select_examples(0) != asked[0]
 
 
 def test_examples_keep_the_bounds_and_end_in_the_end_token() -> None:
     bounded = stream(longest=150, answer=90)
-    for example in (e for step in range(CHUNK) for e in bounded.examples(step)):
+    for example in (e for step in range(CHUNK) for e in bounded.select_examples(step)):
         assert len(example.answer) <= 90 and len(example.prompt) + len(example.answer) <= 150
         assert example.answer[-1] == tiny.END and tiny.END not in example.prompt + example.answer[:-1]
     with pytest.raises(ValueError, match="raise --canvas"):
-        stream(longest=3).examples(0)
+        stream(longest=3).select_examples(0)
 
 
 def test_prompt_and_answer_are_encoded_apart() -> None:
@@ -266,7 +266,7 @@ def test_padding_is_on_the_right_and_short_batches_have_little() -> None:
     batch = pad([Example((5, 6), (7, 1)), Example((5,), tuple(range(3, 24)) * 2)], 0)
     assert batch.ids.shape == (2, 48) and batch.ids[0].tolist() == [5, 6, 7, 1] + [0] * 44
     assert batch.start.tolist() == [2, 1] and batch.length.tolist() == [4, 43]
-    assert [width_for(longest) for longest in (1, 8, 9, 64, 65, 97)] == [8, 8, 16, 64, 96, 128]
+    assert [choose_width(longest) for longest in (1, 8, 9, 64, 65, 97)] == [8, 8, 16, 64, 96, 128]
 
 
 def laid_out(seed: int) -> AnswerBlocks:
@@ -283,7 +283,7 @@ def test_answers_are_filled_to_their_blocks_or_to_the_whole_canvas() -> None:
     for row, (start, end, stop) in enumerate(zip(canvas.start, canvas.answer_end, canvas.length, strict=True)):
         assert canvas.ids[row, end - 1] == tiny.END and (canvas.ids[row, :start] == 5).all()
         assert (canvas.ids[row, end:stop] == tiny.PAD).all()
-    assert torch.equal(canvas.inside().sum(1), canvas.length - canvas.start)
+    assert torch.equal(canvas.find_inside().sum(1), canvas.length - canvas.start)
 
 
 def test_noise_touches_neither_the_prompt_nor_what_lies_behind_the_canvas() -> None:
@@ -291,7 +291,10 @@ def test_noise_touches_neither_the_prompt_nor_what_lies_behind_the_canvas() -> N
     canvas, generator = laid_out(seed), torch.Generator().manual_seed(seed)
     place = torch.arange(canvas.ids.shape[1])
     outside = (place < canvas.start[:, None]) | (place >= canvas.length[:, None])
-    for masked in (noise.uniform_mask(canvas, generator), noise.block_mask(canvas, tiny.contract(), generator)[0]):
+    for masked in (
+        noise.sample_uniform_mask(canvas, generator),
+        noise.sample_block_mask(canvas, tiny.contract(), generator)[0],
+    ):
         assert masked.any() and not (masked & outside).any(), f"seed {seed}"
 
 
@@ -301,7 +304,7 @@ def test_block_noise_is_what_block_wise_decoding_meets() -> None:
     drawn = set()
     for turn in range(20):
         canvas = laid_out(seed + turn)
-        masked, decided = noise.block_mask(canvas, tiny.contract(), generator)
+        masked, decided = noise.sample_block_mask(canvas, tiny.contract(), generator)
         for row, (start, end, stop) in enumerate(zip(canvas.start, canvas.answer_end, canvas.length, strict=True)):
             blocks, chosen = masked[row, start:stop].view(-1, 4), decided[row, start:stop].view(-1, 4)
             first = int(blocks.any(1).int().argmax()) if blocks.any() else len(blocks)
@@ -324,7 +327,7 @@ def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> N
     shape = replace(saved.model, vocab=300)
     model = initialize(Transformer(shape), 0)
     loss_of = make_masked_loss(
-        model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), contract_of(saved)
+        model, model, Stream([one], saved.read_tokenizer(), tiny.END, 1, 0, 60, 4), derive_contract(saved)
     )
     losses = [loss_of(step)[0] for step in range(60)]
     assert all(loss.isfinite() for loss in losses) and 0 < sum(loss == 0 for loss in losses) < 60
@@ -332,8 +335,10 @@ def test_a_step_whose_draw_masks_nothing_has_a_loss_of_zero(tmp_path: Path) -> N
 
 def test_uniform_noise_draws_a_ratio_for_each_row() -> None:
     canvas = laid_out(1)
-    inside = canvas.inside().sum(1)
-    shares = [noise.uniform_mask(canvas, torch.Generator().manual_seed(seed)).sum(1) / inside for seed in range(60)]
+    inside = canvas.find_inside().sum(1)
+    shares = [
+        noise.sample_uniform_mask(canvas, torch.Generator().manual_seed(seed)).sum(1) / inside for seed in range(60)
+    ]
     spread = torch.stack(shares)
     assert 0.4 < spread.mean() < 0.6 and (spread < 0.1).any() and (spread > 0.9).any()
 
@@ -341,4 +346,4 @@ def test_uniform_noise_draws_a_ratio_for_each_row() -> None:
 def test_weights_are_one_on_masked_answers_and_less_on_filler() -> None:
     canvas = AnswerBlocks(torch.zeros(1, 8, dtype=torch.int64), torch.tensor([2]), torch.tensor([4]), torch.tensor([6]))
     masked = torch.tensor([[False, False, True, False, True, True, False, False]])
-    assert noise.weights(canvas, masked, 0.25).tolist() == [[0, 0, 1, 0, 0.25, 0.25, 0, 0]]
+    assert noise.make_weights(canvas, masked, 0.25).tolist() == [[0, 0, 1, 0, 0.25, 0.25, 0, 0]]

@@ -54,7 +54,7 @@ class Clock:
 def test_the_pace_is_that_of_the_last_updates_and_the_mean_that_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(monkeypatch)
     pace = Pace()
-    assert pace.report(7) == {"tokens_per_second": 0.0, "seconds_left": 0.0} and pace.mean() == 0.0
+    assert pace.report(7) == {"tokens_per_second": 0.0, "seconds_left": 0.0} and pace.compute_mean() == 0.0
     clock.now += 40  # the first update compiles
     pace.count(80)
     assert pace.report(5) == {"tokens_per_second": 2.0, "seconds_left": 200.0}
@@ -62,8 +62,8 @@ def test_the_pace_is_that_of_the_last_updates_and_the_mean_that_of_all(monkeypat
         clock.now += 2
         pace.count(100)
     assert pace.report(30) == {"tokens_per_second": 50.0, "seconds_left": 60.0}  # the first is no longer in it
-    assert pace.mean() == pytest.approx((80 + 100 * progress.WINDOW) / (40 + 2 * progress.WINDOW), abs=0.05)
-    assert progress.postfix({"loss": 0.12345}, pace) == {"loss": "0.123", "tokens/s": "50"}
+    assert pace.compute_mean() == pytest.approx((80 + 100 * progress.WINDOW) / (40 + 2 * progress.WINDOW), abs=0.05)
+    assert progress.format_postfix({"loss": 0.12345}, pace) == {"loss": "0.123", "tokens/s": "50"}
 
 
 def test_log_and_json_have_the_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +115,7 @@ def test_tensorboard_gets_each_figure_at_its_update_and_no_clock(board: list[Any
 def test_of_several_processes_the_first_alone_draws(
     board: list[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(distributed, "get_rank", lambda: 1)
     log = Log(tmp_path / "log", tmp_path / "curves", 0)
     log.add({"step": 1, "loss": 3.0})
     log.close()
@@ -152,9 +152,9 @@ def test_a_tensorboard_that_is_not_installed_is_told_before_anything_is_done(
 
 
 def test_where_curves_go_makes_no_difference_to_a_stopped_run() -> None:
-    parse = teacher.parser().parse_args
+    parse = teacher.make_parser().parse_args
     plain, drawn = (parse(["--out", "a.pt", *more]) for more in ([], ["--tensorboard", "curves"]))
-    assert run_fingerprint.of_options(vars(plain)) == run_fingerprint.of_options(vars(drawn))
+    assert run_fingerprint.collect_options(vars(plain)) == run_fingerprint.collect_options(vars(drawn))
 
 
 def test_a_teachers_tokens_are_those_of_prompts_and_answers_once(tmp_path: Path) -> None:
@@ -162,14 +162,14 @@ def test_a_teachers_tokens_are_those_of_prompts_and_answers_once(tmp_path: Path)
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for objective in ("causal", "masked"):
         words = f"--objective {objective} --data {tmp_path}/own.jsonl --out {tmp_path}/a.pt --batch 4 {SHAPE}"
-        args = teacher.parser().parse_args(words.split())
+        args = teacher.make_parser().parse_args(words.split())
         chosen = teacher.tasks.choose_tasks(args.task, args.data)
-        start = teacher.start_of(args, chosen)
+        start = teacher.make_start(args, chosen)
         model = start.build().train()
         stream = Stream(chosen, start.read_tokenizer(), start.decoding.eos_ids[0], 4, 0, 100, 8)
-        loss_of = teacher.loss_of(args, start, model, model, stream)
+        loss_of = teacher.make_loss(args, start, model, model, stream)
         for step in (0, 1):  # the second learns the next token, and all blocks of the same answers
-            examples = stream.examples(step)
+            examples = stream.select_examples(step)
             expected = sum(len(example.prompt) + len(example.answer) for example in examples)
             assert loss_of(step)[1]["tokens"] == expected == count_tokens(examples)
 
@@ -188,5 +188,5 @@ def test_examples_that_two_losses_share_count_once(same: bool, expected: int) ->
 
 def test_a_trajectory_is_as_long_as_what_was_accepted() -> None:
     order = torch.tensor([0, 2, 1, NEVER_ACCEPTED])
-    assert Trajectory((7, 8), torch.arange(4), order, torch.zeros(4, 2), True).length() == 5
+    assert Trajectory((7, 8), torch.arange(4), order, torch.zeros(4, 2), True).count_tokens() == 5
     assert count_tokens([Example((7, 8), (1, 2, 3))]) == 5

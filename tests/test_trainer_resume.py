@@ -65,14 +65,14 @@ def command(which: str, folder: Path) -> Command:
 
 def interrupted(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C when the examples of that step are asked for."""
-    examples = Stream.examples
+    examples = Stream.select_examples
 
     def stop(self: Stream, asked: int) -> list[Example]:
         if asked == step:
             raise KeyboardInterrupt
         return examples(self, asked)
 
-    monkeypatch.setattr(Stream, "examples", stop)
+    monkeypatch.setattr(Stream, "select_examples", stop)
 
 
 @pytest.mark.parametrize("which", ["causal", "masked", "distill", "cd4lm", "tad"])

@@ -25,7 +25,8 @@ IDENTITY = {"seed": 1, "learning_rate": 2e-3, "task": "math", "trajectories": ["
 def run_of(fill: float) -> Run:
     """This process's rows of three parameters, none of some where there are more processes than rows."""
     shapes = {
-        name: (len(range(*distributed.rows_of(size[0]).indices(size[0]))), *size[1:]) for name, size in SIZES.items()
+        name: (len(range(*distributed.choose_rows(size[0]).indices(size[0]))), *size[1:])
+        for name, size in SIZES.items()
     }
     learned = {name: torch.nn.Parameter(torch.full(shape, fill)) for name, shape in shapes.items()}
     groups = [{"params": [learned["matrix"], learned["one"]], "weight_decay": 0.1}, {"params": [learned["few"]]}]
@@ -58,10 +59,10 @@ def played(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     """Makes this process one of several."""
 
     def play(rank: int, size: int) -> None:
-        monkeypatch.setattr(distributed, "rank", lambda: rank)
-        monkeypatch.setattr(distributed, "size", lambda: size)
+        monkeypatch.setattr(distributed, "get_rank", lambda: rank)
+        monkeypatch.setattr(distributed, "count_processes", lambda: size)
         monkeypatch.setattr(distributed, "run_in_every_process", lambda act: act())
-        monkeypatch.setattr(distributed, "on_first", lambda act: act() if rank == 0 else None)
+        monkeypatch.setattr(distributed, "run_in_first_process", lambda act: act() if rank == 0 else None)
 
     return play
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from train.transformer.compiled import CompiledForward
-from train.transformer.network import Transformer, initialize, prefix_mask
+from train.transformer.network import Transformer, initialize, make_prefix_mask
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_all_widths_share_a_graph_for_each_kind_of_mask(pair: tuple[Transformer,
     for width in (32, 64, 96, 128, 32):
         ids, visible, positions = batch(3, width)
         assert torch.equal(compiled(ids, visible), model(ids, visible))
-        mask = prefix_mask(visible, width)
+        mask = make_prefix_mask(visible, width)
         assert torch.equal(compiled(ids, mask=mask, positions=positions), model(ids, mask=mask, positions=positions))
     assert counters["stats"]["unique_graphs"] == 2 and not counters["graph_break"]
 

@@ -14,9 +14,9 @@ from train.transformer.network import (
     Transformer,
     attend_fused,
     attend_with_basic_operators,
-    embedding,
     initialize,
-    prefix_mask,
+    make_embedding,
+    make_prefix_mask,
 )
 
 WIDTH = 11
@@ -64,7 +64,7 @@ def ours(config: ModelConfig, theirs: Any) -> Transformer:
 
 def test_an_embedding_is_torchs_own_and_samples_nothing_without_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
-    for make in (torch.nn.Embedding, embedding):
+    for make in (torch.nn.Embedding, make_embedding):
         torch.manual_seed(3)
         states.append((make(9, 5).weight, torch.rand(3)))
     assert all(torch.equal(*pair) for pair in zip(*states, strict=True)) and states[1][0].requires_grad
@@ -98,7 +98,7 @@ def test_fused_attention_equals_attention_written_out(kv_heads: int) -> None:
     generator = torch.Generator().manual_seed(0)
     query = torch.randn(2, 4, 5, 8, generator=generator)
     key, value = (torch.randn(2, kv_heads, 9, 8, generator=generator) for _ in range(2))
-    mask = prefix_mask(torch.randint(1, 10, (2, 5), generator=generator), 9)
+    mask = make_prefix_mask(torch.randint(1, 10, (2, 5), generator=generator), 9)
     assert (
         attend_fused(query, key, value, mask) - attend_with_basic_operators(query, key, value, mask)
     ).abs().max() <= 1e-5
@@ -109,7 +109,7 @@ def test_attention_is_the_sum_of_its_definition() -> None:
     query = torch.randn(1, 4, 3, 8, generator=generator)
     key, value = (torch.randn(1, 2, 6, 8, generator=generator) for _ in range(2))
     visible = torch.tensor([[1, 6, 4]])
-    out = attend_with_basic_operators(query, key, value, prefix_mask(visible, 6))
+    out = attend_with_basic_operators(query, key, value, make_prefix_mask(visible, 6))
     for head in range(4):
         for row, seen in enumerate(visible[0].tolist()):
             keys, values = key[0, head // 2, :seen], value[0, head // 2, :seen]
@@ -134,7 +134,7 @@ def test_what_a_query_does_not_see_does_not_matter() -> None:
 
 
 def test_a_prefix_mask_lets_through_the_first_visible_positions() -> None:
-    mask = prefix_mask(torch.tensor([[1, 3]]), 4)
+    mask = make_prefix_mask(torch.tensor([[1, 3]]), 4)
     hidden = float("-inf")
     assert mask.tolist() == [[[[0, hidden, hidden, hidden], [0, 0, 0, hidden]]]]
 

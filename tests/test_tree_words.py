@@ -21,9 +21,9 @@ def test_no_avoided_word_becomes_more_frequent() -> None:
 
 def test_the_count_reads_docstrings_comments_and_pages_and_no_code() -> None:
     module = '"""Says `where` it is, where it can."""\nwhere = "where"  # where it is\n'
-    assert [line for line, text in words.prose_of_python(module) if "where" in text] == [1, 2]
+    assert [line for line, text in words.read_python_prose(module) if "where" in text] == [1, 2]
     page = "where\n```sh\nwhere\n```\nwhere\n"
-    assert [line for line, text in words.prose_of_page(page) if "where" in text] == [1, 5]
+    assert [line for line, text in words.read_page_prose(page) if "where" in text] == [1, 5]
 
 
 def test_the_count_reads_help_and_error_texts_and_no_values_in_them() -> None:
@@ -31,5 +31,5 @@ def test_the_count_reads_help_and_error_texts_and_no_values_in_them() -> None:
         'HELP = {"a": "where it runs"}\noption("--b", help="where it is", metavar="WHERE")\n'
         'raise UserError(f"where {where[\'where\']} is")\nprint("where")\n'
     )
-    found = [(line, text) for line, text in words.texts_of_python(module) if "where" in text]
+    found = [(line, text) for line, text in words.read_python_texts(module) if "where" in text]
     assert found == [(1, "where it runs"), (2, "where it is"), (3, "where ")]

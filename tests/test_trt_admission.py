@@ -14,12 +14,12 @@ import pytest
 import tiny
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
-from trt_bundle import BUILD, add_engine, content_of, plan_of
+from trt_bundle import BUILD, add_engine, make_content, make_fake_plan
 
 from runtime import generate
 from runtime.bundle import trust_records
 from runtime.bundle.manifest import Build
-from runtime.bundle.store import Bundle, Engine, content_name, read, sha256, write
+from runtime.bundle.store import Bundle, Engine, hash_file, make_content_name, read, write
 from runtime.contract import GateSpec
 from runtime.engines.trt import admission
 from runtime.engines.trt.cuda import Cuda, Gpu, load_cuda
@@ -35,7 +35,9 @@ def add_ort(path: Path) -> Bundle:
     folder = path.parent / "made"
     folder.mkdir(exist_ok=True)
     (folder / "graph.onnx").write_bytes(b"graph")
-    file = (folder / "graph.onnx").rename(folder / content_name("ort-fp32", ".onnx", sha256(folder / "graph.onnx")))
+    file = (folder / "graph.onnx").rename(
+        folder / make_content_name("ort-fp32", ".onnx", hash_file(folder / "graph.onnx"))
+    )
     engine = Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
     return write(path, tiny.contract(), engine, [file], "{}", None, {"checkpoint_sha256": "one"})
 
@@ -47,7 +49,7 @@ def opened(bundle: Bundle, name: str = "trt", cuda: FakeCuda | None = None, trus
     for engine in bundle.engines:
         if build := engine.build:
             cache = "delta" if engine.dialect == "plain" else "in_place"
-            plans[content_of(build)] = plan_of(tiny.model(0), tiny.contract(), build, cache)
+            plans[make_content(build)] = make_fake_plan(tiny.model(0), tiny.contract(), build, cache)
     library = FakeTensorRT(calls, plans)
 
     def installed(flavor: str) -> Any:
@@ -67,7 +69,7 @@ def refused(*arguments: Any, **options: Any) -> str:
 
 def test_an_engine_is_read_as_it_was_written(tmp_path: Path) -> None:
     made = add_engine(tmp_path / "a.bundle", tiny.contract(), device="NVIDIA Thor")
-    engine = made.engine("trt")
+    engine = made.find_engine("trt")
     assert read(tmp_path / "a.bundle") == made and isinstance(engine.build, Build)
     assert engine.build == replace(BUILD, device="NVIDIA Thor", onnx=engine.build.onnx)
     assert set(engine.files) == {engine.model, engine.build.onnx} and engine.model.endswith(".engine")
@@ -111,7 +113,7 @@ def test_an_engine_is_named_or_the_first_of_its_kind(name: str | None, found: li
     add_engine(path, tiny.contract())
     bundle = add_engine(path, tiny.contract(), dialect="plain", target="sm87")
     assert [engine.name for engine in bundle.find_engines(name)] == found
-    assert bundle.engine(name).name == found[0]
+    assert bundle.find_engine(name).name == found[0]
     with pytest.raises(UserError, match="has no engine 'int8'; it has ort-fp32, trt-fp32-sm89-64, plain"):
         bundle.find_engines("int8")
 
@@ -124,7 +126,7 @@ def test_a_graph_that_no_engine_was_built_of_is_told_so(tmp_path: Path) -> None:
     (path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"graphs for TensorRT, but no engine .*: blockstep export trt --bundle"):
         read(path).find_engines("trt")
-    assert read(path).engine("trt-fp32-sm89-64").build is None
+    assert read(path).find_engine("trt-fp32-sm89-64").build is None
 
 
 def _build(**changes: Any) -> Callable[[dict[str, Any]], None]:
@@ -177,13 +179,13 @@ def test_an_engine_that_was_built_elsewhere_is_not_loaded_unless_it_is_trusted(
     )
     assert f"blockstep export trt --bundle {path}, or give --trust-engine" in told
     opened(bundle, trust=True).close()
-    trust_records.remember_built(bundle.engine("trt").files[bundle.engine("trt").model])
+    trust_records.remember_built(bundle.find_engine("trt").files[bundle.find_engine("trt").model])
     opened(bundle).close()
 
 
 def test_an_engine_is_hashed_as_it_is_loaded_whatever_was_remembered(tmp_path: Path) -> None:
     bundle = add_engine(tmp_path / "a.bundle", tiny.contract())
-    file = bundle.path / bundle.engine("trt").model
+    file = bundle.path / bundle.find_engine("trt").model
     opened(bundle).close()
     file.write_bytes(file.read_bytes()[:-1] + b"x")
     for trust in (False, True):
@@ -192,9 +194,9 @@ def test_an_engine_is_hashed_as_it_is_loaded_whatever_was_remembered(tmp_path: P
     assert "is missing" in refused(bundle)
     file.symlink_to(tmp_path / "elsewhere")
     assert "leads nowhere" in refused(bundle)
-    (tmp_path / "elsewhere").write_bytes(content_of(BUILD)[:-1] + b"x")
+    (tmp_path / "elsewhere").write_bytes(make_content(BUILD)[:-1] + b"x")
     assert "is damaged" in refused(bundle)
-    (tmp_path / "elsewhere").write_bytes(content_of(BUILD))
+    (tmp_path / "elsewhere").write_bytes(make_content(BUILD))
     opened(bundle).close()  # trusted by its content, in whatever folder it is
 
 
@@ -239,11 +241,13 @@ def test_of_several_engines_those_for_this_machine_are_taken(tmp_path: Path) -> 
     assert [engine.name for engine in opened(bundle).engines] == ["trt-fp32-sm80-32"]
     exact = opened(bundle, "trt-fp32-sm89-64")
     assert [engine.name for engine in exact.engines] == ["trt-fp32-sm89-64"] and exact.contract.capacity == 64
-    newest = [e.name for e in admission.siblings(bundle.engines, bundle.find_engines("trt-fp32-sm89-64")[0])]
+    newest = [e.name for e in admission.list_siblings(bundle.engines, bundle.find_engines("trt-fp32-sm89-64")[0])]
     assert newest == ["trt-fp32-sm89-32", "trt-fp32-sm89-64"]
     first, *others = bundle.find_engines("trt-fp32-sm89-64")[0], *bundle.engines
     for other in ({"decision_temperature": 1.5}, {"gate": GateSpec()}):
-        assert admission.siblings([replace(first, **other), *others], first) == admission.siblings(others, first)
+        assert admission.list_siblings([replace(first, **other), *others], first) == admission.list_siblings(
+            others, first
+        )
 
 
 @pytest.mark.parametrize(
@@ -257,9 +261,9 @@ def test_targets(target: str, capability: int, covered: bool) -> None:
 
 def test_versions() -> None:
     strict, compatible = replace(BUILD, version="10.16.1"), replace(BUILD, version="10.9.0", version_compatible=True)
-    assert admission.loads(strict, "10.16.1") and not admission.loads(strict, "10.16.2")
-    assert admission.loads(compatible, "10.16.1") and admission.loads(compatible, "11.0.0")
-    assert not admission.loads(compatible, "10.8.3")
+    assert admission.can_load(strict, "10.16.1") and not admission.can_load(strict, "10.16.2")
+    assert admission.can_load(compatible, "10.16.1") and admission.can_load(compatible, "11.0.0")
+    assert not admission.can_load(compatible, "10.8.3")
 
 
 @pytest.mark.parametrize("status", [35, 100, 34, 3, 0])
@@ -295,7 +299,7 @@ def test_what_was_built_here_cannot_be_remembered(tmp_path: Path, monkeypatch: p
 
 
 def needs_no_driver(cuda: Cuda) -> None:
-    if cuda.gpu() is not None:
+    if cuda.find_gpu() is not None:
         pytest.skip("there is a GPU here; this is about machines without one")
 
 

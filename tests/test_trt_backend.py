@@ -12,7 +12,7 @@ import pytest
 import tiny
 from fake_tensorrt import FakeTensorRT
 from letters import Letters
-from trt_bundle import BLOCK, fake_backend
+from trt_bundle import BLOCK, make_fake_backend
 
 from runtime.backend import Forward
 from runtime.decisions.decide import PROBABILITIES, DecisionOptions, decide
@@ -22,7 +22,7 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.engines.trt.profile import Widths, choose_profile
 from runtime.errors import UserError
-from runtime.perf.latency import canvas, commit, make_fused, time_forwards
+from runtime.perf.latency import make_canvas_step, make_commit, make_fused, time_forwards
 from train.torch_backend import TorchBackend
 
 LENGTHS = (1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 2, 35)  # 35: more than the widest profile takes at once
@@ -64,7 +64,7 @@ def test_whole_answers_are_those_of_pytorch(
     dialect: str, alignment: str, shift: bool, fused_commits: bool, tmp_path: Path
 ) -> None:
     contract, model = tiny.contract(alignment=alignment, shift=shift), tiny.model(20)
-    backend, cuda, _ = fake_backend(tmp_path, model, contract, dialect=dialect)
+    backend, cuda, _ = make_fake_backend(tmp_path, model, contract, dialect=dialect)
     reference = TorchBackend(model, contract)
     for length in LENGTHS if alignment != "prompt" else LENGTHS[:-1]:
         ours = generate(backend, ask(length, 9), fused=fused_commits)
@@ -76,7 +76,7 @@ def test_whole_answers_are_those_of_pytorch(
 @pytest.mark.parametrize("shift", [False, True])
 def test_a_model_without_a_cache_is_run_whole(shift: bool, tmp_path: Path) -> None:
     contract, model = tiny.contract(attention="full", shift=shift), tiny.model(21)
-    backend, _, fake = fake_backend(tmp_path, model, contract, profiles=((1, 40),))
+    backend, _, fake = make_fake_backend(tmp_path, model, contract, profiles=((1, 40),))
     assert backend.contract.capacity == 40 and "visible" not in fake.contexts[0].addresses
     for length in (1, 5, 28):
         assert told(generate(backend, ask(length, 9))) == told(generate(TorchBackend(model, contract), ask(length, 9)))
@@ -87,7 +87,7 @@ def test_a_model_without_a_cache_is_run_whole(shift: bool, tmp_path: Path) -> No
 @pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_a_ragged_batch_is_its_rows_each_alone(dialect: str, tmp_path: Path) -> None:
     contract, model = tiny.contract(alignment="absolute"), tiny.model(22)
-    backend, _, _ = fake_backend(
+    backend, _, _ = make_fake_backend(
         tmp_path, model, contract, dialect=dialect, batch=3, profiles=((4, 4), (8, 8), (1, 30))
     )
     assert (backend.contract.batch, backend.contract.capacity) == (3, 64 - 2 * BLOCK)
@@ -104,7 +104,7 @@ def test_a_ragged_batch_is_its_rows_each_alone(dialect: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_answers_at_a_temperature_are_those_of_pytorch(dialect: str, shift: bool, tmp_path: Path) -> None:
     contract, model = tiny.contract(alignment="absolute", shift=shift, top_k=6), tiny.model(24)
-    backend, cuda, _ = fake_backend(
+    backend, cuda, _ = make_fake_backend(
         tmp_path, model, contract, dialect=dialect, batch=3, profiles=((4, 4), (8, 8), (1, 16))
     )
     solo, different = TorchBackend(model, contract), 0
@@ -123,7 +123,7 @@ def test_answers_at_a_temperature_are_those_of_pytorch(dialect: str, shift: bool
 def test_an_engine_with_other_top_tokens_than_its_manifest_says_is_refused(tmp_path: Path) -> None:
     for shape in (("OUTPUT", "INT64", (1, -1, 5)), None):
         with pytest.raises(UserError, match="the engine is not that of its manifest: top_token differs"):
-            fake_backend(
+            make_fake_backend(
                 tmp_path, tiny.model(1), tiny.contract(top_k=6),
                 library=lambda fake, shape=shape: fake.changes.update(top_token=shape),
             )  # fmt: skip
@@ -131,7 +131,7 @@ def test_an_engine_with_other_top_tokens_than_its_manifest_says_is_refused(tmp_p
 
 def test_the_smallest_engine_that_holds_the_request_answers_and_stays(tmp_path: Path) -> None:
     contract, model = tiny.contract(), tiny.model(1)
-    backend, cuda, _ = fake_backend(tmp_path, model, contract, capacities=(64, 32))
+    backend, cuda, _ = make_fake_backend(tmp_path, model, contract, capacities=(64, 32))
     assert backend.contract.capacity == 64
     held = len(cuda.memory)
     backend.open(1, 32)
@@ -147,7 +147,7 @@ def test_the_smallest_engine_that_holds_the_request_answers_and_stays(tmp_path: 
 
 
 def test_a_cache_in_place_is_one_address_bound_once(tmp_path: Path) -> None:
-    backend, cuda, fake = fake_backend(tmp_path, tiny.model(1), tiny.contract())
+    backend, cuda, fake = make_fake_backend(tmp_path, tiny.model(1), tiny.contract())
     generate(backend, ask(7, 20))
     parts = []
     for context in fake.contexts:
@@ -167,7 +167,7 @@ def test_a_cache_in_place_is_one_address_bound_once(tmp_path: Path) -> None:
 
 def test_nothing_is_allocated_or_bound_after_loading(tmp_path: Path) -> None:
     contract = tiny.contract(alignment="absolute")
-    backend, cuda, fake = fake_backend(tmp_path, tiny.model(2), contract)
+    backend, cuda, fake = make_fake_backend(tmp_path, tiny.model(2), contract)
     bound = [list(context.log) for context in fake.contexts]
     cuda.log.clear()
     for length in LENGTHS:
@@ -178,16 +178,16 @@ def test_nothing_is_allocated_or_bound_after_loading(tmp_path: Path) -> None:
 
 
 def test_a_step_is_one_launch_and_a_few_hundred_bytes(tmp_path: Path) -> None:
-    backend, cuda, _ = fake_backend(tmp_path, tiny.model(3), tiny.contract())
+    backend, cuda, _ = make_fake_backend(tmp_path, tiny.model(3), tiny.contract())
     backend.open(1, 64)
     cuda.log.clear()
-    backend.forward(canvas(backend.contract, 8))
+    backend.forward(make_canvas_step(backend.contract, 8))
     assert cuda.called() == ["cudaGraphLaunch", "cudaStreamSynchronize"]
-    plain, cuda, fake = fake_backend(tmp_path, tiny.model(3), tiny.contract(), graphs=False)
+    plain, cuda, fake = make_fake_backend(tmp_path, tiny.model(3), tiny.contract(), graphs=False)
     assert plain.name.endswith("without CUDA graphs") and not backend.name.endswith("graphs")
     plain.open(1, 64)
     cuda.log.clear()
-    plain.forward(canvas(plain.contract, 8))
+    plain.forward(make_canvas_step(plain.contract, 8))
     assert cuda.called() == ["cudaMemcpyAsync", "cudaMemcpyAsync", "cudaStreamSynchronize"]
     (_, to, source, sent, kind, _), (_, target, back, received, other, _), _ = cuda.log
     assert (kind, other) == (1, 2) and sent <= 1024 and received <= 768
@@ -198,11 +198,11 @@ def test_a_step_is_one_launch_and_a_few_hundred_bytes(tmp_path: Path) -> None:
 
 def test_a_replayed_graph_says_what_plain_launches_say(tmp_path: Path) -> None:
     model, contract = tiny.model(4), tiny.contract(shift=True)
-    replayed, _, _ = fake_backend(tmp_path, model, contract)
-    plain, _, _ = fake_backend(tmp_path, model, contract, graphs=False)
+    replayed, _, _ = make_fake_backend(tmp_path, model, contract)
+    plain, _, _ = make_fake_backend(tmp_path, model, contract, graphs=False)
     for backend in (replayed, plain):
         backend.open(1, 64)
-    for make in (canvas, commit, make_fused):
+    for make in (make_canvas_step, make_commit, make_fused):
         for past in (0, 8, 20):
             one, other = replayed.forward(make(contract, past)), plain.forward(make(contract, past))
             assert np.array_equal(one.token, other.token) and np.array_equal(one.confidence, other.confidence)
@@ -217,7 +217,7 @@ def test_where_a_context_cannot_be_captured_it_is_launched(tmp_path: Path) -> No
         def answer(fake: FakeTensorRT, capturable: bool = capturable) -> None:
             fake.capturable = capturable
 
-        backend, cuda, _ = fake_backend(tmp_path, model, contract, library=answer)
+        backend, cuda, _ = make_fake_backend(tmp_path, model, contract, library=answer)
         assert ("cudaStreamBeginCapture" in cuda.called()) == capturable
         assert backend.name == "TensorRT 10.16.1.11 on Fake 4090 (sm89)" + (
             "" if capturable else ", without CUDA graphs"
@@ -226,16 +226,16 @@ def test_where_a_context_cannot_be_captured_it_is_launched(tmp_path: Path) -> No
 
 
 def test_a_commit_of_a_delta_engine_costs_copies_on_the_device_and_a_step_none(tmp_path: Path) -> None:
-    backend, cuda, _ = fake_backend(tmp_path, tiny.model(6), tiny.contract(), dialect="plain")
+    backend, cuda, _ = make_fake_backend(tmp_path, tiny.model(6), tiny.contract(), dialect="plain")
     backend.open(1, 64)
-    backend.forward(commit(backend.contract, 0))
+    backend.forward(make_commit(backend.contract, 0))
     cuda.log.clear()
-    backend.forward(canvas(backend.contract, BLOCK))
+    backend.forward(make_canvas_step(backend.contract, BLOCK))
     assert cuda.called().count("cudaMemcpy2DAsync") == 4, "keys and values of two layers"
     sizes = {entry[2:7:2] for entry in cuda.log if entry[0] == "cudaMemcpy2DAsync"}
     assert sizes == {(64 * 32, BLOCK * 32, 2)}, "pitch, bytes a head, heads"
     cuda.log.clear()
-    backend.forward(canvas(backend.contract, BLOCK))
+    backend.forward(make_canvas_step(backend.contract, BLOCK))
     assert "cudaMemcpy2DAsync" not in cuda.called()
 
 
@@ -243,7 +243,7 @@ def test_a_commit_of_a_delta_engine_costs_copies_on_the_device_and_a_step_none(t
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_the_cache_that_is_read_back_is_pytorchs(dialect: str, dtype: str, tmp_path: Path) -> None:
     contract, model = tiny.contract(), tiny.model(7)
-    backend, _, _ = fake_backend(tmp_path, model, contract, dialect=dialect, dtype=dtype)
+    backend, _, _ = make_fake_backend(tmp_path, model, contract, dialect=dialect, dtype=dtype)
     reference = TorchBackend(model, contract)
     rng = np.random.default_rng(7)
     backend.open(1, 64)
@@ -261,7 +261,7 @@ def test_the_cache_that_is_read_back_is_pytorchs(dialect: str, dtype: str, tmp_p
 
 
 def test_every_request_finds_a_cache_of_zeros(tmp_path: Path) -> None:
-    backend, _, _ = fake_backend(tmp_path, tiny.model(8), tiny.contract())
+    backend, _, _ = make_fake_backend(tmp_path, tiny.model(8), tiny.contract())
     generate(backend, ask(9, 16))
     assert backend.cache.any()
     backend.open(1, 64)
@@ -281,18 +281,18 @@ def test_every_request_finds_a_cache_of_zeros(tmp_path: Path) -> None:
     ],
 )
 def test_what_is_out_of_bounds_is_refused_on_the_host(change: dict[str, Any], told: str, tmp_path: Path) -> None:
-    backend, cuda, _ = fake_backend(tmp_path, tiny.model(9), tiny.contract())
+    backend, cuda, _ = make_fake_backend(tmp_path, tiny.model(9), tiny.contract())
     backend.open(1, 64)
     cuda.log.clear()
     with pytest.raises(ValueError, match=told):
-        backend.forward(replace(canvas(backend.contract, 8), **change))
+        backend.forward(replace(make_canvas_step(backend.contract, 8), **change))
     assert cuda.log == []
     with pytest.raises(ValueError, match="outside"):
         backend.open(1, 65)
 
 
 def test_a_prompt_that_is_one_span_and_too_long_is_refused_before_any_forward(tmp_path: Path) -> None:
-    backend, cuda, _ = fake_backend(tmp_path, tiny.model(10), tiny.contract())
+    backend, cuda, _ = make_fake_backend(tmp_path, tiny.model(10), tiny.contract())
     cuda.log.clear()
     with pytest.raises(UserError, match=r"has 17 tokens, but this engine takes one of at most 16; .*--max-prompt"):
         generate(backend, ask(17, 4))
@@ -305,7 +305,9 @@ def test_a_batched_engine_too_short_for_its_padding_is_opened_and_refuses_reques
     alignment: str, tmp_path: Path
 ) -> None:
     contract, model = tiny.contract(alignment=alignment), tiny.model(22)
-    backend, _, _ = fake_backend(tmp_path, model, contract, capacities=(2 * BLOCK,), batch=2, profiles=((4, 4), (1, 8)))
+    backend, _, _ = make_fake_backend(
+        tmp_path, model, contract, capacities=(2 * BLOCK,), batch=2, profiles=((4, 4), (1, 8))
+    )
     with pytest.raises(UserError, match="leaves room for 0 new ones in a KV-cache capacity of 0"):
         generate(backend, ask(1, 1))
 
@@ -315,7 +317,7 @@ def test_a_batched_engine_too_short_for_its_padding_is_opened_and_refuses_reques
 def test_decisions_are_those_of_pytorch(dialect: str, attention: str, tmp_path: Path) -> None:
     contract = tiny.contract(attention=attention, top_k=3, candidates=6, canvas=6 * tiny.BLOCK)
     profiles = ((4, 4), (8, 8), (1, 16)) if attention == "block_causal" else ((25, 64),)
-    backend, cuda, _ = fake_backend(tmp_path, tiny.model(7), contract, dialect=dialect, profiles=profiles)
+    backend, cuda, _ = make_fake_backend(tmp_path, tiny.model(7), contract, dialect=dialect, profiles=profiles)
     solo = TorchBackend(tiny.model(7), contract)
     form = Form(
         ("ab", Field((0,), ("c", "de", "fgh")), "k", *(Field((n,), ("a", "b", "q")) for n in range(1, 7)), "ut")
@@ -338,7 +340,7 @@ def test_decisions_are_those_of_pytorch(dialect: str, attention: str, tmp_path: 
 def test_an_engine_without_its_manifests_candidates_is_refused(tmp_path: Path) -> None:
     for name in ("candidates", "candidate_logprob"):
         with pytest.raises(UserError, match=f"the engine is not that of its manifest: {name} differs"):
-            fake_backend(
+            make_fake_backend(
                 tmp_path, tiny.model(1), tiny.contract(candidates=6),
                 library=lambda fake, name=name: fake.changes.update({name: None}),
             )  # fmt: skip

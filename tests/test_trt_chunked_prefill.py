@@ -7,11 +7,11 @@ import pytest
 import tiny
 
 from runtime.backend import Forward
-from runtime.decoding.block_layout import block_ends, check_room
-from runtime.engines.trt.chunked_prefill import cuts, pieces
+from runtime.decoding.block_layout import check_room, compute_block_ends
+from runtime.engines.trt.chunked_prefill import choose_cuts, split_forward
 from runtime.engines.trt.profile import Widths, choose_profile
 from runtime.errors import UserError
-from runtime.perf.latency import prefill_lengths
+from runtime.perf.latency import choose_prefill_lengths
 from train.torch_backend import TorchBackend
 
 BLOCK = tiny.BLOCK
@@ -22,7 +22,7 @@ def prefill(alignment: str, length: int, past: int = 0) -> Forward:
     contract = tiny.contract(alignment=alignment)
     ids = np.random.default_rng(length).integers(3, tiny.VOCAB, (1, length))
     rows = np.array([[0, 5, length - 1]])
-    return Forward(ids, np.array([past]), past + block_ends(contract, length)[None], rows)
+    return Forward(ids, np.array([past]), past + compute_block_ends(contract, length)[None], rows)
 
 
 @pytest.mark.parametrize(
@@ -38,14 +38,14 @@ def prefill(alignment: str, length: int, past: int = 0) -> Forward:
     ],
 )
 def test_pieces_end_where_blocks_end(alignment: str, length: int, widest: int, expected: list[int]) -> None:
-    assert cuts(prefill(alignment, length), widest) == expected
-    assert cuts(prefill(alignment, length, past=12), widest) == expected
+    assert choose_cuts(prefill(alignment, length), widest) == expected
+    assert choose_cuts(prefill(alignment, length, past=12), widest) == expected
 
 
 @pytest.mark.parametrize(("alignment", "widest"), [("prompt", 17), ("absolute", 3), ("end", 3)])
 def test_tokens_that_see_each_other_are_not_cut(alignment: str, widest: int) -> None:
     with pytest.raises(UserError, match=rf"18 tokens see each other, but this engine takes {widest} at once"):
-        cuts(prefill(alignment, 18), widest)
+        choose_cuts(prefill(alignment, 18), widest)
 
 
 def test_a_canvas_behind_a_prompt_is_a_piece_of_its_own() -> None:
@@ -53,7 +53,7 @@ def test_a_canvas_behind_a_prompt_is_a_piece_of_its_own() -> None:
     ids = np.concatenate((one.input_ids, np.full((1, BLOCK), tiny.MASK)), axis=1)
     visible = np.concatenate((one.visible, np.full((1, BLOCK), 10 + BLOCK)), axis=1)
     both = Forward(ids, one.past_length, visible, np.array([[9, 10, 11, 12]]))
-    first, second = pieces(both, 10)
+    first, second = split_forward(both, 10)
     assert first.forward.rows.tolist() == [[9, 0, 0, 0]] and first.own.tolist() == [[True, False, False, False]]
     assert second.forward.rows.tolist() == [[0, 0, 1, 2]] and second.own.tolist() == [[False, True, True, True]]
     assert second.forward.past_length.tolist() == [10] and second.forward.visible.tolist() == [[14] * BLOCK]
@@ -68,7 +68,7 @@ def test_pieces_one_after_the_other_are_the_whole(alignment: str) -> None:
     for widest in (4, 6, 12, 22):
         cut.open(1, 64)
         token, confidence = np.zeros((1, 3), np.int64), np.zeros((1, 3), np.float32)
-        for piece in pieces(forward, widest):
+        for piece in split_forward(forward, widest):
             assert piece.forward.input_ids.shape[1] <= widest
             out = cut.forward(piece.forward)
             np.copyto(token, out.token, where=piece.own)
@@ -112,7 +112,7 @@ def test_the_longest_prompt_of_an_engine_is_in_its_contract() -> None:
     check_room(contract, 10, 4)
     with pytest.raises(UserError, match="has 11 tokens, but this engine takes one of at most 10"):
         check_room(contract, 11, 4)
-    assert max(prefill_lengths(contract)) == 10 and max(prefill_lengths(tiny.contract())) == 60
+    assert max(choose_prefill_lengths(contract)) == 10 and max(choose_prefill_lengths(tiny.contract())) == 60
     assert "max_prompt" not in tiny.contract().as_dict() and contract.as_dict()["max_prompt"] == 10
     with pytest.raises(UserError, match=r"contract\.max_prompt is 0"):
         tiny.contract(max_prompt=0)

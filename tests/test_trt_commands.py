@@ -12,7 +12,7 @@ import pytest
 import tiny
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
-from trt_bundle import BUILD, add_engine, content_of, plan_of
+from trt_bundle import BUILD, add_engine, make_content, make_fake_plan
 
 from runtime import bench, generate, load
 from runtime.bundle.store import set_decision_temperature
@@ -31,9 +31,9 @@ def on_a_machine(folder: Path, monkeypatch: pytest.MonkeyPatch, contract: Contra
     """A bundle whose engine was built elsewhere, on a machine with a GPU, cuda-python and TensorRT."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
     cuda, text = FakeCuda(), tiny.checkpoint().tokenizer
-    plan = plan_of(MODEL, contract, BUILD, "in_place")
+    plan = make_fake_plan(MODEL, contract, BUILD, "in_place")
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(cuda, {content_of(BUILD): plan}))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, "tensorrt", FakeTensorRT(cuda, {make_content(BUILD): plan}))  # type: ignore[arg-type]
     return str(add_engine(folder / "a.bundle", contract, trusted=False, tokenizer=text).path), cuda
 
 

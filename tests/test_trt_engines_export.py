@@ -18,7 +18,7 @@ from fake_cuda import FakeCuda
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX: pip install 'blockstep[rtx]'")
 
-from trt_student import LIBRARY, graph, plan, student
+from trt_student import LIBRARY, make_graph, make_student, plan
 
 from export import trt as command
 from export import verify
@@ -27,14 +27,14 @@ from export.proof import instrumented
 from export.trt_engines import add_to_bundle, gpu_support
 from export.trt_engines import plan as trt_plan
 from export.trt_engines.add_to_bundle import TargetBundle, report_missing
-from export.trt_engines.from_bundle import graphs
-from export.trt_engines.from_checkpoint import contract_in
-from export.trt_engines.gpu_support import TrtLibrary, libraries
+from export.trt_engines.from_bundle import list_graphs
+from export.trt_engines.from_checkpoint import match_capacity
+from export.trt_engines.gpu_support import TrtLibrary, import_libraries
 from export.trt_engines.plan import GraphRequest, Plan
 from export.trt_engines.report import BuildReport
 from runtime import generate as run
 from runtime.bundle import trust_records
-from runtime.bundle.store import Engine, read, set_decision_temperature, set_gate, sha256
+from runtime.bundle.store import Engine, hash_file, read, set_decision_temperature, set_gate
 from runtime.contract import GateSpec
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.trt.cuda import Cuda, load_cuda
@@ -50,7 +50,7 @@ FITTED, FITTED_HERE = 1.25, 1.75  # temperatures of decisions: the checkpoint's,
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with student.pt and a bundle with one engine; copied before a test changes it."""
-    folder, source = tmp_path_factory.mktemp("made"), student()
+    folder, source = tmp_path_factory.mktemp("made"), make_student()
     save(replace(source, decoding=replace(source.decoding, decision_temperature=FITTED)), folder / "student.pt")
     assert command.main(["--ckpt", str(folder / "student.pt"), "--compute-capability", "86", "89", "120"]) == 0
     return folder
@@ -88,13 +88,13 @@ def test_an_engine_of_the_standard_library_is_for_the_gpu_at_hand(monkeypatch: p
     monkeypatch.setattr(trt_plan, "load_cuda", lambda: Cuda(cuda))
 
     def plan_for(*options: str, precision: str = "fp16") -> Plan:
-        settings = command.settings_of(command.options(["--ckpt", "student.pt", *options]))
+        settings = command.make_settings(command.parse_options(["--ckpt", "student.pt", *options]))
         return trt_plan.make_plan(replace(graph, precision=precision), tiny.contract(), settings, library)
 
     mine = plan_for()
-    assert (mine.target, mine.device, mine.stem()) == ("sm89", "Fake 4090", "trt-fp16-sm89-64")
+    assert (mine.target, mine.device, mine.make_stem()) == ("sm89", "Fake 4090", "trt-fp16-sm89-64")
     anywhere = plan_for("--hardware-compatibility", "--version-compatible", "--timing-cache", "x")
-    assert (anywhere.target, anywhere.device, anywhere.stem()) == ("sm80+", None, "trt-fp16-sm80plus-64")
+    assert (anywhere.target, anywhere.device, anywhere.make_stem()) == ("sm80+", None, "trt-fp16-sm80plus-64")
     assert anywhere.build("x.onnx").version_compatible and anywhere.settings.timing_cache == Path("x")
     with pytest.raises(UserError, match="fp8 needs a GPU of compute capability 89 or newer, and SM80 is to run it"):
         plan_for("--hardware-compatibility", precision="fp8")
@@ -114,11 +114,11 @@ def test_the_bundle_says_how_its_engine_was_built(made: Path) -> None:
     assert (build.flavor, build.capacity, build.batch, build.dtype) == ("rtx", 64, 1, "float16")
     assert build.profiles == ((4, 4), (8, 8), (1, 64)) and build.device is None and build.options["user_allocation"]
     assert engine.files.keys() == {engine.model, build.onnx} and engine.model.endswith(".engine")
-    assert all(sha256(bundle.path / name) == digest for name, digest in engine.files.items())
+    assert all(hash_file(bundle.path / name) == digest for name, digest in engine.files.items())
     assert trust_records.was_built(engine.files[engine.model]) and not trust_records.was_built(engine.files[build.onnx])
     assert engine.parity.keys() == {"graph", "steps", "answers", "reference"}
     assert (engine.gate, engine.decision_temperature) == (None, FITTED)  # as the checkpoint has them
-    assert bundle.contract.capacity == 64 and bundle.provenance["checkpoint_sha256"] == sha256(made / "student.pt")
+    assert bundle.contract.capacity == 64 and bundle.provenance["checkpoint_sha256"] == hash_file(made / "student.pt")
 
 
 def test_an_engine_that_was_built_here_is_refused_as_any_other(
@@ -139,7 +139,7 @@ def test_an_engine_that_was_built_here_is_refused_as_any_other(
     assert f"{engine.model} is damaged" in told() and f"{engine.model} is damaged" in told(trust=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "of another machine"))
     assert "was not built on this machine, and an engine is native code" in told()
-    if load_cuda().gpu() is None:
+    if load_cuda().find_gpu() is None:
         assert run.main([str(path), "a b", "--engine", "trt"]) == 2
         assert "the engine is built; running it needs an NVIDIA driver" in capsys.readouterr().err
 
@@ -188,7 +188,7 @@ def test_nothing_is_built_twice_and_what_differs_is_named(copy: Path, capsys: py
     assert built["built"] and built["bytes"] == (copy / "student.bundle" / built["file"]).stat().st_size
     engine = only(copy)
     assert engine.name == before.name and engine.build is not None and engine.build.profiles[-1] == (1, 24)
-    assert not file.exists() and sha256(file.with_name(engine.model)) == engine.files[engine.model]
+    assert not file.exists() and hash_file(file.with_name(engine.model)) == engine.files[engine.model]
 
 
 def test_a_manifest_that_does_not_say_what_came_of_a_build_is_no_reason_to_build(
@@ -207,7 +207,7 @@ def test_an_export_of_another_checkpoint_reports_which_calibration_is_lost(
 ) -> None:
     path, lost = copy / "student.bundle", only(copy).name
     calibrate(path)
-    save(student(), copy / "student.pt")  # with no temperature of its own
+    save(make_student(), copy / "student.pt")  # with no temperature of its own
     assert command.main(["--ckpt", str(copy / "student.pt"), *GRAPH]) == 0
     assert calibrated(path) == [(None, 1)]
     out = capsys.readouterr().out
@@ -225,7 +225,7 @@ def test_a_bundle_of_another_checkpoint_is_a_reason_to_build(made: Path) -> None
 
 
 def test_another_chat_template_is_written_with_nothing_to_build(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(add_to_bundle, "plan_differences", lambda *_: [])
+    monkeypatch.setattr(add_to_bundle, "list_plan_differences", lambda *_: [])
     before = read(copy / "student.bundle")
     shared = TargetBundle(
         before.path, before.contract, before.tokenizer.read_text(), "{{ messages }}", before.provenance
@@ -261,8 +261,8 @@ def test_another_capacity_is_another_engine_of_the_same_bundle(copy: Path) -> No
     with pytest.raises(
         UserError, match="was exported with a KV-cache capacity of 64, 65 is more; give --capacity 64 or less"
     ):
-        contract_in(there, replace(there.contract, capacity=65))
-    assert contract_in(there, replace(there.contract, capacity=32)) == there.contract
+        match_capacity(there, replace(there.contract, capacity=65))
+    assert match_capacity(there, replace(there.contract, capacity=32)) == there.contract
 
 
 def test_a_copied_bundle_is_built_without_torch_and_checkpoint(copy: Path) -> None:
@@ -294,10 +294,10 @@ def test_a_graph_alone_is_written_for_another_machine(copy: Path, capsys: pytest
     assert run.main([str(copy / "student.bundle"), "a b", "--engine", "plain-fp16-64", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"] == "plain-fp16-64"
     bundle = ["--bundle", str(copy / "student.bundle")]
-    found = graphs(read(copy / "student.bundle"), ("trt", "plain"), None)
+    found = list_graphs(read(copy / "student.bundle"), ("trt", "plain"), None)
     assert [engine.dialect for engine in found] == ["trt"]
     alone = replace(read(copy / "student.bundle"), engines=(engines[1],))
-    assert graphs(alone, ("trt", "plain"), None) == [engines[1]]
+    assert list_graphs(alone, ("trt", "plain"), None) == [engines[1]]
     assert command.main([*bundle, "--dialect", "plain", "--compute-capability", "89"]) == 0
     assert [e.name for e in read(copy / "student.bundle").engines][2] == "plain-fp16-rtx-sm89-64"
     assert command.main([*bundle, "--precision", "int8"]) == 2
@@ -318,7 +318,7 @@ def test_verify_compares_an_engines_graph(made: Path, capsys: pytest.CaptureFixt
         other = replace(engine, **changes, build=replace(engine.build, batch=batch))
         if not verify.has_gpu():
             with pytest.raises(UserError, match=f"ONNX Runtime's CPU does not run {why}; verify it on the GPU"):
-                verify.candidate_of(read(made / "student.bundle"), other, trust=False)
+                verify.open_candidate(read(made / "student.bundle"), other, trust=False)
 
 
 def test_a_graph_that_the_cpu_fails_at_is_to_be_verified_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +335,7 @@ def test_a_graph_that_the_cpu_fails_at_is_to_be_verified_on_the_gpu(monkeypatch:
 
 
 def test_a_twin_that_does_not_load_is_a_device_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file, contract = graph(tmp_path, student())
+    file, contract = make_graph(tmp_path, make_student())
     shipped = OrtBackend(file, contract)
 
     def refuse(*_: object, **__: object) -> None:
@@ -343,7 +343,7 @@ def test_a_twin_that_does_not_load_is_a_device_error(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(instrumented.ort, "InferenceSession", refuse)
     with pytest.raises(DeviceError, match=r"onnxruntime cannot load .*\.onnx with its logits \(.*NOT_IMPLEMENTED : no"):
-        instrumented.twin_of(file, shipped)
+        instrumented.load_instrumented(file, shipped)
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_what_makes_no_sense_is_refused_in_one_line(
 
 def test_a_full_model_takes_no_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Its graph has no input that hides what pads a shorter sequence."""
-    full = student()
+    full = make_student()
     save(replace(full, decoding=replace(full.decoding, attention="full")), tmp_path / "student.pt")
     assert command.main(["--ckpt", str(tmp_path / "student.pt"), "--batch", "2"]) == 2
     assert "--batch is 2, but a full model sees all that it is given" in capsys.readouterr().err
@@ -394,13 +394,13 @@ def test_a_full_model_takes_no_batch(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_a_tensorrt_without_polygraphy_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "polygraphy.backend.trt", None)
     with pytest.raises(UserError, match=r"^tensorrt_rtx cannot be used here \(.*polygraphy.*\); .*install"):
-        libraries("rtx")
+        import_libraries("rtx")
 
 
 def test_the_commands_for_a_jetson_are_understood() -> None:
     page = (ROOT / "docs" / "jetson.md").read_text(encoding="utf-8")
     lines = re.findall(r"^blockstep export trt (.*?)(?: +#.*)?$", page, re.M)
-    given = [command.options(shlex.split(line)) for line in lines]
+    given = [command.parse_options(shlex.split(line)) for line in lines]
     assert [args.graph_only for args in given] == [True, True, False, False]
     assert [args.dialect for args in given[:2]] == ["plain", "plain"]
 
@@ -418,5 +418,5 @@ def test_the_line_that_installs_tensorrt_is_this_machines(monkeypatch: pytest.Mo
 
 def test_the_dialect_is_what_the_installed_tensorrt_takes() -> None:
     versions = {"10.3.0": "plain", "10.13.3.9": "plain", "10.15.1": "trt", "11.0": "trt"}
-    assert {version: TrtLibrary("tensorrt", version, ()).dialects()[0] for version in versions} == versions
+    assert {version: TrtLibrary("tensorrt", version, ()).list_dialects()[0] for version in versions} == versions
     assert gpu_support.choose_targets(LIBRARY, "int4", ()) == (80, 86, 89, 120, 121)

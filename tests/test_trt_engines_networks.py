@@ -15,24 +15,24 @@ import torch
 
 pytest.importorskip("tensorrt_rtx", reason="builds engines with TensorRT for RTX: pip install 'blockstep[rtx]'")
 
-from trt_student import graph, plan, student
+from trt_student import make_graph, make_student, plan
 
 from export.contract_from_checkpoint import make_export_contract
 from export.graph.graph_writer import write_graph
 from export.graph.step_graph import trace
-from export.quantization.trt_qdq import products, quantize_for_trt
+from export.quantization.trt_qdq import find_products, quantize_for_trt
 from export.trt_engines import builder
 from export.trt_engines.builder import (
     BuilderSettings,
     build_engine,
     collect_errors,
-    configuration,
+    make_configuration,
     parse_network,
-    profiles_for,
+    plan_profiles,
 )
-from export.trt_engines.gpu_support import libraries
+from export.trt_engines.gpu_support import import_libraries
 from export.trt_engines.graphs import GraphRecipe, Graphs
-from export.trt_engines.parsed_network import kind, layers, remove_unit_scales
+from export.trt_engines.parsed_network import get_kind, list_layers, remove_unit_scales
 from export.trt_engines.plan import check_network
 from runtime.contract import Contract
 from runtime.errors import DeviceError
@@ -44,7 +44,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Contract]:
     """The graph of a tiny student in fp16, and its contract."""
-    return graph(tmp_path_factory.mktemp("small"), student())
+    return make_graph(tmp_path_factory.mktemp("small"), make_student())
 
 
 @pytest.mark.long
@@ -53,7 +53,7 @@ def test_the_sample_student_builds_for_three_gpus(dialect: str, tmp_path: Path) 
     source = load(ROOT / "samples" / "student.pt")
     contract = make_export_contract(source, 128)
     model = Graphs(source, contract, GraphRecipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
-    made = build_engine(model, contract, profiles_for(contract, 128), BuilderSettings("rtx", (86, 89, 120)))
+    made = build_engine(model, contract, plan_profiles(contract, 128), BuilderSettings("rtx", (86, 89, 120)))
     assert not made.decomposed and len(made.content) > model.stat().st_size  # the weights are in it
     fused = source.model.layers if dialect == "trt" else 0
     network = made.network
@@ -86,16 +86,18 @@ def test_a_graph_with_a_length_in_place_of_the_mask_fails_the_check(small: tuple
 
 def attention_inputs(network: Any) -> list[list[str]]:
     """For each attention, the kinds of layers that its queries, keys and values come from."""
-    makers = {layer.get_output(i).name: kind(layer) for layer in layers(network) for i in range(layer.num_outputs)}
+    makers = {
+        layer.get_output(i).name: get_kind(layer) for layer in list_layers(network) for i in range(layer.num_outputs)
+    }
     return [
         [makers[layer.get_input(i).name] for i in range(3)]
-        for layer in layers(network)
-        if kind(layer) == "ATTENTION_INPUT"
+        for layer in list_layers(network)
+        if get_kind(layer) == "ATTENTION_INPUT"
     ]
 
 
 def test_attention_reads_the_cache_itself_and_not_its_product_with_one(small: tuple[Path, Contract]) -> None:
-    trt, polygraphy = libraries("rtx")
+    trt, polygraphy = import_libraries("rtx")
     with collect_errors():
         _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(small[0]), strongly_typed=True)
         assert attention_inputs(network) == [["ELEMENTWISE", "ELEMENTWISE", "KV_CACHE_UPDATE"]]  # the parser's
@@ -105,12 +107,12 @@ def test_attention_reads_the_cache_itself_and_not_its_product_with_one(small: tu
 
 def test_what_the_standard_builder_is_told_reaches_its_configuration(small: tuple[Path, Contract]) -> None:
     """The library for RTX has the same interface, the level of hardware compatibility aside."""
-    trt, polygraphy = libraries("rtx")
+    trt, polygraphy = import_libraries("rtx")
     settings = BuilderSettings("tensorrt", (), 64, 2, True, True, Path("none.cache"))
     seen: list[str] = []
     with collect_errors():
         parts = polygraphy.backend.trt.network_from_onnx_path(str(small[0]), strongly_typed=True)
-        create = configuration(trt, settings, ((4, 4), (1, 64)), small[1], parts[1],
+        create = make_configuration(trt, settings, ((4, 4), (1, 64)), small[1], parts[1],
             lambda phase, done, steps: seen.append(f"{phase} {done} of {steps}"))  # fmt: skip
         made = create(*parts[:2])
     assert (made.builder_optimization_level, made.num_optimization_profiles) == (2, 2)
@@ -124,9 +126,9 @@ def test_what_the_standard_builder_is_told_reaches_its_configuration(small: tupl
 
 @pytest.mark.long
 def test_attention_without_a_fused_kernel_is_decomposed_and_told(tmp_path: Path) -> None:
-    file, contract = graph(tmp_path, student(), precision="fp32")
+    file, contract = make_graph(tmp_path, make_student(), precision="fp32")
     assert build_engine(file, contract, ((4, 4),), BuilderSettings("rtx", (89,))).decomposed
-    file, contract = graph(tmp_path, student(), precision="bf16")
+    file, contract = make_graph(tmp_path, make_student(), precision="bf16")
     made = build_engine(file, contract, ((4, 4), (1, 64)), BuilderSettings("rtx", (80, 89)))
     assert not made.decomposed and made.network.dtype == "bfloat16"
 
@@ -144,11 +146,11 @@ def test_what_tensorrt_does_not_take_is_told_in_one_line(small: tuple[Path, Cont
 
 def test_profiles_are_a_block_two_blocks_and_buckets_of_prefill() -> None:
     contract = tiny.contract(block=32, canvas=96, capacity=1024)
-    assert profiles_for(contract, 1024) == ((32, 32), (64, 64), (1, 128), (129, 512), (513, 1024))
-    assert profiles_for(contract, 1024, max_prompt=300) == ((32, 32), (64, 64), (1, 128), (129, 332))
-    assert profiles_for(contract, 40) == ((32, 32), (1, 40))
+    assert plan_profiles(contract, 1024) == ((32, 32), (64, 64), (1, 128), (129, 512), (513, 1024))
+    assert plan_profiles(contract, 1024, max_prompt=300) == ((32, 32), (64, 64), (1, 128), (129, 332))
+    assert plan_profiles(contract, 40) == ((32, 32), (1, 40))
     full = tiny.contract(attention="full", canvas=96, block=32)
-    assert profiles_for(full, 256) == ((97, 256),)
+    assert plan_profiles(full, 256) == ((97, 256),)
 
 
 Sized = tuple[ir.Model, Contract, int]
@@ -157,7 +159,7 @@ Sized = tuple[ir.Model, Contract, int]
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Sized:
     """The traced graph of a wider model, its contract, and the size of its fp16 engine."""
-    source = student(width=256, ffn=512)
+    source = make_student(width=256, ffn=512)
     contract, model = make_export_contract(source, 64), trace(source, 64, dialect="trt", dtype=torch.float16)
     return model, contract, engine_size(model.clone(), contract, 89, tmp_path_factory.mktemp("wide"))
 
@@ -170,7 +172,7 @@ def engine_size(model: ir.Model, contract: Contract, target: int, folder: Path) 
 @pytest.mark.parametrize(("precision", "target"), [("int8", 89), ("int4", 89), ("fp8", 89), ("nvfp4", 120)])
 def test_quantized_weights_build(precision: str, target: int, wide: Sized, tmp_path: Path) -> None:
     model, contract, fp16 = wide[0].clone(), *wide[1:]
-    weights = sum(node.inputs[1].const_value.size for node in products(model))  # type: ignore[union-attr]
+    weights = sum(node.inputs[1].const_value.size for node in find_products(model))  # type: ignore[union-attr]
     quantize_for_trt(model, precision)
     size = engine_size(model, contract, target, tmp_path)
     if precision.startswith("int"):  # the others need kernels that are larger than these few weights
@@ -178,7 +180,7 @@ def test_quantized_weights_build(precision: str, target: int, wide: Sized, tmp_p
 
 
 def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
-    source = student()
+    source = make_student()
     contract = make_export_contract(source, 64)
     file = Graphs(source, contract, GraphRecipe("trt", "fp16", 2, None)).write(tmp_path)[0]
     made = build_engine(file, replace(contract, batch=2), ((4, 4), (1, 64)), BuilderSettings("rtx", (89,)))
@@ -188,23 +190,23 @@ def test_an_engine_for_two_sequences_builds(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("dialect", ["trt", "plain"])
 def test_an_engine_with_top_tokens_builds(dialect: str, tmp_path: Path) -> None:
-    source = student()
+    source = make_student()
     contract = make_export_contract(source, 64, top_k=32)
     file = Graphs(source, contract, GraphRecipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
     made = build_engine(file, contract, ((4, 4), (1, 64)), BuilderSettings("rtx", (86, 89, 120)))
     assert not made.decomposed and made.network.strongly_typed
     with collect_errors():
-        _, network, _ = libraries("rtx")[1].backend.trt.network_from_onnx_path(str(file), strongly_typed=True)
+        _, network, _ = import_libraries("rtx")[1].backend.trt.network_from_onnx_path(str(file), strongly_typed=True)
     outputs = {network.get_output(i).name: network.get_output(i) for i in range(network.num_outputs)}
     for name, dtype in (("top_token", "INT64"), ("top_logprob", "FLOAT")):
         assert (tuple(outputs[name].shape), outputs[name].dtype.name) == ((1, -1, 32), dtype)
 
 
 def test_contexts_of_an_engine_for_rtx_allocate_nothing_while_they_run(small: tuple[Path, Contract]) -> None:
-    trt, polygraphy = libraries("rtx")
+    trt, polygraphy = import_libraries("rtx")
     with collect_errors():
         parts = polygraphy.backend.trt.network_from_onnx_path(str(small[0]), strongly_typed=True)
-        made = configuration(trt, BuilderSettings("rtx", (89,)), ((4, 4),), small[1], parts[1], None)(*parts[:2])
+        made = make_configuration(trt, BuilderSettings("rtx", (89,)), ((4, 4),), small[1], parts[1], None)(*parts[:2])
     assert made.get_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION), "needed to capture CUDA graphs"
 
 
@@ -221,15 +223,15 @@ def test_what_the_builders_bindings_raise_is_a_device_error(
     def refuse(*_: object) -> None:
         raise error
 
-    made = libraries("rtx")
-    monkeypatch.setattr(builder, "libraries", lambda flavor: made)
+    made = import_libraries("rtx")
+    monkeypatch.setattr(builder, "import_libraries", lambda flavor: made)
     monkeypatch.setattr(builder, "_build", refuse)
     with pytest.raises(DeviceError, match=f"TensorRT does not build a.onnx: .*{told}"):
         build_engine(Path("a.onnx"), tiny.contract(), ((4, 4),), BuilderSettings("tensorrt"))
 
 
 def test_static_int8_is_calibrated_proved_and_built(tmp_path: Path) -> None:
-    source, data = student(), tmp_path / "data.jsonl"
+    source, data = make_student(), tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "a b a b", "answer": "b"}) + "\n")
     contract = make_export_contract(source, 64)
     graphs = Graphs(source, contract, GraphRecipe("trt", "int8-static", 1, data))

@@ -11,8 +11,8 @@ import pytest
 import torch
 from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT
-from trt_bundle import BLOCK, BUILD, content_of, plan_of
-from trt_student import plan, student
+from trt_bundle import BLOCK, BUILD, make_content, make_fake_plan
+from trt_student import make_student, plan
 
 from export import trt as command
 from export.contract_from_checkpoint import make_export_contract
@@ -23,7 +23,7 @@ from export.trt_engines.graphs import GraphRecipe, Graphs
 from runtime import load, verify
 from runtime.bundle import trust_records
 from runtime.bundle.reference import Reference, read_reference
-from runtime.bundle.store import Bundle, Engine, content_name, read, sha256, write
+from runtime.bundle.store import Bundle, Engine, hash_file, make_content_name, read, write
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
 from runtime.proof.judge import prove
@@ -58,7 +58,7 @@ def scaled(source: Checkpoint, name: str) -> Checkpoint:
 def test_a_graph_keeps_the_bounds_of_its_reference_and_a_wrong_one_does_not(
     precision: str, dialect: str, tmp_path: Path
 ) -> None:
-    source = student()
+    source = make_student()
     (tmp_path / "wrong").mkdir()
     made, reference, backend = recorded(source, precision, tmp_path, dialect)
     assert made.check.ok, made.check
@@ -70,7 +70,7 @@ def test_a_graph_keeps_the_bounds_of_its_reference_and_a_wrong_one_does_not(
 
 
 def test_what_runs_nowhere_here_has_its_precisions_bounds(tmp_path: Path) -> None:
-    source = student()
+    source = make_student()
     contract = make_export_contract(source, 64)
     graphs = Graphs(source, contract, GraphRecipe("trt", "bf16", 1, None))
     [file] = graphs.write(tmp_path)
@@ -83,7 +83,7 @@ def test_what_runs_nowhere_here_has_its_precisions_bounds(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("format", ["int8", "int4", "fp8", "nvfp4"])
 def test_stored_weights_are_the_layers_matrices_and_within_a_step_of_what_they_were(format: str) -> None:
-    source = student()
+    source = make_student()
     stored = replace_by_stored_weights(source, format)
     assert stored.weights.keys() == source.weights.keys()
     for name, weight in source.weights.items():
@@ -96,7 +96,7 @@ def test_stored_weights_are_the_layers_matrices_and_within_a_step_of_what_they_w
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, FakeTensorRT]:
     """A bundle with a graph and an engine of it, on a machine with a GPU, cuda-python and TensorRT."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source = student()
+    source = make_student()
     save(source, tmp_path / "student.pt")
     words = ["--ckpt", str(tmp_path / "student.pt"), "--graph-only", "--dialect", "trt", "--precision", "fp32"]
     assert command.main([*words, "--capacity", "64"]) == 0
@@ -104,16 +104,16 @@ def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, Fak
     [graph] = made.engines
     assert graph.reference is not None
     build = replace(BUILD, onnx=graph.model, profiles=((BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK), (1, 64)))
-    (tmp_path / "new.engine").write_bytes(content_of(build))
-    digest = sha256(tmp_path / "new.engine")
-    file = (tmp_path / "new.engine").rename(tmp_path / content_name("trt-fp32-sm89-64", ".engine", digest))
+    (tmp_path / "new.engine").write_bytes(make_content(build))
+    digest = hash_file(tmp_path / "new.engine")
+    file = (tmp_path / "new.engine").rename(tmp_path / make_content_name("trt-fp32-sm89-64", ".engine", digest))
     trust_records.remember_built(digest)
     engine = replace(graph, name="trt-fp32-sm89-64", target="sm89", model=file.name, build=build)
     files = [file, made.path / graph.model, made.path / graph.reference.file]
     text = made.tokenizer.read_text(encoding="utf-8")
     made = write(made.path, made.contract, engine, files, text, None, made.provenance)
-    cuda, plan = FakeCuda(), plan_of(source.build(), made.contract, build, "in_place")
-    library = FakeTensorRT(cuda, {content_of(build): plan})
+    cuda, plan = FakeCuda(), make_fake_plan(source.build(), made.contract, build, "in_place")
+    library = FakeTensorRT(cuda, {make_content(build): plan})
     monkeypatch.setitem(sys.modules, "cuda.bindings.runtime", cuda)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "tensorrt", library)  # type: ignore[arg-type]
     return made, library
@@ -154,7 +154,7 @@ def test_an_engine_that_computes_something_else_on_this_gpu_is_refused(
 def test_calibrated_activations_of_a_large_model_have_no_reference(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = student()
+    source = make_student()
     save(source, tmp_path / "student.pt")
     data = tmp_path / "data.jsonl"
     data.write_text(json.dumps({"prompt": "a b", "answer": "a"}) + "\n", encoding="utf-8")

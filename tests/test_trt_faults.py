@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tiny
 from fake_tensorrt import FakeContext, FakeTensorRT
-from trt_bundle import PROFILES, fake_backend
+from trt_bundle import PROFILES, make_fake_backend
 
 from runtime import errors
 from runtime.decoding.loop import generate
@@ -37,7 +37,7 @@ def test_a_call_that_fails_is_named_in_one_line_and_nothing_leaks(name: str, bef
 
     backend = None
     with pytest.raises(DeviceError) as error:
-        backend, _, _ = fake_backend(tmp_path, tiny.model(11), tiny.contract(), library=faulty)
+        backend, _, _ = make_fake_backend(tmp_path, tiny.model(11), tiny.contract(), library=faulty)
         generate(backend, Request(np.arange(3, 12), DecodeOptions(16)))
     assert f"{name} failed: scripted fault (CUDA error 700)" in str(error.value) and "\n" not in str(error.value)
     cuda = made[0].cuda
@@ -74,7 +74,7 @@ def test_a_capture_that_fails_is_said_once_and_kernels_are_launched(
     contract, model = tiny.contract(), tiny.model(11)
     request = Request(np.arange(3, 12), DecodeOptions(16))
     for _ in range(2):
-        backend, cuda, _ = fake_backend(tmp_path, model, contract, library=faulty)
+        backend, cuda, _ = make_fake_backend(tmp_path, model, contract, library=faulty)
         assert backend.name.endswith(", without CUDA graphs")
         assert generate(backend, request).token_ids == generate(TorchBackend(model, contract), request).token_ids
         assert "cudaGraphLaunch" not in cuda.called()
@@ -94,7 +94,7 @@ def test_a_gpu_that_is_too_small_is_the_users_to_solve(tmp_path: Path) -> None:
         fake.cuda.total = 20_000
 
     with pytest.raises(UserError, match=r"the GPU has 0 MB free, but 0 MB more are needed; free some, or build"):
-        fake_backend(tmp_path, tiny.model(12), tiny.contract(), library=small)
+        make_fake_backend(tmp_path, tiny.model(12), tiny.contract(), library=small)
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_what_tensorrt_refuses_is_told_with_its_reason(method: str, told: str, t
         fake.refuse.add(method)
 
     with pytest.raises(DeviceError, match=told) as error:
-        fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=refusing)
+        make_fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=refusing)
     assert "\n" not in str(error.value)
     made[0].cuda.queue.clear()
     assert made[0].cuda.leaks() == {}
@@ -139,7 +139,7 @@ def test_what_the_bindings_raise_is_a_device_error_of_one_line(
         fake.raises[method] = error("Error in set\noptimization profile.")
 
     with pytest.raises(DeviceError, match=r"failed: Error in set optimization profile\.") as told:
-        fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=raising)
+        make_fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=raising)
     assert "\n" not in str(told.value)
     made[0].cuda.queue.clear()
     assert made[0].cuda.leaks() == {}
@@ -160,7 +160,7 @@ def test_a_library_that_raises_when_it_loads_says_what_to_do(
         fake.raises[method] = TypeError(reason)
 
     with pytest.raises(UserError, match="cannot load the engine") as told:
-        fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=raising)
+        make_fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=raising)
     assert f"({method} failed: {reason}; {method} was refused); " in str(told.value) and advice in str(told.value)
 
 
@@ -173,7 +173,7 @@ def test_a_tensor_that_is_read_on_the_host_is_refused_before_it_gets_an_address(
         fake.on_host.add(name)
 
     with pytest.raises(UserError, match=f"the engine reads {name} on the host, as a shape, .* build it again"):
-        fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=shapes)
+        make_fake_backend(tmp_path, tiny.model(13), tiny.contract(), library=shapes)
     assert made[0].contexts == []
 
 
@@ -182,7 +182,7 @@ def test_a_file_that_tensorrt_does_not_load_is_told_with_its_reason(tmp_path: Pa
         fake.plans.clear()
 
     with pytest.raises(UserError, match=r"tensorrt \S+ cannot load the engine .magic tag does not match.; build it"):
-        fake_backend(tmp_path, tiny.model(14), tiny.contract(), library=empty)
+        make_fake_backend(tmp_path, tiny.model(14), tiny.contract(), library=empty)
 
 
 def _tensor(name: str, *value: Any) -> Callable[[FakeTensorRT], None]:
@@ -206,7 +206,7 @@ def test_an_engine_that_is_not_the_contracts_is_refused(
     change: Callable[[FakeTensorRT], None], name: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=rf"not that of its manifest: {name} differs"):
-        fake_backend(tmp_path, tiny.model(15), tiny.contract(), library=change)
+        make_fake_backend(tmp_path, tiny.model(15), tiny.contract(), library=change)
 
 
 def test_profiles_that_the_manifest_does_not_name_are_refused(tmp_path: Path) -> None:
@@ -214,4 +214,4 @@ def test_profiles_that_the_manifest_does_not_name_are_refused(tmp_path: Path) ->
         fake.plans = {key: replace(plan, profiles=((1, 12),)) for key, plan in fake.plans.items()}
 
     with pytest.raises(UserError, match="has other profiles than its manifest lists"):
-        fake_backend(tmp_path, tiny.model(16), tiny.contract(), profiles=PROFILES, library=other)
+        make_fake_backend(tmp_path, tiny.model(16), tiny.contract(), profiles=PROFILES, library=other)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tiny
 from fake_tensorrt import FakeTensorRT
-from trt_bundle import fake_backend
+from trt_bundle import make_fake_backend
 
 from runtime.bundle import trust_records
 from runtime.decoding.loop import generate
@@ -31,7 +31,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def rtx(folder: Path, change: Callable[[FakeTensorRT], object] = id) -> tuple[TrtBackend, FakeTensorRT]:
     """An engine of TensorRT for RTX as another process opens it, after a change to the library."""
-    backend, _, fake = fake_backend(
+    backend, _, fake = make_fake_backend(
         folder, MODEL, CONTRACT, flavor="rtx", library=change, capacities=(128,), profiles=PROFILES
     )
     return backend, fake
@@ -84,7 +84,7 @@ def test_damaged_kernels_never_reach_the_library(
     _, fake = rtx(tmp_path, lambda fake: fake.raises.update(deserialize=AssertionError("it saw them")))
     assert len(fake.compiled) == WIDTHS and capsys.readouterr().err == ""
     if damage != "a folder":
-        assert trust_records.kernels(file.name) is not None, "what was compiled again takes their place"
+        assert trust_records.read_kernels(file.name) is not None, "what was compiled again takes their place"
 
 
 def test_kernels_that_another_user_wrote_are_not_loaded(

@@ -15,18 +15,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, FAILED, add_options, command_parser, dataclass_of, option, parse_at_least_1, print_json
+from runtime.cli import DONE, FAILED, add_options, fill_dataclass, make_cli_parser, option, parse_at_least_1, print_json
 from runtime.cli import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
 
 from . import tasks
-from .cli_options import overrides_of, parse_numbers
+from .cli_options import make_overrides, parse_numbers
 from .data.batches import encode
 from .evaluation import baseline, decisions, evaluated_model, evaluation_run, plots, reliability
 from .evaluation.baseline import BaselineReport
 from .evaluation.intervals import estimate_paired_difference
-from .evaluation.temperature import calibration, fit_temperature
+from .evaluation.temperature import fit_temperature, measure_calibration
 from .storage import student_pt
 from .storage.output_files import check_file, replace_file
 
@@ -88,7 +88,7 @@ def sweep(
             apart = estimate_paired_difference(found.right, report.right)
             taken = sum(result.forwards for result in found.results)
             by_task[report.task.name] = {
-                **found.summary(),
+                **found.summarize(),
                 "difference": apart.mean,
                 "difference_95": [apart.low, apart.high],
                 "fewer_forwards": sum(report.forwards) / taken,
@@ -109,7 +109,7 @@ def choose(points: Sequence[Outcome], target: float, bound: bool) -> Outcome | N
     return min(within, key=lambda p: p.forwards, default=None)
 
 
-def reliability_of(
+def measure_reliability(
     subject: evaluated_model.EvaluatedModel, reports: Sequence[BaselineReport], seed: int
 ) -> dict[str, list[reliability.Bin]]:
     """Returns, by task, bins of the confidence at masked positions of the problems' known answers."""
@@ -117,7 +117,7 @@ def reliability_of(
     for report in reports:
         pairs = [(problem.prompt, problem.answer) for problem in report.problems]
         examples = encode(subject.tokenizer, pairs, subject.backend.contract.eos_ids[0], subject.encode_prompts)
-        bins[report.task.name] = reliability.reliability(*reliability.probe(subject.backend, examples, seed))
+        bins[report.task.name] = reliability.compute_reliability(*reliability.probe(subject.backend, examples, seed))
     return bins
 
 
@@ -126,7 +126,7 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     check_writable(args)
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
-    model = dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
+    model = fill_dataclass(evaluated_model.ModelOptions, args, overrides=make_overrides(args, evaluated_model.OWN))
     evaluated_model.check_model_options(model)  # before the reports: the first mistake is named first
     wanted = parse_numbers(args.thresholds, "--thresholds") if args.thresholds else None
     chosen = () if args.teacher_report else tasks.choose_tasks(args.task, args.data)
@@ -137,14 +137,14 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     if "block" not in subject.backend.contract.modes:
         raise UserError(f"{args.ckpt or args.bundle} fills no blocks, so that it has no gate; nothing to calibrate")
     gate = evaluated_model.choose_gate(subject.gate, args.gate)
-    thresholds = thresholds_of(wanted, gate, subject.backend.contract.vocab)
+    thresholds = choose_thresholds(wanted, gate, subject.backend.contract.vocab)
     if not known:
         known = baseline.measure_baseline(replace(model, engine=held_to[0]), chosen, args.count, args.seed)
     known = [baseline.keep_fitting(each, subject) for each in known]
     baseline.check_right(known, held_to)
     points = sweep(subject, gate, thresholds, known)
     best = choose(points, args.target, args.by == "bound")
-    bins = reliability_of(subject, known, args.seed)
+    bins = measure_reliability(subject, known, args.seed)
     if args.plot:
         plots.plot_reliability(args.plot, bins)
     if best is not None and args.write:
@@ -170,7 +170,7 @@ def check_one_per_task(reports: Sequence[BaselineReport]) -> None:
         raise UserError(f"--teacher-report has two reports of {again}; give one per task, of the model with more right")
 
 
-def thresholds_of(given: Sequence[float] | None, gate: GateSpec, vocab: int) -> Sequence[float]:
+def choose_thresholds(given: Sequence[float] | None, gate: GateSpec, vocab: int) -> Sequence[float]:
     """Returns the thresholds to try. Raises UserError if the gate has none, or for one outside its metric's range."""
     if gate.unit is None:
         raise UserError("this gate accepts a fixed count per step and has no threshold; give --gate rule=threshold")
@@ -224,18 +224,18 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
     check_writable(args)
     task, *others = tasks.choose_tasks(args.task, args.data)
     if others or task.form is None:
-        raise UserError(f"--task is {args.task}; --decisions takes one task of {decisions.names_of_forms()}")
+        raise UserError(f"--task is {args.task}; --decisions takes one task of {decisions.list_form_names()}")
     for path in filter(None, (args.out, args.plot)):
         check_file(path)
     subject = evaluated_model.open_evaluated_model(
-        dataclass_of(evaluated_model.ModelOptions, args, overrides=overrides_of(args, evaluated_model.OWN))
+        fill_dataclass(evaluated_model.ModelOptions, args, overrides=make_overrides(args, evaluated_model.OWN))
     )
     problems = evaluation_run.sample_problems(task, baseline.SPLIT, args.count, args.seed)
     prompts = subject.encode_prompts([problem.prompt for problem in problems])
-    found = decisions.outcomes(task, problems, prompts, decisions.decide_with(subject))
-    decided = decisions.together(found)
+    found = decisions.collect_outcomes(task, problems, prompts, decisions.decide_with(subject))
+    decided = decisions.join_outcomes(found)
     temperature = round(fit_temperature(decided), 4)
-    before, after = calibration(decided, 1.0), calibration(decided, temperature)
+    before, after = measure_calibration(decided, 1.0), measure_calibration(decided, temperature)
     shown = {"before": before.bins, "after": after.bins}
     if args.plot:
         plots.plot_reliability(args.plot, shown, "field")
@@ -245,7 +245,7 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
         "model": str(args.ckpt or args.bundle), "engine": subject.engine, "task": task.name, "split": baseline.SPLIT,
         "seed": args.seed, "problems": len(problems), "decisions": len(decided.right), "temperature": temperature,
         "written": args.write, "before": before.as_dict(), "after": after.as_dict(),
-        "by_field": decisions.by_field(found, temperature),
+        "by_field": decisions.summarize_fields(found, temperature),
         "reliability": {name: [asdict(each) for each in bins] for name, bins in shown.items()},
     }  # fmt: skip
     if args.out:
@@ -291,9 +291,9 @@ OPTIONS = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
-    p = command_parser("train.calibrate", (__doc__ or "").splitlines()[0])
+    p = make_cli_parser("train.calibrate", (__doc__ or "").splitlines()[0])
     evaluated_model.add_model_options(p)
     add_options(p, OPTIONS)
     return p
@@ -301,7 +301,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 1 if no threshold meets the target."""
-    return run_command(lambda: command(parser().parse_args(argv)))
+    return run_command(lambda: execute(make_parser().parse_args(argv)))
 
 
 def show_decisions(data: dict[str, Any], as_json: bool) -> int:
@@ -320,7 +320,7 @@ def show_decisions(data: dict[str, Any], as_json: bool) -> int:
     return DONE
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Calibrates and prints the outcome."""
     if args.decisions:
         return show_decisions(calibrate_decisions(args), args.json)

@@ -90,15 +90,15 @@ class Checkpoint:
         tokenizer.encode_special_tokens = True
         return tokenizer
 
-    def vocab(self) -> int:
+    def count_vocab(self) -> int:
         """Returns the vocabulary size without padding: embeddings often have rows after the last token's id."""
-        return min(self.model.vocab, max(self._ids()) + 1)
+        return min(self.model.vocab, max(self._collect_ids()) + 1)
 
-    def missing_ids(self) -> list[int]:
+    def list_missing_ids(self) -> list[int]:
         """Returns, sorted, the ids below `vocab()` that are not tokens: some tokenizers leave gaps."""
-        return sorted(set(range(self.vocab())) - self._ids())
+        return sorted(set(range(self.count_vocab())) - self._collect_ids())
 
-    def _ids(self) -> set[int]:
+    def _collect_ids(self) -> set[int]:
         """Returns the tokenizer's ids and the special ids of `decoding`."""
         special = {self.decoding.mask_id, self.decoding.pad_id, *self.decoding.eos_ids}
         return special | set(self.read_tokenizer().get_vocab(with_added_tokens=True).values())

@@ -51,7 +51,7 @@ def parse_above_0(text: str) -> float:
     return value
 
 
-def share_below_1(text: str) -> float:
+def parse_share_below_1(text: str) -> float:
     """Parses a share from 0 to below 1, for argparse."""
     value = parse_finite_number(text)
     if value is None or not 0 <= value < 1:
@@ -59,7 +59,7 @@ def share_below_1(text: str) -> float:
     return value
 
 
-def seed_number(text: str) -> int:
+def parse_seed(text: str) -> int:
     """Parses a seed; the limit keeps the seeds that are derived from it, per update and process, within 64 bits."""
     try:
         value = int(text)
@@ -78,7 +78,7 @@ def parse_token_ids(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of ids with commas, as in 151643,151645") from None
 
 
-def gate_changes(text: str) -> dict[str, int | float | str]:
+def parse_gate_changes(text: str) -> dict[str, int | float | str]:
     """Parses gate fields such as `threshold=0.8,min=2`; the contract checks their values."""
     changes: dict[str, int | float | str] = {}
     for part in text.split(","):
@@ -86,11 +86,11 @@ def gate_changes(text: str) -> dict[str, int | float | str]:
         if not equals or name not in GateSpec.__slots__:
             known = ", ".join(GateSpec.__slots__)
             raise argparse.ArgumentTypeError(f"{part!r} is not a KEY=VALUE with a key of {known}")
-        changes[name] = number(value)
+        changes[name] = parse_scalar(value)
     return changes
 
 
-def number(text: str) -> int | float | str:
+def parse_scalar(text: str) -> int | float | str:
     """Parses a number; returns other text, and what is not finite, as it is."""
     try:
         return parse_whole(text)
@@ -107,7 +107,7 @@ def parse_finite_number(text: str) -> float | None:
         return None
 
 
-def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:
+def make_overrides(args: argparse.Namespace, leave_out: Collection[str] = ()) -> Overrides:
     """Returns the overrides given as options, without those in `leave_out`, whose meaning differs in the command."""
     names = [name for name in Overrides.__slots__ if f"--{name.replace('_', '-')}" not in leave_out]
     return Overrides(**{name: getattr(args, name) for name in names})
@@ -115,7 +115,7 @@ def overrides_of(args: argparse.Namespace, leave_out: Collection[str] = ()) -> O
 
 GATE_OPTION = option(
     "--gate",
-    type=gate_changes,
+    type=parse_gate_changes,
     metavar="KEY=VALUE,...",
     help="changes to the model's gate, as in threshold=0.8,min=2 (default: none)",
 )
@@ -148,9 +148,9 @@ TOP_K_OPTION = option("--top-k", type=int, default=0, metavar="K", help=HELP["to
 DEVICE_OPTION = option("--device", choices=DEVICE_CHOICES, default="cpu", help=HELP["device"])
 TRAINING_OPTIONS = (  # for commands that train
     option("--data", type=Path, help="file of JSON lines with prompt and answer, instead of a task (default: none)"),
-    option("--seed", type=seed_number, default=0, metavar="N", help="seed of weights, data and noise (default: 0)"),
+    option("--seed", type=parse_seed, default=0, metavar="N", help="seed of weights, data and noise (default: 0)"),
     option("--optimizer", choices=("adamw", "muon"), default="adamw", help=HELP["optimizer"]),
-    option("--dropout", type=share_below_1, default=0.0, metavar="SHARE", help=HELP["dropout"]),
+    option("--dropout", type=parse_share_below_1, default=0.0, metavar="SHARE", help=HELP["dropout"]),
     option(
         "--save-every", type=parse_at_least_1, default=500, help="updates between resumable checkpoints (default: 500)"
     ),

@@ -18,10 +18,10 @@ import torch
 from tqdm import tqdm
 
 from runtime import files
-from runtime.cli import DONE, command_parser, option, parse_at_least_1, print_json
+from runtime.cli import DONE, make_cli_parser, option, parse_at_least_1, print_json
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.block_layout import block_bounds, compute_longest_answer, count_committed
-from runtime.decoding.loop import steps
+from runtime.decoding.block_layout import compute_block_bounds, compute_longest_answer, count_committed
+from runtime.decoding.loop import decode_steps
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 
@@ -31,14 +31,14 @@ from .cli_options import (
     RAW_OPTION,
     add_directory_options,
     bf16_option,
-    overrides_of,
+    make_overrides,
     parse_numbers,
     settle_bf16,
 )
 from .data import prompts
 from .data.trajectories import NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
 from .storage.output_files import replace_file
-from .torch_backend import TorchBackend, contract_of
+from .torch_backend import TorchBackend, derive_contract
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
 HELP = {  # help texts that do not fit on the line of their option below
@@ -63,11 +63,11 @@ class Shard:
     def name(self) -> str:
         return f"shard-{self.number:05d}.safetensors"
 
-    def seed(self, base: int) -> int:
+    def derive_seed(self, base: int) -> int:
         """Returns this shard's sampling seed in a collection whose seed is `base`."""
         return base * 100_003 + self.number
 
-    def of(self, prompts: Collection[str]) -> Shard:
+    def select(self, prompts: Collection[str]) -> Shard:
         """Returns the shard with only the problems of these prompts; the number, and so the seed, stays the same."""
         return replace(self, problems=[problem for problem in self.problems if problem.prompt in prompts])
 
@@ -93,10 +93,10 @@ def collect(backend: TorchBackend, prompts: Sequence[np.ndarray], gate: GateSpec
     tokens = torch.full((len(prompts), positions), contract.pad_id)
     order = torch.full((len(prompts), positions), NEVER_ACCEPTED)
     hidden = torch.zeros(len(prompts), positions, width, dtype=torch.float16)
-    taken, starts = [0] * len(prompts), [block_starts(contract, len(prompt)) for prompt in prompts]
+    taken, starts = [0] * len(prompts), [compute_block_starts(contract, len(prompt)) for prompt in prompts]
     latest = torch.zeros(len(prompts), contract.block, width)  # last states; position 0's may be older with `shift`
     requests = [Request(prompt, DecodeOptions(contract.canvas, mode="block")) for prompt in prompts]
-    for done in steps(backend, requests, gate=gate):
+    for done in decode_steps(backend, requests, gate=gate):
         for step in done:
             assert backend.hidden is not None  # the backend has keep_hidden
             latest[step.row, step.asked] = backend.hidden[step.slot, : len(step.asked)]
@@ -112,9 +112,11 @@ def collect(backend: TorchBackend, prompts: Sequence[np.ndarray], gate: GateSpec
     ]
 
 
-def block_starts(contract: Contract, prompt: int) -> list[int]:
+def compute_block_starts(contract: Contract, prompt: int) -> list[int]:
     """Returns each block's start relative to the prompt's end; the first is negative if it has tokens of the prompt."""
-    begins = block_bounds(contract, prompt, compute_longest_answer(contract))[0][count_committed(contract, prompt) :]
+    begins = compute_block_bounds(contract, prompt, compute_longest_answer(contract))[0][
+        count_committed(contract, prompt) :
+    ]
     found: list[int] = (np.unique(begins) - prompt).tolist()
     return found
 
@@ -147,25 +149,27 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     Each of several processes collects its own shards. Every shard has its own seed and batches, so the result does not
     depend on which process collects it.
     """
-    saved = open_checkpoint.load(args.ckpt, overrides_of(args))
-    contract = contract_of(saved, args.batch)
+    saved = open_checkpoint.load(args.ckpt, make_overrides(args))
+    contract = derive_contract(saved, args.batch)
     check_teacher(contract)
     chosen = tasks.choose_tasks(args.task, args.data)
     planned = plan(chosen, args.count, parse_numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
-    settings = collection_settings(args, [task.name for task in chosen], saved)
+    settings = collect_settings(args, [task.name for task in chosen], saved)
     distributed.check_same(settings)
-    distributed.on_first(lambda: write_settings(args.out / SETTINGS, settings))
-    gate = gate_of(args.threshold)
-    asked = encode_prompts(planned, prompts.of_checkpoint(saved, args.raw), contract)
-    shards = [shard for each in planned if (shard := each.of(asked)).problems]
+    distributed.run_in_first_process(lambda: write_settings(args.out / SETTINGS, settings))
+    gate = make_gate(args.threshold)
+    asked = encode_prompts(planned, prompts.make_encoder(saved, args.raw), contract)
+    shards = [shard for each in planned if (shard := each.select(asked)).problems]
     model = saved.build().to(args.device)
-    how = {"keep_hidden": True, "bf16": args.bf16, "barred": saved.missing_ids()}
+    how = {"keep_hidden": True, "bf16": args.bf16, "barred": saved.list_missing_ids()}
     tokenizer = saved.read_tokenizer()
     right = total = new = 0
     for shard in tqdm(distributed.take_own_rows(shards), unit="shard", desc="collect"):
         path = args.out / shard.name
         if not path.exists():
-            backend = TorchBackend(model, contract, temperature=shard.temperature, seed=shard.seed(args.seed), **how)
+            backend = TorchBackend(
+                model, contract, temperature=shard.temperature, seed=shard.derive_seed(args.seed), **how
+            )
             found = decode_prompts(backend, [asked[p.prompt] for p in shard.problems], args.batch, gate)
             write_shard(path, grade_trajectories(found, shard, tokenizer, contract))
             new += len(found)
@@ -177,7 +181,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     return {**{name: int(number) for name, number in found.items()}, "shards": len(shards)}
 
 
-def gate_of(threshold: float | None) -> GateSpec:
+def make_gate(threshold: float | None) -> GateSpec:
     """Returns the gate: one token per step, or every token whose confidence reaches the threshold.
 
     Raises UserError unless the threshold is above 0 and at most 1.
@@ -199,11 +203,11 @@ def decode_prompts(
     ]
 
 
-def collection_settings(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
+def collect_settings(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:
     """Returns the settings that a collection's trajectories depend on: teacher, tasks, data and options."""
-    overrides = overrides_of(args)
+    overrides = make_overrides(args)
     settings: dict[str, object] = {
-        "ckpt_sha256": open_checkpoint.fingerprint(args.ckpt, overrides),
+        "ckpt_sha256": open_checkpoint.compute_fingerprint(args.ckpt, overrides),
         "tasks": names,
         "count": args.count,
         "temperatures": args.temperatures,
@@ -215,7 +219,7 @@ def collection_settings(args: argparse.Namespace, names: list[str], saved: check
     if args.threshold is not None:
         settings["threshold"] = args.threshold
     if args.data:
-        settings["data_sha256"] = open_checkpoint.fingerprint(args.data)
+        settings["data_sha256"] = open_checkpoint.compute_fingerprint(args.data)
     if given := {name: str(value) for name, value in asdict(overrides).items() if value is not None}:
         settings["overrides"] = given
     if saved.chat_template is not None and not args.raw:
@@ -262,19 +266,19 @@ OPTIONS = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
-    p = command_parser("train.collect", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
+    p = make_cli_parser("train.collect", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
     add_directory_options(p)
     return p
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return distributed.run(lambda: command(parser().parse_args(argv)))
+    return distributed.run(lambda: execute(make_parser().parse_args(argv)))
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Collects and prints the counts."""
     with distributed.join_processes(args.device):
         settle_bf16(args)

@@ -14,8 +14,8 @@ from runtime.errors import UserError
 from .checkpoint import Checkpoint
 from .huggingface import blockstep_json, directory_writer, peft_merge
 from .huggingface.families import Overrides
-from .huggingface.peft_train import LowRank, pairs
-from .huggingface.reader import read_settings, template_args
+from .huggingface.peft_train import LowRank, collect_pairs
+from .huggingface.reader import read_settings, read_template_args
 from .huggingface.weights import map_stored_names
 from .storage import student_pt
 
@@ -74,7 +74,7 @@ class Output:
                 self.path, lambda folder: self._write_adapter(folder, student, trained)
             )
         if self.low_rank is not None:
-            trained = peft_merge.merge_pairs(student.weights, pairs(trained), self.low_rank.scale)
+            trained = peft_merge.merge_pairs(student.weights, collect_pairs(trained), self.low_rank.scale)
         made = replace(student, weights=trained)
         if self.path.suffix == ".pt":
             return student_pt.save(made, self.path, self.dtype)
@@ -87,6 +87,6 @@ class Output:
         assert self.low_rank is not None  # guaranteed by the caller
         family = read_settings(self.teacher, self.overrides).family
         names = map_stored_names(self.teacher, family.renames)
-        peft_merge.write(folder, pairs(trained), self.low_rank.alpha, names, self.teacher)
-        arguments = template_args(self.teacher, self.overrides)
+        peft_merge.write(folder, collect_pairs(trained), self.low_rank.alpha, names, self.teacher)
+        arguments = read_template_args(self.teacher, self.overrides)
         blockstep_json.write(folder, family.name, student.decoding, arguments)

@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from runtime import files
-from runtime.cli import command_parser, option, parse_at_least_1
+from runtime.cli import make_cli_parser, option, parse_at_least_1
 from runtime.contract import MODES, Contract
 from runtime.decoding.block_layout import compute_longest_answer
 from runtime.errors import UserError
@@ -29,7 +29,7 @@ from .cli_options import (
     TRAINING_OPTIONS,
     add_directory_options,
     bf16_option,
-    overrides_of,
+    make_overrides,
     parse_above_0,
     settle_bf16,
 )
@@ -40,9 +40,9 @@ from .destination import DTYPES, Output
 from .huggingface import peft_train
 from .huggingface.families import Overrides
 from .methods import table
-from .methods.next_token import next_token_loss
+from .methods.next_token import make_next_token_loss
 from .methods.setup import Lesson, Teacher
-from .torch_backend import contract_of
+from .torch_backend import derive_contract
 from .trainer import resume, run_fingerprint
 from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
 from .transformer.compiled import CompiledForward
@@ -97,38 +97,40 @@ def distill(args: argparse.Namespace) -> Fitted:
     given = {name: getattr(args, name) for name in table.DEFAULTS}
     method, values = table.choose_method(args.method, args.attention, given)
     plan = method.plan(values)
-    saved = open_checkpoint.load(args.teacher, overrides_of(args, OWN))
+    saved = open_checkpoint.load(args.teacher, make_overrides(args, OWN))
     alike = Overrides(template_args=args.template_args)  # all else is as in the separate student's own files
     start = open_checkpoint.load(args.student, alike) if args.student else saved
     modes = MODES if args.attention == "causal_context" and args.next_token > 0 else MODES[:1]
     own = {"gate": dict(method.gate), "decision_temperature": 1.0}  # the start's values fit its own confidences only
     how_decoded = replace(start.decoding, attention=args.attention, modes=modes, **own)
-    if contract_of(start).autoregressive:  # an autoregressive start has no blocks
+    if derive_contract(start).autoregressive:  # an autoregressive start has no blocks
         how_decoded = replace(how_decoded, **{name: getattr(saved.decoding, name) for name in LAYOUT})
     student = replace(start, decoding=how_decoded)
     check(args, saved, student)
-    overrides = alike if args.student else overrides_of(args, OWN)
+    overrides = alike if args.student else make_overrides(args, OWN)
     output = Output(args.out, args.student or args.teacher, overrides, low_rank, DTYPES[args.dtype])
-    distributed.on_first(lambda: output.check(student))
+    distributed.run_in_first_process(lambda: output.check(student))
     found = choose_usable(args, saved, values["only_right"], method.stepwise) if method.from_trajectories else []
-    lesson = lesson_of(args, saved, student, found)
+    lesson = make_method_inputs(args, saved, student, found)
     if method.from_examples or args.next_token > 0:
         lesson.stream.tell_left_out()
     loss_of = plan(lesson)
     if args.next_token > 0:
-        kept = next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
+        kept = make_next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
         loss_of = add_next_token_loss(loss_of, kept, args.next_token, method.from_examples)
     how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
     recipe = Recipe(args.steps, args.learning_rate, **how)
     # Has the values of the method's options, so that a default and the same value given explicitly are equal.
-    identity = run_fingerprint.of_options({**vars(args), **values})
+    identity = run_fingerprint.collect_options({**vars(args), **values})
     fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)
-    distributed.on_first(lambda: output.write(student, fitted.weights))
-    distributed.on_first(lambda: resume.forget(args.out))
+    distributed.run_in_first_process(lambda: output.write(student, fitted.weights))
+    distributed.run_in_first_process(lambda: resume.forget(args.out))
     return fitted
 
 
-def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, found: Sequence[Trajectory]) -> Lesson:
+def make_method_inputs(
+    args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, found: Sequence[Trajectory]
+) -> Lesson:
     """Builds a method's inputs: the student, with an adapter if one is trained, and a function that builds the teacher.
 
     found: trajectories.
@@ -142,10 +144,14 @@ def lesson_of(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, 
     def teacher() -> Teacher:
         # A student that starts from its teacher and trains an adapter alone already contains the teacher.
         own = low_rank is not None and args.student is None
-        return Teacher(model if own else distributed.place_frozen(saved.build(), args.device), contract_of(saved), own)
+        return Teacher(
+            model if own else distributed.place_frozen(saved.build(), args.device), derive_contract(saved), own
+        )
 
     forward = CompiledForward(model) if args.compile else model
-    return Lesson(model, forward, contract_of(student), teacher, found, ground_truth(args, student), args.steps)
+    return Lesson(
+        model, forward, derive_contract(student), teacher, found, make_ground_truth(args, student), args.steps
+    )
 
 
 def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> None:
@@ -160,12 +166,12 @@ def check(args: argparse.Namespace, saved: Checkpoint, student: Checkpoint) -> N
             f"--attention {args.attention} was given, but {args.student or args.teacher} is aligned "
             f"{student.decoding.alignment}; expected prompt: leave it out"
         )
-    if contract_of(student).seeded:
+    if derive_contract(student).seeded:
         raise UserError(
             f"--attention {args.attention} was given, but {args.student or args.teacher} has no shift: students whose "
             "rows predict their own token in a block and the next one when committed are not supported; leave it out"
         )
-    check_blocks(args.method, contract_of(saved))
+    check_blocks(args.method, derive_contract(saved))
     if args.student is None:
         return
     if files.resolve_path(args.out) == files.resolve_path(args.teacher):
@@ -193,19 +199,19 @@ def list_shared(saved: Checkpoint) -> dict[str, Any]:
     """Returns what a separate student and its teacher must have in common: their tokens and the layout of blocks."""
     values = {name: getattr(saved.decoding, name) for name in SHARED}
     words = saved.read_tokenizer().get_vocab(with_added_tokens=True)
-    return {"vocabulary": (words, saved.vocab()), "chat_template": saved.chat_template, **values}
+    return {"vocabulary": (words, saved.count_vocab()), "chat_template": saved.chat_template, **values}
 
 
 def choose_usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool, stepwise: bool) -> list[Trajectory]:
     """Returns the trajectories to learn from. Raises UserError if there are none, or another teacher made them."""
-    overrides = overrides_of(args, OWN)
+    overrides = make_overrides(args, OWN)
     everything = trajectories.read_collections(
-        args.trajectories, open_checkpoint.fingerprint(args.teacher, overrides), overrides, stepwise
+        args.trajectories, open_checkpoint.compute_fingerprint(args.teacher, overrides), overrides, stepwise
     )
     found = [t for t in everything if t.right or not only_right]
     if not found:
         raise UserError(f"no trajectory in {args.trajectories[0]} is right; collect more, or give --no-only-right")
-    longest = compute_longest_answer(contract_of(saved))
+    longest = compute_longest_answer(derive_contract(saved))
     for width, positions in {(t.hidden.shape[1], len(t.tokens)) for t in found}:
         if width != saved.model.width or positions != longest:
             raise UserError(
@@ -215,10 +221,10 @@ def choose_usable(args: argparse.Namespace, saved: Checkpoint, only_right: bool,
     return found
 
 
-def ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
+def make_ground_truth(args: argparse.Namespace, saved: Checkpoint) -> Stream:
     """Returns the stream of ground-truth examples, with prompts encoded as at inference."""
     chosen, decoding = tasks.choose_tasks(args.task, args.data), saved.decoding
-    longest, encode_prompts = decoding.context - decoding.canvas, prompts.of_checkpoint(saved, args.raw)
+    longest, encode_prompts = decoding.context - decoding.canvas, prompts.make_encoder(saved, args.raw)
     bounds = (longest, decoding.canvas, encode_prompts)
     return Stream(chosen, saved.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed + 500, *bounds)
 
@@ -256,9 +262,9 @@ OPTIONS = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
-    p = command_parser("train.distill", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
+    p = make_cli_parser("train.distill", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
     table.add_own_options(p)
     add_directory_options(p, OWN)
     return p
@@ -266,10 +272,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return distributed.run(lambda: command(parser().parse_args(argv)))
+    return distributed.run(lambda: execute(make_parser().parse_args(argv)))
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Distils and prints what was written."""
     return run_training(lambda: distill(args), args.out, args.device, args.tensorboard, args.json)
 

@@ -36,14 +36,14 @@ LONGEST = timedelta(days=1)  # maximum wait for other processes, which may be co
 Rows = TypeVar("Rows", Tensor, Sequence[Any])
 
 
-def size() -> int:
+def count_processes() -> int:
     """Returns the number of processes."""
-    return dist.get_world_size() if _together() else 1
+    return dist.get_world_size() if _is_group() else 1
 
 
-def rank() -> int:
+def get_rank() -> int:
     """Returns the index of this process, from 0."""
-    return dist.get_rank() if _together() else 0
+    return dist.get_rank() if _is_group() else 0
 
 
 def run(command: Callable[[], int]) -> int:
@@ -54,18 +54,23 @@ def run(command: Callable[[], int]) -> int:
     """
     limit_threads()
     bound_kernel_caches()
-    if _torchrun_variable("RANK") == 0:
-        return run_command(lambda: _as_device_error(command))
+    if _read_torchrun_variable("RANK") == 0:
+        return run_command(lambda: _run_with_device_errors(command))
     said = io.StringIO()
     try:
         with redirect_stdout(io.StringIO()), redirect_stderr(said):
-            code = run_command(lambda: _as_device_error(command))
+            code = run_command(lambda: _run_with_device_errors(command))
     except Exception:
         time.sleep(PATIENCE)
         raise
     if code in (FAILED, MISTAKE):
         time.sleep(PATIENCE)
-        print(f"process {_torchrun_variable('RANK')}:", *said.getvalue().splitlines()[-1:], file=sys.stderr, flush=True)
+        print(
+            f"process {_read_torchrun_variable('RANK')}:",
+            *said.getvalue().splitlines()[-1:],
+            file=sys.stderr,
+            flush=True,
+        )
     return code
 
 
@@ -78,16 +83,16 @@ def join_processes(device: str) -> Iterator[None]:
     if device == "cuda":
         if not torch.cuda.is_available():
             raise UserError("--device is cuda, but PyTorch finds no GPU here; leave it out, or install a CUDA build")
-        local, there = _torchrun_variable("LOCAL_RANK"), torch.cuda.device_count()
+        local, there = _read_torchrun_variable("LOCAL_RANK"), torch.cuda.device_count()
         if local >= there:
             raise UserError(f"there are {there} GPUs for at least {local + 1} processes; give --nproc-per-node {there}")
         torch.cuda.set_device(local)
-    if _torchrun_variable("WORLD_SIZE", 1) == 1:
+    if _read_torchrun_variable("WORLD_SIZE", 1) == 1:
         yield
         return
     if device == "cuda":
         dist.init_process_group(
-            "nccl", timeout=LONGEST, device_id=torch.device("cuda", _torchrun_variable("LOCAL_RANK"))
+            "nccl", timeout=LONGEST, device_id=torch.device("cuda", _read_torchrun_variable("LOCAL_RANK"))
         )
     else:
         dist.init_process_group("gloo", timeout=LONGEST)
@@ -98,19 +103,21 @@ def join_processes(device: str) -> Iterator[None]:
 
 def check(batch: int, compiled: bool, optimizer: str) -> None:
     """Raises UserError for options that do not work with several processes."""
-    if size() > 1 and batch % size():
-        raise UserError(f"--batch is {batch} for {size()} processes; expected a multiple of their number")
-    if size() > 1 and compiled:
-        raise UserError(f"--compile was given for {size()} processes; sharded models are not compiled: leave it out")
-    if size() > 1 and optimizer == "muon":
-        raise UserError(f"--optimizer is muon for {size()} processes; it needs whole matrices: leave it out")
+    if count_processes() > 1 and batch % count_processes():
+        raise UserError(f"--batch is {batch} for {count_processes()} processes; expected a multiple of their number")
+    if count_processes() > 1 and compiled:
+        raise UserError(
+            f"--compile was given for {count_processes()} processes; sharded models are not compiled: leave it out"
+        )
+    if count_processes() > 1 and optimizer == "muon":
+        raise UserError(f"--optimizer is muon for {count_processes()} processes; it needs whole matrices: leave it out")
 
 
 def check_same(values: Mapping[str, Any]) -> None:
     """Raises UserError if the processes' values differ, such as the hashes of files on different machines."""
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()
     ours = torch.frombuffer(bytearray(digest), dtype=torch.uint8).double()
-    if (sum_over_processes(ours) != ours * size()).any().item():
+    if (sum_over_processes(ours) != ours * count_processes()).any().item():
         told = ", ".join(f"{name} {str(value)[:20]}" for name, value in sorted(values.items()))
         raise UserError(f"the processes differ in their options or files; here they are {told}: give all the same")
 
@@ -121,7 +128,7 @@ def place(model: Transformer, device: str) -> Transformer:
     Embedding and head stay whole from a forward pass to the next backward pass, because `Transformer.logits` is called
     in between.
     """
-    if size() > 1:
+    if count_processes() > 1:
         return _shard(model, device)
     if device != "cpu":
         model.to(device)
@@ -132,7 +139,7 @@ def place(model: Transformer, device: str) -> Transformer:
 def place_frozen(model: Transformer, device: str) -> Transformer:
     """Does as `place` for a model that is never trained; its embedding and head are whole from now on."""
     placed: Any = place(model, device)
-    if size() > 1:
+    if count_processes() > 1:
         with torch.no_grad():
             placed(torch.zeros((1, 1), dtype=torch.int64), torch.ones((1, 1), dtype=torch.int64))
     return model
@@ -140,29 +147,29 @@ def place_frozen(model: Transformer, device: str) -> Transformer:
 
 def take_own_rows(rows: Rows) -> Rows:
     """Returns this process's rows of a batch: with n processes every n-th row, so that all get similar lengths."""
-    return rows[rank() :: size()]
+    return rows[get_rank() :: count_processes()]
 
 
-def part(mean: Tensor, weight: Tensor | int) -> Tensor:
+def take_part(mean: Tensor, weight: Tensor | int) -> Tensor:
     """Returns this process's part of a weighted mean over all processes, from its own mean and sum of weights."""
-    if size() == 1:
+    if count_processes() == 1:
         return mean
     here = torch.as_tensor(weight, dtype=torch.float32, device=mean.device)
     return mean * (here / sum_over_processes(here).clamp_min(1e-6))
 
 
-def mean(flags: Tensor) -> float:
+def take_mean_part(flags: Tensor) -> float:
     """Returns this process's part of the share of flags that are set, among all processes' flags; NaN without any."""
-    if size() == 1:
+    if count_processes() == 1:
         return flags.float().mean().item()
     return (flags.sum() / sum_over_processes(torch.tensor(float(flags.numel())))).item()
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """Returns the sum over all processes, without gradients."""
-    if size() == 1:
+    if count_processes() == 1:
         return value.detach()
-    added = value.detach().to(_where(), copy=True)
+    added = value.detach().to(_choose_device(), copy=True)
     dist.all_reduce(added)
     return added.to(value.device)
 
@@ -175,23 +182,23 @@ def add_up(parts: Mapping[str, float]) -> dict[str, float]:
 
 def take_own_part(parameter: nn.Parameter) -> nn.Parameter:
     """Returns this process's part of a parameter: itself or, if sharded, a plain parameter over the shard's memory."""
-    return nn.Parameter(_local(parameter)) if size() > 1 else parameter
+    return nn.Parameter(_take_local(parameter)) if count_processes() > 1 else parameter
 
 
 def take_gradients(learned: Mapping[str, nn.Parameter], owned: Mapping[str, nn.Parameter]) -> None:
     """Moves sharded parameters' gradients, already summed over the processes, to what `take_own_part` made of them."""
-    if size() == 1:
+    if count_processes() == 1:
         return
     for name, parameter in learned.items():
         # FSDP may have moved a shard to pad it, at the first forward pass.
-        owned[name].data = _local(parameter)
-        owned[name].grad = None if parameter.grad is None else _local(parameter.grad)
+        owned[name].data = _take_local(parameter)
+        owned[name].grad = None if parameter.grad is None else _take_local(parameter.grad)
         parameter.grad = None
 
 
 def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
     """Scales the gradients so that the whole model's norm is at most `most`; returns the norm before that."""
-    if size() == 1:
+    if count_processes() == 1:
         return nn.utils.clip_grad_norm_(owned, most)
     norm = nn.utils.get_total_norm([each.grad for each in owned if each.grad is not None])
     norm = sum_over_processes(norm.square()).sqrt()
@@ -201,7 +208,7 @@ def clip(owned: Sequence[nn.Parameter], most: float) -> Tensor:
 
 def gather_whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Gathers tensors sharded like `learned`; returns whole ones on the CPU of the first process, {} in the others."""
-    if size() == 1:
+    if count_processes() == 1:
         return {name: tensor.cpu() for name, tensor in owned.items()}
     from torch.distributed.tensor import DTensor
 
@@ -212,20 +219,20 @@ def gather_whole(learned: Mapping[str, nn.Parameter], owned: Mapping[str, Tensor
             owned[name], sharded.device_mesh, sharded.placements, shape=parameter.shape, stride=parameter.stride()
         )
         tensor = part.full_tensor()
-        if rank() == 0:
+        if get_rank() == 0:
             found[name] = tensor.cpu()
     return found
 
 
-def rows_of(length: int) -> slice:
+def choose_rows(length: int) -> slice:
     """Returns this process's rows of a sharded parameter, as torch.chunk divides them."""
-    each = -(-length // size())
-    return slice(min(rank() * each, length), min((rank() + 1) * each, length))
+    each = -(-length // count_processes())
+    return slice(min(get_rank() * each, length), min((get_rank() + 1) * each, length))
 
 
-def on_first(act: Callable[[], object]) -> None:
+def run_in_first_process(act: Callable[[], object]) -> None:
     """Calls `act` in the first process while the others wait; if it raises UserError, all of them do."""
-    run_in_every_process(act if rank() == 0 else lambda: None)
+    run_in_every_process(act if get_rank() == 0 else lambda: None)
 
 
 def run_in_every_process(act: Callable[[], object]) -> None:
@@ -235,7 +242,7 @@ def run_in_every_process(act: Callable[[], object]) -> None:
         act()
     except UserError as raised:
         error = raised
-    failed = sum_over_processes(torch.tensor(float(error is not None))) if size() > 1 else None
+    failed = sum_over_processes(torch.tensor(float(error is not None))) if count_processes() > 1 else None
     if error is not None:
         raise error
     if failed is not None and failed.item():
@@ -246,7 +253,7 @@ def _shard(model: Transformer, device: str) -> Transformer:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FSDPModule, fully_shard
 
-    mesh = init_device_mesh(device, (size(),))
+    mesh = init_device_mesh(device, (count_processes(),))
     for layer in model.layers:
         fully_shard(layer, mesh=mesh)
     fully_shard(model, mesh=mesh, reshard_after_forward=False)
@@ -269,26 +276,26 @@ def _move_inputs(
     return tuple(map(move, args)), {name: move(value) for name, value in named.items()}
 
 
-def _local(tensor: Any) -> Tensor:
+def _take_local(tensor: Any) -> Tensor:
     return tensor.to_local().detach()
 
 
-def _where() -> str:
+def _choose_device() -> str:
     """Returns the device on which the group sums."""
-    return "cuda" if _together() and dist.get_backend() == "nccl" else "cpu"
+    return "cuda" if _is_group() and dist.get_backend() == "nccl" else "cpu"
 
 
-def _together() -> bool:
+def _is_group() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def _torchrun_variable(name: str, otherwise: int = 0) -> int:
+def _read_torchrun_variable(name: str, otherwise: int = 0) -> int:
     """Returns a variable that torchrun set for this process, or `otherwise` without torchrun."""
     started = "RANK" in os.environ and "WORLD_SIZE" in os.environ
     return int(os.environ.get(name, otherwise)) if started else otherwise
 
 
-def _as_device_error(command: Callable[[], int]) -> int:
+def _run_with_device_errors(command: Callable[[], int]) -> int:
     """Returns the command's exit code; raises DeviceError if GPU memory is full or another process left the group."""
     try:
         return command()
@@ -296,7 +303,7 @@ def _as_device_error(command: Callable[[], int]) -> int:
         reason = str(error).split(". ")[0]
         raise DeviceError(f"the GPU's memory is full ({reason}); lower --batch, or give the run more GPUs") from None
     except RuntimeError as error:
-        if _together() and ("gloo" in str(error) or isinstance(error, dist.DistError)):
+        if _is_group() and ("gloo" in str(error) or isinstance(error, dist.DistError)):
             reason = str(error).splitlines()[0]
             raise DeviceError(f"another process has ended ({reason}); run the command again to go on") from None
         raise

@@ -15,22 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from runtime.backend import Backend
-from runtime.cli import DONE, MODE_OPTION, add_options, command_parser, dataclass_of, option, print_json
+from runtime.cli import DONE, MODE_OPTION, add_options, fill_dataclass, make_cli_parser, option, print_json
 from runtime.cli import run as run_command
-from runtime.decoding.options import mode_of
+from runtime.decoding.options import choose_mode
 from runtime.errors import UserError
 
 from . import tasks
-from .cli_options import overrides_of
+from .cli_options import make_overrides
 from .evaluation.evaluated_model import OWN, ModelOptions, add_model_options, choose_gate, open_evaluated_model
 from .evaluation.evaluation_run import (
     Evaluation,
-    by_group,
     evaluate_model,
     find_fitting_problems,
     measure_task,
     read_evaluation,
     sample_problems,
+    summarize_groups,
 )
 from .evaluation.intervals import estimate_paired_difference
 from .storage.output_files import check_file, replace_file
@@ -63,9 +63,9 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         check_file(args.out)
     other = read_evaluation(args.against) if args.against else None
     task, problems = choose_problems(args)
-    subject = open_evaluated_model(dataclass_of(ModelOptions, args, overrides=overrides_of(args, OWN)))
+    subject = open_evaluated_model(fill_dataclass(ModelOptions, args, overrides=make_overrides(args, OWN)))
     gated, gate = args.gate or args.threshold is not None, choose_gate(subject.gate, args.gate, args.threshold)
-    mode = mode_of(subject.backend.contract, args.mode, bool(gated))
+    mode = choose_mode(subject.backend.contract, args.mode, bool(gated))
     if mode != "block" and gated:
         raise UserError(f"--gate or --threshold was given with mode {mode}, which has no gate; leave one of them out")
     kept = find_fitting_problems(subject, problems)
@@ -84,13 +84,13 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         **({"left_out": left_out} if left_out else {}),
     }
     report = {
-        **settings_of(args, subject.backend, asked),
+        **collect_settings(args, subject.backend, asked),
         "mode": mode,
         "gate": asdict(gate),
-        **found.summary(),
+        **found.summarize(),
         **figures,
     }
-    report["by_group"] = by_group(problems, found.right)
+    report["by_group"] = summarize_groups(problems, found.right)
     if other is not None:
         report["against"] = compare(other, per_problem)
     if args.out:
@@ -101,7 +101,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def settings_of(args: argparse.Namespace, backend: Backend, asked: Mapping[str, Any]) -> dict[str, Any]:
+def collect_settings(args: argparse.Namespace, backend: Backend, asked: Mapping[str, Any]) -> dict[str, Any]:
     """Returns a report's settings: model, engine, problems, precision. asked: the problems' task, split and seed."""
     model = {"model": str(args.ckpt or args.bundle), "engine": backend.name, "attention": backend.contract.attention}
     return {**model, "commit": "fused", **asked, "bf16": bool(args.bf16)}
@@ -162,9 +162,9 @@ OPTIONS = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
-    p = command_parser("train.evaluate", (__doc__ or "").splitlines()[0])
+    p = make_cli_parser("train.evaluate", (__doc__ or "").splitlines()[0])
     add_model_options(p)
     add_options(p, OPTIONS)
     return p
@@ -172,10 +172,10 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_command(lambda: command(parser().parse_args(argv)))
+    return run_command(lambda: execute(make_parser().parse_args(argv)))
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Evaluates and prints the report."""
     report = assess(args)
     if args.json:

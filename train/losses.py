@@ -4,7 +4,7 @@ Sources: `distillation`, `consistency`, `denoising` are CDLM's (arXiv 2511.19269
 from a state y of a trajectory; `tempered_distillation` is CD4LM's (arXiv 2601.02236), `uncertainty` dParallel's (arXiv
 2509.26488); TAD (arXiv 2605.09536) takes `denoising` and, at temperature 1, `tempered_distillation`. Scores are fp32
 logits with the mask token barred, see `bar_mask_token`. With several processes, each gets its part of a mean over the
-positions of all processes (`distributed.part`).
+positions of all processes (`distributed.take_part`).
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ def uncertainty(student: Tensor, target: Tensor, weight: Tensor, temperature: fl
 
 
 def _mean(losses: Tensor) -> Tensor:
-    return distributed.part(losses.mean() if len(losses) else losses.sum(), len(losses))
+    return distributed.take_part(losses.mean() if len(losses) else losses.sum(), len(losses))
 
 
 def _weigh(losses: Tensor, weight: Tensor) -> Tensor:
     weight = send(weight, losses.device)
-    return distributed.part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
+    return distributed.take_part((losses * weight).sum() / weight.sum().clamp_min(1e-6), weight.sum())
 
 
 def bar_mask_token(logits: Tensor, mask_id: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from runtime.bundle.store import sha256
+from runtime.bundle.store import hash_file
 from runtime.errors import UserError
 from runtime.text.chat_template import add_arguments
 
@@ -41,8 +41,8 @@ def _refuse(overrides: Overrides | None, path: Path) -> None:
         )
 
 
-def fingerprint(path: Path, overrides: Overrides | None = None) -> str:
+def compute_fingerprint(path: Path, overrides: Overrides | None = None) -> str:
     """Returns a checkpoint's fingerprint: a file's sha256, or a sha256 over all files that are read in a directory."""
     if path.is_dir():
-        return reader.fingerprint(path, overrides.adapter if overrides else None)
-    return sha256(path)
+        return reader.compute_fingerprint(path, overrides.adapter if overrides else None)
+    return hash_file(path)

@@ -16,21 +16,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from runtime.cli import command_parser, option, parse_at_least_1
+from runtime.cli import make_cli_parser, option, parse_at_least_1
 from runtime.contract import MODES, Contract
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
 from .cli_options import TRAINING_OPTIONS, bf16_option, parse_above_0, settle_bf16
 from .data import bpe
-from .data.batches import Stream, canvas_for, count_tokens, survey
+from .data.batches import Stream, choose_canvas, count_tokens, survey
 from .destination import DTYPES
 from .device import select, send
 from .masking import all_blocks, noise
 from .methods import table
-from .methods.next_token import next_token_loss
+from .methods.next_token import make_next_token_loss
 from .storage import output_files, student_pt
-from .torch_backend import contract_of
+from .torch_backend import derive_contract
 from .trainer import deepen, resume, run_fingerprint
 from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
 from .transformer.compiled import CompiledForward
@@ -68,22 +68,26 @@ def make_masked_loss(model: Transformer, forward: torch.nn.Module, stream: Strea
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
-        examples = stream.examples(step)
+        examples = stream.select_examples(step)
         laid = noise.lay_out(examples, contract, contract.canvas, generator)
         uniform = torch.rand((len(laid.ids), 1), generator=generator) < UNIFORM
-        everywhere = noise.uniform_mask(laid, generator)
-        masked, decided = noise.block_mask(laid, contract, generator)
+        everywhere = noise.sample_uniform_mask(laid, generator)
+        masked, decided = noise.sample_block_mask(laid, contract, generator)
         masked, decided = torch.where(uniform, everywhere, masked), torch.where(uniform, everywhere, decided)
-        laid, masked, decided = laid.mine(), distributed.take_own_rows(masked), distributed.take_own_rows(decided)
+        laid, masked, decided = (
+            laid.take_own_rows(),
+            distributed.take_own_rows(masked),
+            distributed.take_own_rows(decided),
+        )
         hidden = forward(laid.ids.masked_fill(masked, contract.mask_id), laid.length[:, None].expand_as(laid.ids))
-        weight = noise.weights(laid, decided, padding=all_blocks.FILLER)[decided]
+        weight = noise.make_weights(laid, decided, padding=all_blocks.FILLER)[decided]
         logits = model.logits(select(hidden, noise.find_predicting_rows(decided, contract.shift))).float()
         target, weight = send(laid.ids[decided], logits.device), send(weight, logits.device)
         losses = F.cross_entropy(logits, target, reduction="none")
-        right = distributed.mean((logits.argmax(-1) == target)[weight == 1])
+        right = distributed.take_mean_part((logits.argmax(-1) == target)[weight == 1])
         # a small batch may have no mask at all
         mean = (losses * weight).sum() / weight.sum().clamp_min(1e-6)
-        return distributed.part(mean, weight.sum()), {
+        return distributed.take_part(mean, weight.sum()), {
             "masked": right,
             TOKENS: count_tokens(distributed.take_own_rows(examples)),
         }
@@ -96,7 +100,7 @@ def make_cached_loss(model: Transformer, forward: torch.nn.Module, stream: Strea
 
     contract: one with a KV cache. If its committed tokens are causal, one forward pass computes both.
     """
-    next_token = next_token_loss(model, forward, stream, contract.pad_id)
+    next_token = make_next_token_loss(model, forward, stream, contract.pad_id)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(stream.seed * 1_000_003 + step)
@@ -107,14 +111,14 @@ def make_cached_loss(model: Transformer, forward: torch.nn.Module, stream: Strea
             blocks, kept, right = all_blocks.denoising_and_next_token_loss(
                 model, forward, stream, step, contract, generator
             )
-            tokens = count_tokens(distributed.take_own_rows(stream.examples(step)))
-            figures = {"next": distributed.mean(right), TOKENS: tokens}
+            tokens = count_tokens(distributed.take_own_rows(stream.select_examples(step)))
+            figures = {"next": distributed.take_mean_part(right), TOKENS: tokens}
         return kept + blocks, {**figures, "blocks": blocks.item()}
 
     return loss_of
 
 
-def alternating_loss(masked: Loss, cached: Loss, every: int) -> Loss:
+def make_alternating_loss(masked: Loss, cached: Loss, every: int) -> Loss:
     """Returns the masked loss, replaced in every `every`-th step by the one of `make_cached_loss`.
 
     A bidirectional pass teaches only one block, since the later ones have to be masked.
@@ -122,7 +126,7 @@ def alternating_loss(masked: Loss, cached: Loss, every: int) -> Loss:
     return lambda step: (cached if step % every == every - 1 else masked)(step)
 
 
-def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoint.Checkpoint:
+def make_start(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoint.Checkpoint:
     """Returns the checkpoint that training starts from: `--init`, or an untrained model of the given size.
 
     The options determine how it is decoded. An untrained model gets a tokenizer trained on the tasks' training split.
@@ -131,19 +135,21 @@ def start_of(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkpoi
         saved = open_checkpoint.load(args.init)
         if args.layers is not None:
             saved = deepen.deepen(saved, args.layers)
-        return replace(saved, decoding=decoding_of(args, chosen, saved.read_tokenizer()), chat_template=None)
+        return replace(saved, decoding=derive_decoding(args, chosen, saved.read_tokenizer()), chat_template=None)
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
     # Rare values of a form become tokens too, if the vocabulary has room: a value of one token takes one forward pass.
-    texts += VALUE_COPIES * [value for task in chosen for value in task.form_values()]
+    texts += VALUE_COPIES * [value for task in chosen for value in task.list_form_values()]
     learned = bpe.train_tokenizer(texts, args.vocab, chosen[0].split)
     shape = ModelConfig(
         learned.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn
     )
     weights = dict(initialize(Transformer(shape), args.seed).state_dict())
-    return checkpoint.Checkpoint(shape, decoding_of(args, chosen, learned), weights, learned.to_str())
+    return checkpoint.Checkpoint(shape, derive_decoding(args, chosen, learned), weights, learned.to_str())
 
 
-def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: bpe.Tokenizer) -> checkpoint.Decoding:
+def derive_decoding(
+    args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: bpe.Tokenizer
+) -> checkpoint.Decoding:
     """Returns how the model decodes; an autoregressive one has blocks of one token, predicted by the one before."""
     causal, end = args.objective == "causal", learned.token_to_id(bpe.END)
     return checkpoint.Decoding(
@@ -152,7 +158,7 @@ def decoding_of(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned:
         modes=MODES if args.attention == "causal_context" and not causal else MODES[:1],
         shift=causal or args.shift,
         block=1 if causal else args.block,
-        canvas=args.canvas or max(canvas_for(survey([task], learned, end), args.block) for task in chosen),
+        canvas=args.canvas or max(choose_canvas(survey([task], learned, end), args.block) for task in chosen),
         context=args.context,
         mask_id=learned.token_to_id(bpe.MASK),
         eos_ids=(end,),
@@ -169,7 +175,7 @@ def attention_of(args: argparse.Namespace) -> str:
     return attention
 
 
-def causal_every(args: argparse.Namespace) -> int:
+def choose_causal_every(args: argparse.Namespace) -> int:
     """Returns `--causal-every` or its default: each n-th update is under causal masks, none if it is 0.
 
     Raises UserError if rows would be trained to predict two different tokens in turn, or if all updates are such.
@@ -188,20 +194,20 @@ def causal_every(args: argparse.Namespace) -> int:
     return every
 
 
-def loss_of(
+def make_loss(
     args: argparse.Namespace, start: checkpoint.Checkpoint, model: Transformer, forward: torch.nn.Module, stream: Stream
 ) -> Loss:
     """Returns the loss for `--objective` and `--causal-every`."""
-    decoding, every = start.decoding, causal_every(args)
+    decoding, every = start.decoding, choose_causal_every(args)
     if args.objective == "causal":
-        return next_token_loss(model, forward, stream, decoding.pad_id)
+        return make_next_token_loss(model, forward, stream, decoding.pad_id)
     if decoding.attention != "full":
-        return make_cached_loss(model, forward, stream, contract_of(start))
-    masked = make_masked_loss(model, forward, stream, contract_of(start))
+        return make_cached_loss(model, forward, stream, derive_contract(start))
+    masked = make_masked_loss(model, forward, stream, derive_contract(start))
     if not every:
         return masked
     alone = replace(start, decoding=replace(decoding, attention="block_causal"))
-    return alternating_loss(masked, make_cached_loss(model, forward, stream, contract_of(alone)), every)
+    return make_alternating_loss(masked, make_cached_loss(model, forward, stream, derive_contract(alone)), every)
 
 
 def train(args: argparse.Namespace) -> Fitted:
@@ -215,9 +221,9 @@ def train(args: argparse.Namespace) -> Fitted:
             f"--heads {args.heads} of {args.head_dim} over --kv-heads {args.kv_heads}; expected a multiple of them "
             "and an even --head-dim"
         )
-    distributed.on_first(lambda: output_files.check_file(args.out))
-    every, chosen = causal_every(args), tasks.choose_tasks(args.task, args.data)
-    start = start_of(args, chosen)
+    distributed.run_in_first_process(lambda: output_files.check_file(args.out))
+    every, chosen = choose_causal_every(args), tasks.choose_tasks(args.task, args.data)
+    start = make_start(args, chosen)
     decoding, model = start.decoding, distributed.place(start.build().train(), args.device)
     model.dropout = args.dropout
     forward = CompiledForward(model) if args.compile else model
@@ -227,12 +233,12 @@ def train(args: argparse.Namespace) -> Fitted:
     stream.tell_left_out()
     how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
     recipe = Recipe(args.steps, args.learning_rate, **how)
-    known = {**run_fingerprint.of_options(vars(args)), "canvas": decoding.canvas, "causal_every": every}
-    loss = loss_of(args, start, model, forward, stream)
+    known = {**run_fingerprint.collect_options(vars(args)), "canvas": decoding.canvas, "causal_every": every}
+    loss = make_loss(args, start, model, forward, stream)
     fitted = train_model(model, loss, recipe, args.out, known, args.tensorboard)
     made = replace(start, weights=fitted.weights)
-    distributed.on_first(lambda: student_pt.save(made, args.out, DTYPES[args.dtype]))
-    distributed.on_first(lambda: resume.forget(args.out))
+    distributed.run_in_first_process(lambda: student_pt.save(made, args.out, DTYPES[args.dtype]))
+    distributed.run_in_first_process(lambda: resume.forget(args.out))
     return fitted
 
 
@@ -282,17 +288,17 @@ OPTIONS = (
 )
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
-    return command_parser("train.teacher", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
+    return make_cli_parser("train.teacher", (__doc__ or "").splitlines()[0], (*OPTIONS, bf16_option()))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return distributed.run(lambda: command(parser().parse_args(argv)))
+    return distributed.run(lambda: execute(make_parser().parse_args(argv)))
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Trains and prints what was written."""
     return run_training(lambda: train(args), args.out, args.device, args.tensorboard, args.json)
 

@@ -24,7 +24,7 @@ COPIES = 64  # maximum number of copies of a sequence, each with its own KV cach
 LITTLE = 6_000_000
 
 
-def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidates: int = 0) -> Contract:
+def derive_contract(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidates: int = 0) -> Contract:
     """Returns the contract of a checkpoint decoded in PyTorch; the KV-cache capacity is the model's whole context.
 
     The vocabulary ends with the tokenizer's last id, even if the embedding has more rows: later ids are never proposed.
@@ -44,7 +44,7 @@ def contract_of(checkpoint: Checkpoint, batch: int = 1, top_k: int = 0, candidat
             "mask_id": decoding.mask_id,
             "eos_ids": list(decoding.eos_ids),
             "pad_id": decoding.pad_id,
-            "vocab": checkpoint.vocab(),
+            "vocab": checkpoint.count_vocab(),
             "layers": shape.layers,
             "kv_heads": shape.kv_heads,
             "head_dim": shape.head_dim,

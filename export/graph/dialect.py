@@ -78,7 +78,7 @@ class Dialect(Generic[FrameT]):
     likeliest: Callable[[Tensor], Tensor]
 
 
-def never(dtype: torch.dtype) -> float:
+def get_mask_value(dtype: torch.dtype) -> float:
     """Returns the number that masks a key when it is added to a score of that dtype."""
     return FP16_NEVER if dtype == torch.float16 else NEVER
 

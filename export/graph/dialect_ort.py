@@ -10,7 +10,7 @@ from torch import Tensor
 
 from train.transformer.network import ModelConfig
 
-from .dialect import Cache, Dialect, Place, never, split_heads
+from .dialect import Cache, Dialect, Place, get_mask_value, split_heads
 
 OPSET = 23
 LARGE = 8192  # tokens of a vocabulary from which `find_first_argmax` searches it in groups
@@ -33,20 +33,20 @@ class OrtFrame:
     bias: Tensor | None
 
 
-def frame(place: Place) -> OrtFrame:
+def make_frame(place: Place) -> OrtFrame:
     """Makes the frame: lengths in the operator's form, tables and bias in the dtype of the heads."""
     end = place.past_length + place.width  # [batch]
     last, total = (end - 1).to(torch.int32), end[0].to(torch.int32)
-    bias = None if place.visible is None else prefix_bias(place.visible, end, place.dtype)
+    bias = None if place.visible is None else make_prefix_bias(place.visible, end, place.dtype)
     return OrtFrame(place.past_length, last, total, place.cos.to(place.dtype), place.sin.to(place.dtype), bias)
 
 
-def prefix_bias(visible: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
+def make_prefix_bias(visible: Tensor, end: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns what attention adds to its scores, [batch, 1, width, total]; visible int64 [batch, width], end [1]."""
     total = end[0].item()
     torch._check(total >= 1)  # type: ignore[no-untyped-call]
     hidden = torch.arange(total) >= visible[:, None, :, None]
-    return torch.where(hidden, never(dtype), 0.0).to(dtype)
+    return torch.where(hidden, get_mask_value(dtype), 0.0).to(dtype)
 
 
 def group_query_attention(
@@ -121,5 +121,5 @@ def find_first_argmax(logits: Tensor) -> Tensor:
 
 
 ORT = Dialect(
-    "ort", OPSET, "in_place", True, True, 8, frame, group_query_attention, rms_normalization, find_first_argmax
+    "ort", OPSET, "in_place", True, True, 8, make_frame, group_query_attention, rms_normalization, find_first_argmax
 )

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train.transformer.network import ModelConfig, rotate
 
-from .dialect import Cache, Dialect, Place, never, split_heads
+from .dialect import Cache, Dialect, Place, get_mask_value, split_heads
 from .dialect_ort import find_first_argmax, rms_normalization
 
 
@@ -36,22 +36,22 @@ class StandardFrame:
 def make_whole_frame(place: Place) -> StandardFrame:
     """Makes a frame with a mask in the heads' dtype, over the whole KV cache, which includes the new keys."""
     if place.visible is None or place.length is None:
-        return _frame(place, None)
-    return _frame(place, prefix_mask(place.visible, torch.arange(place.length)[None], place.dtype))
+        return _make_frame(place, None)
+    return _make_frame(place, make_prefix_mask(place.visible, torch.arange(place.length)[None], place.dtype))
 
 
 def make_plain_frame(place: Place) -> StandardFrame:
     """Makes a frame with an fp32 mask, over `past_length` valid positions of the KV cache and the new keys after it."""
     if place.visible is None:
-        return _frame(place, None)
+        return _make_frame(place, None)
     capacity, past = len(place.cos), place.past_length[:, None]  # [batch, 1]
     cached = torch.arange(capacity)[None]  # [1, capacity]
     never = torch.full_like(cached, torch.iinfo(torch.int64).max)
     keys = torch.cat((torch.where(cached < past, cached, never), past + torch.arange(place.width)), dim=1)
-    return _frame(place, prefix_mask(place.visible, keys, torch.float32))  # keys [batch, capacity + width]
+    return _make_frame(place, make_prefix_mask(place.visible, keys, torch.float32))  # keys [batch, capacity + width]
 
 
-def _frame(place: Place, mask: Tensor | None) -> StandardFrame:
+def _make_frame(place: Place, mask: Tensor | None) -> StandardFrame:
     positions = place.past_length[:, None] + torch.arange(place.width)  # [batch, width]
     # If sequences of several lengths share a width, the padding of a long one may exceed the tables.
     positions = positions.clamp(max=len(place.cos) - 1)
@@ -59,16 +59,16 @@ def _frame(place: Place, mask: Tensor | None) -> StandardFrame:
     return StandardFrame(place.past_length, cos, sin, mask)
 
 
-def prefix_mask(visible: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
+def make_prefix_mask(visible: Tensor, keys: Tensor, dtype: torch.dtype) -> Tensor:
     """Returns what attention adds to its scores, [batch, 1, width, keys]: 0 if a key's position is below `visible`.
 
     visible int64 [batch, width]; keys int64 [batch or 1, keys], the position of each key.
     """
     hidden = keys[:, None, None, :] >= visible[:, None, :, None]
-    return torch.where(hidden, never(dtype), 0.0).to(dtype)
+    return torch.where(hidden, get_mask_value(dtype), 0.0).to(dtype)
 
 
-def heads_of(
+def rotate_heads(
     config: ModelConfig, frame: StandardFrame, query: Tensor, key: Tensor | None, value: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns rotated queries [batch, heads, width, head_dim]; rotated keys, values [batch, kv_heads, width, head_dim].
@@ -98,7 +98,7 @@ def scatter_attention(
     The mask is explicit, because TensorRT's parser accepts the operator's input `nonpad_kv_seqlen` but ignores it. The
     parser rejects `softmax_precision`, so the library chooses the precision of the softmax inside the operator.
     """
-    query, key, value = heads_of(config, frame, query, key, value)
+    query, key, value = rotate_heads(config, frame, query, key, value)
     present = tuple(_scatter(old, new, frame) for old, new in zip(past, (key, value), strict=True)) if past else ()
     keys, values = present or (key, value)
     mixed: Tensor = torch.onnx.ops.symbolic(
@@ -127,7 +127,7 @@ def attend_with_basic_operators(
     past: Cache | None,
 ) -> tuple[Tensor, ...]:
     """Attends with basic operators over the KV cache and the new keys after it; presents are new keys and values."""
-    query, key, value = heads_of(config, frame, query, key, value)
+    query, key, value = rotate_heads(config, frame, query, key, value)
     keys, values = (torch.cat(pair, dim=2) for pair in zip(past, (key, value), strict=True)) if past else (key, value)
     batch, heads, width, head_dim = query.shape
     grouped = query.reshape(batch, config.kv_heads, -1, head_dim)  # a group's heads one after the other

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from tqdm import tqdm
 
 from export.staging import check_disk_space
-from runtime.bundle.store import content_name, sha256
+from runtime.bundle.store import hash_file, make_content_name
 
 from .lazy_weights import read_now
 
@@ -49,4 +49,4 @@ def write_graph(model: ir.Model, folder: Path, stem: str, external: int = EXTERN
 
 def name_by_content(file: Path, stem: str) -> Path:
     """Renames a file by its content's hash, as bundles name files; returns the new path."""
-    return file.rename(file.with_name(content_name(stem, file.suffix, sha256(file))))
+    return file.rename(file.with_name(make_content_name(stem, file.suffix, hash_file(file))))

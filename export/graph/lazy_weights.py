@@ -21,7 +21,7 @@ SLICE = 8192  # rows whose numbers are checked at a time, since a check takes tw
 LAYER = re.compile(r"(?:^|/)layers\.(\d+): ")  # in a node's metadata from the exporter
 
 
-def skeleton(config: ModelConfig) -> Transformer:
+def make_skeleton(config: ModelConfig) -> Transformer:
     """Returns a model whose weights have shape and dtype but no content, so that a trace takes no memory for them."""
     with torch.device("meta"):
         model = Transformer(config)
@@ -64,7 +64,7 @@ def attach(model: ir.Model, names: Collection[str], weights: Mapping[str, Tensor
 
     Raises UserError if the checkpoint lacks a weight or has an extra one.
     """
-    parts = {name: sources(name, names) for name in names}
+    parts = {name: list_sources(name, names) for name in names}
     wanted = {source for each in parts.values() for source in each}
     if odd := sorted(wanted ^ set(weights)):
         what = "lacks" if odd[0] in wanted else "has an extra"
@@ -104,7 +104,7 @@ def read(
     return TorchTensor(narrow.contiguous(), name=name)
 
 
-def sources(name: str, names: Collection[str]) -> tuple[str, ...]:
+def list_sources(name: str, names: Collection[str]) -> tuple[str, ...]:
     """Returns the checkpoint's names of an initializer's parts, in the order of their rows."""
     if packed := PACKED.fullmatch(name):
         return tuple(f"{packed[1]}{part}_proj{packed[2]}" for part in "qkv")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from export.precisions import PRECISIONS
-from export.quantization.ort_formats import ORT_FORMATS, formats_of, quantize_for_ort
+from export.quantization.ort_formats import ORT_FORMATS, choose_formats, quantize_for_ort
 from export.quantization.own_codes import find_own_codes_in_fp16
 from export.quantization.standard_nbits import BITS, quantize_for_nbits
 from export.quantization.stored_weights import replace_by_stored_weights
@@ -27,7 +27,7 @@ def write_ort_graph(
     source: Checkpoint, contract: Contract, precision: str, folder: Path, external: int = EXTERNAL, dialect: str = "ort"
 ) -> list[Path]:
     """Traces the graph and writes it into `folder`, see `graph_writer.write_graph`."""
-    formats, row = formats_of(dialect, precision, source), PRECISIONS[precision]
+    formats, row = choose_formats(dialect, precision, source), PRECISIONS[precision]
     dtype = torch.float32 if formats else getattr(torch, row.dtype)
     batch = None if dialect == "standard" else 1
     model = trace(source, contract.capacity, dialect, dtype, batch, contract.top_k, contract.candidates > 0)
@@ -53,7 +53,7 @@ class ComparedWith:
     precision: str
     note: str = ""
 
-    def with_note(self, check: Check) -> Check:
+    def add_note(self, check: Check) -> Check:
         """Returns a check of the comparison with the note before its detail."""
         return replace(check, detail=self.note + check.detail)
 
@@ -62,7 +62,7 @@ def choose_comparison(source: Checkpoint, dialect: str, precision: str) -> Compa
     """Returns what a graph is compared with, at its export and later.
 
     The dialect `standard` quantizes only weights and multiplies in fp16, so its graphs are compared with the model that
-    has the dequantized weights, by the bounds of fp16. Graphs that quantize activations too (`formats_of`), and
+    has the dequantized weights, by the bounds of fp16. Graphs that quantize activations too (`choose_formats`), and
     TensorRT's, which round in their own way, are compared with the checkpoint.
     """
     row = PRECISIONS[precision]

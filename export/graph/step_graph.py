@@ -19,15 +19,15 @@ import torch.nn.functional as F
 from onnxscript import optimizer
 from torch import Tensor, nn
 
-from runtime.contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, cache_names
+from runtime.contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, name_cache_part
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint
-from train.transformer.network import Attention, Layer, RMSNorm, rotary_tables
+from train.transformer.network import Attention, Layer, RMSNorm, compute_rotary_tables
 
 from .dialect import NEVER, Cache, Dialect, Place, split_heads
 from .dialect_ort import ORT
 from .dialect_standard import PLAIN, STANDARD, TRT
-from .lazy_weights import attach, name_hidden_states, set_aside, skeleton
+from .lazy_weights import attach, make_skeleton, name_hidden_states, set_aside
 
 DIALECTS: dict[str, Dialect[Any]] = {dialect.name: dialect for dialect in (ORT, STANDARD, TRT, PLAIN)}
 
@@ -107,7 +107,7 @@ class StepGraph(nn.Module):
 
     capacity: maximum of the KV cache's positions. dtype: of weights, heads and KV cache. top_k: number of top tokens
     that are outputs, 0 for none. candidates: whether log-probabilities of tokens that the host names are outputs. The
-    weights have only shape and dtype (`lazy_weights.skeleton`).
+    weights have only shape and dtype (`lazy_weights.make_skeleton`).
     """
 
     def __init__(
@@ -122,9 +122,9 @@ class StepGraph(nn.Module):
         super().__init__()
         self.candidates = candidates
         self.top_k, self.open_top_k = top_k, bool(top_k) and dialect.open_top_k
-        model, config = skeleton(checkpoint.model), checkpoint.model
+        model, config = make_skeleton(checkpoint.model), checkpoint.model
         self.full = not checkpoint.decoding.has_cache
-        self.vocab, self.frame, self.dtype = checkpoint.vocab(), dialect.frame, dtype
+        self.vocab, self.frame, self.dtype = checkpoint.count_vocab(), dialect.frame, dtype
         self.likeliest = dialect.likeliest
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.embedding = freeze(model.embed_tokens.weight.to(dtype))  # [vocab, hidden]
@@ -133,9 +133,11 @@ class StepGraph(nn.Module):
         self.layers = nn.ModuleList(StepLayer(layer, dialect, dtype) for layer in model.layers)  # type: ignore[arg-type]
         self.norm = Norm(model.norm, dialect)
         barred = torch.zeros(config.vocab)
-        barred[[checkpoint.decoding.mask_id, *checkpoint.missing_ids()]] = NEVER
+        barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = NEVER
         barred[self.vocab :] = NEVER
-        cos, sin = rotary_tables(torch.arange(capacity), config.head_dim, config.rope_theta, config.rope_scaling)
+        cos, sin = compute_rotary_tables(
+            torch.arange(capacity), config.head_dim, config.rope_theta, config.rope_scaling
+        )
         self.barred, self.cos, self.sin = freeze(barred), freeze(cos), freeze(sin)
 
     def forward(self, input_ids: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
@@ -238,8 +240,8 @@ def trace(
     if shape.head_dim % chosen.head_multiple:
         raise UserError(f"head_dim is {shape.head_dim}; ONNX Runtime's attention takes multiples of 8")
     graph = StepGraph(checkpoint, capacity, chosen, dtype, top_k, candidates).eval()
-    names, inputs, axes = signature(graph, capacity, chosen, batch)
-    presents = [cache_names(part)[1] for part in range(0 if graph.full else 2 * shape.layers)]
+    names, inputs, axes = describe_inputs(graph, capacity, chosen, batch)
+    presents = [name_cache_part(part)[1] for part in range(0 if graph.full else 2 * shape.layers)]
     outputs = [*REDUCED, *(TOP if top_k else ()), *((CANDIDATE_OUTPUT,) if candidates else ()), *presents]
     model, fake = translate(graph, chosen.opset, names, inputs, axes, outputs)
     for value in model.graph.outputs:
@@ -279,7 +281,7 @@ def translate(
     return program.model, fake
 
 
-def signature(
+def describe_inputs(
     graph: StepGraph, capacity: int, dialect: Dialect[Any], batch: int | None
 ) -> tuple[list[str], list[Tensor], list[dict[int, str]]]:
     """Returns the graph's inputs: their names, example tensors, and the names of their dynamic axes."""
@@ -295,7 +297,7 @@ def signature(
         shape = (size, graph.kv_heads, length, graph.head_dim)
         lengths = {**some, 2: "capacity"} if dialect.open_capacity else some
         parts = range(2 * len(graph.layers))
-        inputs += [(cache_names(part)[0], torch.zeros(shape, dtype=graph.dtype), lengths) for part in parts]
+        inputs += [(name_cache_part(part)[0], torch.zeros(shape, dtype=graph.dtype), lengths) for part in parts]
     if graph.open_top_k:
         inputs.append(("top_k", torch.tensor([graph.top_k]), {}))
     if graph.candidates:

@@ -137,7 +137,7 @@ def run_own_code(python: str, directory: Path, inputs: Path, trust: bool) -> dic
         return {"refused": f"its process ended with exit code {done.returncode}: {last}"}
 
 
-def agreement(inputs: Path, numbers: Sequence[int], contract: Contract, barred: Sequence[int]) -> Agreement:
+def measure_agreement(inputs: Path, numbers: Sequence[int], contract: Contract, barred: Sequence[int]) -> Agreement:
     """Compares the logits of some inputs; tokens that are never proposed are left out."""
     found, never = Agreement(), [contract.mask_id, *barred]
     for number in numbers:

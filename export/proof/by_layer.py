@@ -25,15 +25,15 @@ from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormats
 from export.quantization.ort_int8 import Int8Linear, restore_rows
 from runtime.backend import Floats, Forward, Proposal
-from runtime.contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, cache_names
+from runtime.contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, name_cache_part
 from runtime.engines.ort.ort_backend import load_session
 from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache, TorchBackend
-from train.transformer.network import Layer, RMSNorm, Transformer, prefix_mask, rotary_tables
+from train.transformer.network import Layer, RMSNorm, Transformer, compute_rotary_tables, make_prefix_mask
 
 from .compare import find_worst
-from .log_prob_gaps import add_candidates, between_candidates, between_top
+from .log_prob_gaps import add_candidates, subtract_candidates, subtract_top
 from .quantized_reference import quantize_module
 
 LENGTH = 256  # maximum of the KV cache's positions, if the graph leaves the capacity open
@@ -64,7 +64,7 @@ class Gap:
         return f"{self.apart:.1e} (bound {self.bound:.0e})"
 
 
-def by_layer(
+def check_by_layer(
     source: Checkpoint, contract: Contract, model: Path, precision: str, formats: OrtFormats | None = None
 ) -> Iterator[Check]:
     """Yields the checks `embedding`, `layers` and `head` of the graph in `model`, whose weights are in or next to it.
@@ -74,17 +74,17 @@ def by_layer(
     """
     # Integer products are computed by other kernels if their weights are not packed: they keep the layout that runs.
     parts, exact = Parts(model, prepacking=formats is not None), "fp32" if formats else precision
-    looked_up = embedding(source, contract, parts, exact, formats)
+    looked_up = measure_embedding(source, contract, parts, exact, formats)
     yield Check("embedding", looked_up.kept, f"{looked_up} of its rms")
     numbers = tqdm(range(contract.layers), unit="layer", disable=None)
-    found = [layer(source, contract, parts, i, exact, formats) for i in numbers]
+    found = [measure_layer(source, contract, parts, i, exact, formats) for i in numbers]
     beside = f"; compared with {precision} in PyTorch, bound: what that loses" if formats else ""
     first, *cached = (find_weakest(column) for column in zip(*found, strict=True))
     detail = f"layer by layer, {len(found)} of them: {first[1]} of what a layer adds (layer {first[0]})"
     if cached:
         detail += f", keys {cached[0][1]} and values {cached[1][1]} of their rms"
     yield Check("layers", all(gap.kept for gaps in found for gap in gaps), detail + beside)
-    gap, figures = head(source, contract, parts, exact, formats)
+    gap, figures = measure_head(source, contract, parts, exact, formats)
     what = f"max |d log p|{' of the top-1 and the top tokens' if contract.top_k else ''}"
     what += " and of candidates" if contract.candidates else ""
     yield Check("head", gap.kept, f"{what} {gap}, {figures}" + beside)
@@ -108,7 +108,7 @@ class Parts:
         self.path, self.model, self._prepacking = model, ir.load(model), prepacking
         self._values = ir.convenience.create_value_mapping(self.model.graph)
 
-    def dtype(self, name: str) -> np.dtype[Any]:
+    def read_dtype(self, name: str) -> np.dtype[Any]:
         """Returns the dtype of a value of the graph."""
         kind = self._values[name].dtype
         if kind is None:
@@ -119,9 +119,9 @@ class Parts:
         """Returns whether the graph has an input of that name."""
         return any(value.name == name for value in self.model.graph.inputs)
 
-    def length(self, capacity: int) -> int:
+    def choose_length(self, capacity: int) -> int:
         """Returns the KV-cache capacity: the graph's, or the smaller of LENGTH and `capacity` if it is left open."""
-        shape = self._values[cache_names(0)[0]].shape
+        shape = self._values[name_cache_part(0)[0]].shape
         size = shape[2] if shape is not None else None
         return size if isinstance(size, int) else min(LENGTH, capacity)
 
@@ -138,7 +138,7 @@ class Parts:
         return made
 
 
-def embedding(
+def measure_embedding(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
 ) -> Gap:
     """Returns the gap of looked-up embeddings, among them those of the first id, the mask and the last id."""
@@ -148,7 +148,7 @@ def embedding(
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
     near = restore_rows(rows[0])[None] if formats else rows
     # No activation is rounded here, so the bound is the precision's (fp32's if quantized), not what int8 loses.
-    return Gap(distance(made, near.numpy(), rows.numpy()), PRECISIONS[precision].layer)
+    return Gap(measure_distance(made, near.numpy(), rows.numpy()), PRECISIONS[precision].layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,32 +170,34 @@ class Case:
 def sample_case(source: Checkpoint, contract: Contract, parts: Parts, i: int) -> Case:
     """Samples inputs of layer i: the positions of a fused step, each with its own attention prefix length."""
     rng, full = np.random.default_rng(SEED + i), not contract.has_cache
-    length = contract.canvas if full else parts.length(contract.capacity)
+    length = contract.canvas if full else parts.choose_length(contract.capacity)
     width = length if full else min(2 * contract.block, length // 2)
     past = length - width
     x = SCALE * rng.standard_normal((1, width, source.model.width))
     visible = np.full((1, width), width) if full else rng.integers(1, length + 1, (1, width))
     cache = {}
-    for name, _ in () if full else (cache_names(2 * i), cache_names(2 * i + 1)):
-        cache[name] = np.zeros((1, contract.kv_heads, length, contract.head_dim), parts.dtype(name))
+    for name, _ in () if full else (name_cache_part(2 * i), name_cache_part(2 * i + 1)):
+        cache[name] = np.zeros((1, contract.kv_heads, length, contract.head_dim), parts.read_dtype(name))
         cache[name][:, :, :past] = rng.standard_normal(cache[name][:, :, :past].shape)
     rows = rng.permutation(width)[None]  # all rows, since int8 has one scale over the rows that are kept
-    return Case(x.astype(parts.dtype(f"hidden.{i}")), visible, past, rows, cache)
+    return Case(x.astype(parts.read_dtype(f"hidden.{i}")), visible, past, rows, cache)
 
 
-def layer(
+def measure_layer(
     source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: OrtFormats | None = None
 ) -> list[Gap]:
     """Returns the gap of a layer's output and, with a KV cache, those of its new keys and values."""
     case = sample_case(source, contract, parts, i)
     made = [each.astype(np.float32) for each in run_layer(parts, i, case)]
-    exact = reference(source, contract, i, case)
-    near = reference(source, contract, i, case, formats) if formats else exact
+    exact = run_reference_layer(source, contract, i, case)
+    near = run_reference_layer(source, contract, i, case, formats) if formats else exact
     units = [exact[0] - case.x, *exact[1:]]
     if i == contract.layers - 1:  # [1, width, hidden], in the order of its rows
         exact[0], near[0] = exact[0][:, case.rows[0]], near[0][:, case.rows[0]]
     return [
-        Gap(distance(ours, theirs, unit), max(PRECISIONS[precision].layer, distance(theirs, best, unit)))
+        Gap(
+            measure_distance(ours, theirs, unit), max(PRECISIONS[precision].layer, measure_distance(theirs, best, unit))
+        )
         for ours, theirs, best, unit in zip(made, near, exact, units, strict=True)
     ]
 
@@ -211,7 +213,7 @@ def run_layer(parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
     }
     if case.cache:
         feeds |= {"past_length": np.array([case.past]), "visible": case.visible}
-    names = [cache_names(2 * i + kind)[1] for kind in range(len(case.cache))]
+    names = [name_cache_part(2 * i + kind)[1] for kind in range(len(case.cache))]
     made, *present = parts.run(feeds, [f"hidden.{i + 1}", *names])
     # A present is the whole KV cache, or only the new positions.
     new = [each if each.shape[2] == width else each[:, :, case.past : case.past + width] for each in present]
@@ -219,27 +221,27 @@ def run_layer(parts: Parts, i: int, case: Case) -> list[NDArray[Any]]:
 
 
 @torch.no_grad()
-def reference(
+def run_reference_layer(
     source: Checkpoint, contract: Contract, i: int, case: Case, formats: OrtFormats | None = None
 ) -> list[Floats]:
     """Runs one layer in PyTorch: returns its output [1, width, hidden], and the keys and values that it wrote."""
     c, past, end = source.model, case.past, case.past + case.x.shape[1]
     alone = load_module(Layer, (c, 0), source.weights, f"layers.{i}.")
     if formats:
-        quantize_module(alone, formats.in_layer(i, contract.layers))
-    cos, sin = rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
+        quantize_module(alone, formats.bind_layer(i, contract.layers))
+    cos, sin = compute_rotary_tables(torch.arange(past, end)[None, None], c.head_dim, c.rope_theta, c.rope_scaling)
     store = StaticCache(replace(contract, layers=1), 1, end, torch.float32) if case.cache else None
     kept = [] if store is None else [store.keys[0], store.values[0]]  # [1, kv_heads, positions, head_dim]
     if store is not None:
         store.past = torch.tensor([past])
         for whole, given in zip(kept, case.cache.values(), strict=True):
             whole[:, :, :past] = torch.from_numpy(given[:, :, :past])
-    mask = prefix_mask(torch.from_numpy(case.visible), end)
+    mask = make_prefix_mask(torch.from_numpy(case.visible), end)
     made = alone(torch.from_numpy(case.x).float(), cos, sin, mask, store)
     return [made.numpy(), *(each[:, :, past:end].numpy() for each in kept)]
 
 
-def head(
+def measure_head(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
 ) -> tuple[Gap, str]:
     """Returns the gap of log-probabilities for random states after the last layer, and more figures as text.
@@ -247,13 +249,13 @@ def head(
     The gap is the largest of the top-1 tokens and, if the graph outputs them, of top tokens and candidates.
     """
     name = f"hidden.{contract.layers}"
-    x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.dtype(name))
+    x = np.random.default_rng(SEED).standard_normal((1, ROWS, source.model.width)).astype(parts.read_dtype(name))
     feeds: dict[str, NDArray[Any]] = {name: x}
     if parts.takes("top_k"):
         feeds["top_k"] = np.array([contract.top_k])
     rows = np.zeros((1, ROWS), np.int64)
     asked = Forward(rows, rows[0], rows, rows)
-    asked = add_candidates(asked, contract, [contract.mask_id, *source.missing_ids()], SEED)
+    asked = add_candidates(asked, contract, [contract.mask_id, *source.list_missing_ids()], SEED)
     if asked.candidates is not None:
         feeds[CANDIDATE_INPUT] = asked.candidates
     names = (*REDUCED, *(TOP if contract.top_k else ()), *((CANDIDATE_OUTPUT,) if contract.candidates else ()))
@@ -261,11 +263,11 @@ def head(
     made = Proposal(**found)
     exact, every = predict_in_pytorch(source, contract, x)
     near, all_near = predict_in_pytorch(source, contract, x, int8=True) if formats else (exact, every)
-    bound = max(PRECISIONS[precision].log_prob, log_prob_gap(near, exact, every))
+    bound = max(PRECISIONS[precision].log_prob, measure_log_prob_gap(near, exact, every))
     entropy, tokens = find_worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
-    apart = log_prob_gap(made, near, all_near)
+    apart = measure_log_prob_gap(made, near, all_near)
     if contract.candidates:
-        apart = find_worst(apart, between_candidates(all_near, asked, made))
+        apart = find_worst(apart, subtract_candidates(all_near, asked, made))
     return Gap(apart, bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
 
@@ -273,12 +275,12 @@ def predict_in_pytorch(
     source: Checkpoint, contract: Contract, x: Floats, int8: bool = False
 ) -> tuple[Proposal, Tensor]:
     """Returns PyTorch's predictions, and all log-probabilities [1, n, vocab], for last states x [1, n, hidden]."""
-    [found] = predictions(source, contract, [x], int8)
+    [found] = predict_states(source, contract, [x], int8)
     return found
 
 
 @torch.no_grad()
-def predictions(
+def predict_states(
     source: Checkpoint, contract: Contract, states: Sequence[Floats], int8: bool = False
 ) -> list[tuple[Proposal, Tensor]]:
     """Predicts like `predict_in_pytorch` for several states; reads (int8: quantizes) each slice of the head once."""
@@ -293,7 +295,7 @@ def predictions(
             made.append(product(x))
     with torch.device("meta"):
         empty = Transformer(config)
-    backend, found = TorchBackend(empty, contract, barred=source.missing_ids()), list[tuple[Proposal, Tensor]]()
+    backend, found = TorchBackend(empty, contract, barred=source.list_missing_ids()), list[tuple[Proposal, Tensor]]()
     for made in columns:
         proposal = backend.propose(torch.cat(made, dim=-1)[..., : contract.vocab], top=bool(contract.top_k))
         assert backend.log_probs is not None  # they were just made
@@ -301,13 +303,13 @@ def predictions(
     return found
 
 
-def log_prob_gap(ours: Proposal, theirs: Proposal, log_probs: Tensor) -> float:
+def measure_log_prob_gap(ours: Proposal, theirs: Proposal, log_probs: Tensor) -> float:
     """Returns the largest difference, in nats, over the top-1 tokens and the top tokens, if any.
 
     log_probs [1, n, vocab]: those of all tokens of `theirs`.
     """
     best = np.log(ours.confidence) - np.log(theirs.confidence)
-    return find_worst(0.0, best, *([] if ours.top_token is None else [between_top(log_probs, ours)]))
+    return find_worst(0.0, best, *([] if ours.top_token is None else [subtract_top(log_probs, ours)]))
 
 
 def load_module(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor], prefix: str) -> Any:
@@ -319,6 +321,6 @@ def load_module(kind: Any, sizes: tuple[Any, ...], weights: Mapping[str, Tensor]
     return module.eval()
 
 
-def distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:
+def measure_distance(ours: NDArray[Any], theirs: Floats, unit: Floats) -> float:
     """Returns the largest difference in units of the root mean square of `unit`, NaN if there is a NaN."""
     return float(find_worst(0.0, ours - theirs) / np.sqrt(np.mean(np.square(unit, dtype=np.float64))))

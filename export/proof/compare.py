@@ -22,13 +22,13 @@ from runtime.backend import Backend, Bools, Floats, Forward, Inspectable, Propos
 from runtime.contract import GateSpec
 from runtime.decoding.batch import Step
 from runtime.decoding.gate import RULES
-from runtime.decoding.loop import generate, steps
+from runtime.decoding.loop import decode_steps, generate
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof.judge import Check
 from train.torch_backend import TorchBackend
 
-from .log_prob_gaps import NOTICED, add_candidates, between, between_candidates, between_top
+from .log_prob_gaps import NOTICED, add_candidates, subtract, subtract_candidates, subtract_top
 from .token_gaps import TokenGaps
 
 EXACT = 1e-4  # bound on keys, values and every token's log-probability, in exact precisions only
@@ -85,7 +85,7 @@ class Distance:
         looked = [(name, value, bound) for name, value, bound in bounded if value is not None]
         ties = self.margin < TIE and self.tokens <= count_excusable(self.rows)
         ok = all(math.isfinite(value) and value <= bound for _, value, bound in looked)
-        parts = ", ".join(f"{name} {value:.1e}" + within(bound) for name, value, bound in looked)
+        parts = ", ".join(f"{name} {value:.1e}" + format_bound(bound) for name, value, bound in looked)
         tokens = f"{self.tokens} of {self.rows} top-1 tokens differ"
         if self.tokens:
             tokens += f", at which PyTorch's top two were within {self.margin:.1e}"
@@ -115,7 +115,7 @@ class Parity:
     differing: tuple[Difference, ...] = ()
     lost: float = 0.0
 
-    def checks(self, tie: float = 0.0, precision: str = "fp32", bound: float | None = None) -> tuple[Check, Check]:
+    def make_checks(self, tie: float = 0.0, precision: str = "fp32", bound: float | None = None) -> tuple[Check, Check]:
         """Checks that the forward passes keep their bounds (`Distance.check`), and that the answers are the same.
 
         Differing answers whose closest decision is below `tie` are excused and counted: a hardly trained model decides
@@ -142,7 +142,7 @@ def count_excusable(count: int) -> int:
     return max(1, count // 100)
 
 
-def within(bound: float) -> str:
+def format_bound(bound: float) -> str:
     return f" (bound {bound:.0e})" if math.isfinite(bound) else " (no bound)"
 
 
@@ -167,12 +167,12 @@ class SideBySide:
         self.gaps = TokenGaps(self.contract.block)
 
     def open(self, batch: int, capacity: int) -> None:
-        for backend in self._all():
+        for backend in self._list_backends():
             backend.open(batch, capacity)
         self.gaps.clear()
 
     def keep(self, rows: NDArray[np.int64]) -> None:
-        for backend in self._all():
+        for backend in self._list_backends():
             backend.keep(rows)
 
     def forward(self, forward: Forward) -> Proposal:
@@ -192,12 +192,12 @@ class SideBySide:
             find_worst(before.margin, gap[other[0]]),
             find_worst(before.log_prob, np.log(ours.confidence) - np.log(theirs.confidence)),
             before.every_log_prob,
-            before.top if theirs.top_token is None else find_worst(before.top or 0.0, between_top(log_probs, theirs)),
+            before.top if theirs.top_token is None else find_worst(before.top or 0.0, subtract_top(log_probs, theirs)),
             find_worst(before.entropy, ours.entropy - theirs.entropy),
             find_worst(before.keys, keys),
             find_worst(before.values, values),
             before.twin,
-            find_worst(before.candidates or 0.0, between_candidates(log_probs, asked, theirs))
+            find_worst(before.candidates or 0.0, subtract_candidates(log_probs, asked, theirs))
             if self.contract.candidates
             else None,
         )
@@ -207,7 +207,7 @@ class SideBySide:
             self.lost = find_worst(self.lost, np.log(ours.confidence) - np.log(rounded.confidence))
         return ours
 
-    def _all(self) -> tuple[Backend, ...]:
+    def _list_backends(self) -> tuple[Backend, ...]:
         return (self.reference, self.candidate, *(each for each in (self.twin, self.arithmetic) if each is not None))
 
     def _look_at_every_token(self, forward: Forward, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
@@ -218,13 +218,13 @@ class SideBySide:
         deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
         every = torch.log_softmax(torch.from_numpy(self.twin.last_logits), dim=-1)  # [1, n, vocab]
         if theirs.top_logprob is not None:
-            deltas.append(between_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
+            deltas.append(subtract_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
         if theirs.candidate_logprob is not None:
-            deltas.append(between_candidates(every, forward, theirs) * np.exp(theirs.candidate_logprob))
+            deltas.append(subtract_candidates(every, forward, theirs) * np.exp(theirs.candidate_logprob))
         if self.reference.cache is not None:
             theirs_now, again_now = (widen(each.read_cache()[..., new, :]) for each in (self.candidate, self.twin))
             deltas.append(again_now - theirs_now)
-        apart = find_worst(before.every_log_prob or 0.0, between(log_probs, every))
+        apart = find_worst(before.every_log_prob or 0.0, subtract(log_probs, every))
         self.distance = replace(before, twin=find_worst(before.twin or 0.0, *deltas), every_log_prob=apart)
 
     def _compare_written(self, new: slice) -> tuple[Floats, Floats]:
@@ -273,10 +273,10 @@ def compare(
     """Answers the requests on both backends; yields the whole comparison so far after each request.
 
     Every request runs with fused commits, and every `separate`-th also with unfused ones (`full` models commit
-    nothing). gate: replaces the contract's gate. twin: the candidate's instrumented graph (`instrumented.twin_of`), to
-    compare all tokens' probabilities; without it, only those of the top-1 tokens are compared. arithmetic: the
-    candidate's arithmetic in PyTorch (`quantized_reference`), which runs the same forward passes to measure
-    `Parity.lost`.
+    nothing). gate: replaces the contract's gate. twin: the candidate's instrumented graph
+    (`instrumented.load_instrumented`), to compare all tokens' probabilities; without it, only those of the top-1 tokens
+    are compared. arithmetic: the candidate's arithmetic in PyTorch (`quantized_reference`), which runs the same forward
+    passes to measure `Parity.lost`.
     """
     once, mode = not candidate.contract.has_cache, candidate.contract.plainest_mode
     both, rule = SideBySide(reference, candidate, twin, arithmetic), gate or candidate.contract.gate
@@ -285,10 +285,10 @@ def compare(
     for number, request in enumerate(requests):
         for fused in (True, False)[: 1 if once or number % separate else 2]:
             ours = [
-                (done[0], both.gaps.of_canvas(done[0]))
-                for done in steps(both, [request], fused=fused, gate=rule, mode=mode)
+                (done[0], both.gaps.measure_canvas(done[0]))
+                for done in decode_steps(both, [request], fused=fused, gate=rule, mode=mode)
             ]
-            theirs = [done[0] for done in steps(candidate, [request], fused=fused, gate=rule, mode=mode)]
+            theirs = [done[0] for done in decode_steps(candidate, [request], fused=fused, gate=rule, mode=mode)]
             answers += 1
             place = find_first_difference([step for step, _ in ours], theirs)
             if place is not None:
@@ -304,7 +304,7 @@ def compare_speculative(reference: TorchBackend, candidate: Inspectable, request
     """
     gaps, excused, differ = SideBySide(reference, candidate, None, None), 0, 0
     for request in requests:
-        made = [(done[0], gaps.gaps.of_canvas(done[0])) for done in steps(gaps, [request], mode="causal")]
+        made = [(done[0], gaps.gaps.measure_canvas(done[0])) for done in decode_steps(gaps, [request], mode="causal")]
         causal = [int(step.tokens[0]) for step, _ in made]
         found = generate(candidate, request, mode="speculative").token_ids
         place = next((i for i, (a, b) in enumerate(zip(causal, found, strict=False)) if a != b), None)

@@ -12,7 +12,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import room_for_answer
+from runtime.decoding.block_layout import count_room_for_answer
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 from train import tasks
@@ -73,7 +73,9 @@ def make_held_out_requests(
     encoded = encode(texts)
     kept = prompts.find_fitting(encoded, lines, contract)
     found = [np.array(encoded[place], np.int64) for place in kept]
-    return [Request(ids, DecodeOptions(min(room_for_answer(contract, len(ids)), contract.canvas))) for ids in found]
+    return [
+        Request(ids, DecodeOptions(min(count_room_for_answer(contract, len(ids)), contract.canvas))) for ids in found
+    ]
 
 
 def make_recorded_requests(
@@ -86,15 +88,17 @@ def make_recorded_requests(
     """
     if task or data:
         chosen = take_recorded_problems(task or "", data)
-        encode, lines = prompts.of_checkpoint(source, raw=False), [problem.line for problem in chosen]
+        encode, lines = prompts.make_encoder(source, raw=False), [problem.line for problem in chosen]
         return [shorten(each) for each in make_held_out_requests(encode, contract, [p.prompt for p in chosen], lines)]
     texts, tokenizer = [problem.prompt for problem in take_recorded_problems(TASKS, None)], source.read_tokenizer()
-    for made in (texts, vocabulary_texts(tokenizer, contract)):
+    for made in (texts, make_vocabulary_texts(tokenizer, contract)):
         known = [text for text in made if restores(tokenizer, contract, text)]
-        encoded = prompts.of_checkpoint(source, raw=False)(known) if known else []
-        kept = [ids for ids in encoded if ids and max(ids) < contract.vocab and room_for_answer(contract, len(ids))]
+        encoded = prompts.make_encoder(source, raw=False)(known) if known else []
+        kept = [
+            ids for ids in encoded if ids and max(ids) < contract.vocab and count_room_for_answer(contract, len(ids))
+        ]
         if kept:
-            whole = [(np.array(ids, np.int64), room_for_answer(contract, len(ids))) for ids in kept]
+            whole = [(np.array(ids, np.int64), count_room_for_answer(contract, len(ids))) for ids in kept]
             return [Request(ids, DecodeOptions(min(room, contract.canvas, ANSWER))) for ids, room in whole]
     return []
 
@@ -112,7 +116,7 @@ def restores(tokenizer: Tokenizer, contract: Contract, text: str) -> bool:
     return bool(ids) and same and max(ids) < contract.vocab and contract.mask_id not in ids
 
 
-def vocabulary_texts(tokenizer: Tokenizer, contract: Contract) -> list[str]:
+def make_vocabulary_texts(tokenizer: Tokenizer, contract: Contract) -> list[str]:
     """Makes texts of random common tokens, without special ones."""
     rng = np.random.default_rng(SEED)
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}

@@ -14,7 +14,7 @@ from runtime.engines.ort.ort_files import map_weights
 from runtime.errors import DeviceError
 
 
-def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
+def load_instrumented(model: Path, shipped: OrtBackend) -> OrtBackend:
     """Loads the instrumented graph of `model`, with its own KV cache; `last_logits` holds the last pass's logits.
 
     shipped: the engine of `model`, whose contract, session options and device are used; if its graph outputs logits
@@ -28,7 +28,7 @@ def twin_of(model: Path, shipped: OrtBackend) -> OrtBackend:
     options = shipped.session.get_session_options()
     weights = map_weights(options, model.parent, find_linked_weights(graph, model.parent))
     try:
-        session = ort.InferenceSession(graph.SerializeToString(), options, **ort_cuda.providers(shipped.device))
+        session = ort.InferenceSession(graph.SerializeToString(), options, **ort_cuda.choose_providers(shipped.device))
     except Exception as error:  # its errors have no common class
         reason = " ".join(str(error).split())[:200]
         raise DeviceError(f"onnxruntime cannot load {model.name} with its logits ({reason})") from None

@@ -29,7 +29,7 @@ def add_candidates(forward: Forward, contract: Contract, barred: Sequence[int], 
     return replace(forward, candidates=np.random.default_rng(number).choice(known, shape))
 
 
-def between(log_probs: Tensor, theirs: Tensor) -> Floats:
+def subtract(log_probs: Tensor, theirs: Tensor) -> Floats:
     """Returns an engine's log-probabilities `theirs` minus PyTorch's `log_probs`, all [1, n, vocab].
 
     The difference is 0 if both are below NOTICED, as for barred ids.
@@ -38,7 +38,7 @@ def between(log_probs: Tensor, theirs: Tensor) -> Floats:
     return torch.where(ignored, 0.0, theirs - log_probs).numpy()
 
 
-def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
+def subtract_top(log_probs: Tensor, theirs: Proposal) -> Floats:
     """Returns how far the log-probabilities of an engine's top tokens are from PyTorch's. [2, 1, n, K]
 
     Index 0 compares with PyTorch's for the same tokens, index 1 with PyTorch's at the same ranks. Compared by token
@@ -51,7 +51,7 @@ def between_top(log_probs: Tensor, theirs: Proposal) -> Floats:
     return torch.where(ignored, 0.0, given - ours).numpy()
 
 
-def between_candidates(log_probs: Tensor, forward: Forward, theirs: Proposal) -> Floats:
+def subtract_candidates(log_probs: Tensor, forward: Forward, theirs: Proposal) -> Floats:
     """Returns how far an engine's log-probabilities of the candidates are from PyTorch's. [1, n, C]
 
     The difference is 0 if both are below NOTICED. log_probs: PyTorch's, of all tokens [1, n, vocab].

@@ -77,7 +77,7 @@ def load(directory: str, code: dict[str, Any], trust: bool) -> Any:
     return model.eval()
 
 
-def masks(visible: Any) -> dict[str, dict[str, Any]]:
+def make_masks(visible: Any) -> dict[str, dict[str, Any]]:
     """Returns arguments that show query i the first visible[i] positions, by the form in which code takes them."""
     import torch
 
@@ -97,7 +97,7 @@ def forward(model: Any, form: str, ids: Any, visible: Any) -> Any:
     import torch
 
     with torch.no_grad():
-        out = model(input_ids=torch.from_numpy(ids)[None], use_cache=False, **masks(visible)[form])
+        out = model(input_ids=torch.from_numpy(ids)[None], use_cache=False, **make_masks(visible)[form])
     logits = out.logits if hasattr(out, "logits") else out[0]
     if tuple(logits.shape[:2]) != (1, len(ids)):
         raise ValueError(f"its logits are {list(logits.shape)}")
@@ -111,7 +111,7 @@ def choose_form(model: Any, inputs: list[dict[str, Any]]) -> tuple[str | None, l
     """
     probe = max(inputs, key=lambda each: (len(set(each["visible"].tolist())), -len(each["ids"])))
     left: list[str] = []
-    for form in masks(probe["visible"]):
+    for form in make_masks(probe["visible"]):
         try:
             wrong = find_misread(model, form, probe)
         except Exception as error:  # the code does not take this form

@@ -13,7 +13,7 @@ import onnx
 from export.precisions import PRECISIONS
 from export.quantization.ort_formats import OrtFormats
 from runtime.contract import Contract
-from runtime.decoding.block_layout import room_for_answer
+from runtime.decoding.block_layout import count_room_for_answer
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof.judge import Check
@@ -22,9 +22,9 @@ from train.huggingface.weights import list_expected_shapes
 from train.torch_backend import TorchBackend
 from train.transformer.network import ModelConfig
 
-from .by_layer import by_layer
+from .by_layer import check_by_layer
 from .compare import TIE, compare, compare_speculative
-from .instrumented import twin_of
+from .instrumented import load_instrumented
 from .quantized_reference import QuantizedBackend, compute_whole_bound
 
 WHOLE = 3 * 10**9  # maximum of fp32 bytes, of PyTorch, engine and instrumented graph together, to prove a model whole
@@ -52,13 +52,19 @@ def prove(
         yield Check("steps", True, f"not run: ONNX Runtime's CPU has no {precision}")
         return
     if not proves_whole(source, parity):
-        yield from by_layer(source, contract, model, precision, formats)
+        yield from check_by_layer(source, contract, model, precision, formats)
         return
-    reference, requests = TorchBackend(source.build(), contract, barred=source.missing_ids()), sample_requests(contract)
+    reference, requests = (
+        TorchBackend(source.build(), contract, barred=source.list_missing_ids()),
+        sample_requests(contract),
+    )
     candidate = OrtBackend(model, contract, allow_spinning=False)  # PyTorch and the engine take turns
-    twin, arithmetic = twin_of(model, candidate), QuantizedBackend(source, contract, formats) if formats else None
+    twin, arithmetic = (
+        load_instrumented(model, candidate),
+        QuantizedBackend(source, contract, formats) if formats else None,
+    )
     *_, found = compare(reference, candidate, requests, separate=1, twin=twin, arithmetic=arithmetic)
-    yield from found.checks(TIE, precision, compute_whole_bound(found.lost) if formats else None)
+    yield from found.make_checks(TIE, precision, compute_whole_bound(found.lost) if formats else None)
     if "speculative" in contract.modes and PRECISIONS[precision].exact:
         yield compare_speculative(reference, candidate, requests)
 
@@ -83,7 +89,7 @@ def sample_requests(contract: Contract) -> list[Request]:
     rng, block = np.random.default_rng(SEED), contract.block
     ids = np.setdiff1d(np.arange(contract.vocab), (contract.mask_id, contract.pad_id, *contract.eos_ids))
     lengths = sorted({1, max(1, block - 1), block, block + 1, 3 * block + 2})
-    rooms = [(length, room_for_answer(contract, length)) for length in lengths]
+    rooms = [(length, count_room_for_answer(contract, length)) for length in lengths]
     return [Request(rng.choice(ids, length), DecodeOptions(min(room, 2 * block + 1))) for length, room in rooms if room]
 
 

@@ -63,16 +63,16 @@ class RowsLayer(nn.Module):
 
     def pick(self, x: Tensor) -> Tensor:
         """Returns the rows of x [batch, width, size]: [batch, n, size]."""
-        return x.gather(1, self._places(x))
+        return x.gather(1, self._expand_rows(x))
 
-    def _places(self, x: Tensor) -> Tensor:
+    def _expand_rows(self, x: Tensor) -> Tensor:
         return self.rows[..., None].expand(-1, -1, x.shape[-1])
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None) -> Tensor:
         inner = self.layer
         mixed = self.pick(x) + inner.self_attn(inner.input_layernorm(x), cos, sin, mask, cache)
         made = mixed + inner.mlp(inner.post_attention_layernorm(mixed))
-        return torch.zeros_like(x).scatter(1, self._places(x), made)
+        return torch.zeros_like(x).scatter(1, self._expand_rows(x), made)
 
 
 class QuantizedModel(nn.Module):
@@ -86,7 +86,7 @@ class QuantizedModel(nn.Module):
         model.embed_tokens.weight = nn.Parameter(restore_rows(table), requires_grad=False)
         rounding = Rounding()
         for i, layer in enumerate(model.layers):
-            quantize_module(layer, formats.in_layer(i, len(model.layers)), rounding)
+            quantize_module(layer, formats.bind_layer(i, len(model.layers)), rounding)
         self.last = RowsLayer(cast(Layer, model.layers[-1]))
         model.layers[-1] = self.last
         self.model = model
@@ -110,7 +110,7 @@ class QuantizedBackend:
     def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
         made = QuantizedModel(source, formats)
         model = cast(Transformer, made)  # it has all methods that a backend calls
-        self.torch, self.contract = TorchBackend(model, contract, barred=source.missing_ids()), contract
+        self.torch, self.contract = TorchBackend(model, contract, barred=source.list_missing_ids()), contract
         self._last = made.last
 
     def read_cache(self) -> Floats:

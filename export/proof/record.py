@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.precisions import PRECISIONS, Floors
-from export.quantization.ort_formats import OrtFormats, formats_of
+from export.quantization.ort_formats import OrtFormats, choose_formats
 from runtime.backend import Forward, Inspectable, Proposal
 from runtime.bundle.manifest import REFERENCE, Engine, RecordedReference
 from runtime.bundle.reference import (
@@ -32,15 +32,15 @@ from runtime.bundle.reference import (
     RecordedAnswer,
     RecordedForward,
     Reference,
-    figures_of,
+    list_figures,
     write_reference,
 )
-from runtime.bundle.store import content_name, sha256
+from runtime.bundle.store import hash_file, make_content_name
 from runtime.contract import Contract
-from runtime.decoding.loop import steps
+from runtime.decoding.loop import decode_steps
 from runtime.decoding.options import Request
-from runtime.proof.judge import Check, judge_answers, judge_figures, measure, terms
-from runtime.proof.replay import Replayed, mean_norms, replay
+from runtime.proof.judge import Check, compute_terms, judge_answers, judge_figures, measure
+from runtime.proof.replay import Replayed, compute_mean_norms, replay
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import list_expected_shapes
 from train.torch_backend import TorchBackend
@@ -99,12 +99,12 @@ class Recorder:
         count = min(TOP, int(torch.isfinite(log_probs[0]).sum(-1).min()))
         best = log_probs[0].topk(count)  # [n, count]
         kept = copy_of(forward, self.contract.top_k > 0)
-        top, norms = best.values.numpy(), self._norms(forward).astype(np.float32)
+        top, norms = best.values.numpy(), self._compute_norms(forward).astype(np.float32)
         self.forwards.append(RecordedForward(self._begins, kept, best.indices.numpy(), top, out.entropy[0], norms))
         self._begins = False
         return out
 
-    def _norms(self, forward: Forward) -> NDArray[np.float64]:
+    def _compute_norms(self, forward: Forward) -> NDArray[np.float64]:
         """Returns mean norms of the keys and values that a forward pass wrote. fp64 [layers, 2]"""
         cache, past, width = self.torch.cache, int(forward.past_length[0]), forward.input_ids.shape[1]
         if cache is None:
@@ -112,7 +112,7 @@ class Recorder:
         parts = [
             part[:, :, past : past + width] for pair in zip(cache.keys, cache.values, strict=True) for part in pair
         ]
-        return mean_norms(torch.stack(parts).numpy())
+        return compute_mean_norms(torch.stack(parts).numpy())
 
 
 def record(
@@ -127,12 +127,12 @@ def record(
     recorder, answers, gate = Recorder(reference), list[RecordedAnswer](), reference.contract.gate
     for request in requests:
         before, margin = len(recorder.forwards), 1.0
-        for [step] in steps(recorder, [request], mode=reference.contract.plainest_mode):
-            gap = recorder.gaps.of_canvas(step)
+        for [step] in decode_steps(recorder, [request], mode=reference.contract.plainest_mode):
+            gap = recorder.gaps.measure_canvas(step)
             if (step.open | step.accepted).any():
                 margin = min(margin, find_closest_call(gate, step, gap))
             result = step.result
-        slow = len(answers) >= FEW and operations * ids_of(recorder.forwards) > RECORD
+        slow = len(answers) >= FEW and operations * count_ids(recorder.forwards) > RECORD
         if answers and (slow or is_too_large(recorder.forwards)):
             del recorder.forwards[before:]
             break
@@ -144,7 +144,7 @@ def record(
 
 def is_too_large(forwards: Sequence[RecordedForward]) -> bool:
     """Returns whether these forward passes exceed a reference's limits (ROWS, IDS)."""
-    return rows_of(forwards) > ROWS or ids_of(forwards) > IDS
+    return count_rows(forwards) > ROWS or count_ids(forwards) > IDS
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,10 +174,10 @@ def record_reference(
     """
     reference: TorchBackend | QuantizedBackend
     if formats is None:
-        reference = TorchBackend(source.build(), contract, barred=source.missing_ids())
+        reference = TorchBackend(source.build(), contract, barred=source.list_missing_ids())
     else:
         reference = QuantizedBackend(source, contract, formats)
-    recorded, kept = record(reference, requests, operations_of(source)), PRECISIONS[engine.precision]
+    recorded, kept = record(reference, requests, count_operations(source)), PRECISIONS[engine.precision]
     first = count_first_load(source, recorded.forwards)
     if backend is None:
         bounds, part = (
@@ -186,14 +186,14 @@ def record_reference(
         told = f"{describe_counts(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
         return write_recording(engine, recorded, bounds, first, part, Check("reference", True, told), folder)
     replayed = replay(backend, recorded.forwards)
-    scatter = scatter_of(recorded.forwards, replayed)
-    bounds = bounds_of(engine, recorded.forwards, replayed, scatter)
+    scatter = compute_scatter(recorded.forwards, replayed)
+    bounds = derive_bounds(engine, recorded.forwards, replayed, scatter)
     if kept.exact and recorded.answers:
         bounds[ANSWERS] = ANSWER_MARGIN
-    part = bounds_of(engine, recorded.forwards[:first], part_of(replayed, recorded.forwards[:first]), scatter)
+    part = derive_bounds(engine, recorded.forwards[:first], take_part(replayed, recorded.forwards[:first]), scatter)
     answers = judge_answers(backend, recorded.answers, contract.gate, bounds)
-    figures = judge_figures(recorded.forwards, replayed, limits_of(engine))
-    check = reference_check(recorded, replayed, [*figures, *answers])
+    figures = judge_figures(recorded.forwards, replayed, choose_limits(engine))
+    check = check_recorded_reference(recorded, replayed, [*figures, *answers])
     return write_recording(engine, recorded, bounds, first, part, check, folder)
 
 
@@ -209,12 +209,12 @@ def write_recording(
     """Writes a reference into a folder, named by its hash. The other arguments are as in the manifest's entry."""
     plain = folder / f"{engine.name}.reference{REFERENCE}"
     write_reference(plain, reference)
-    digest = sha256(plain)
-    file = plain.rename(folder / content_name(f"{engine.name}.reference", REFERENCE, digest))
+    digest = hash_file(plain)
+    file = plain.rename(folder / make_content_name(f"{engine.name}.reference", REFERENCE, digest))
     return Recording(RecordedReference(file.name, digest, bounds, first_load, first_load_bounds), file, check)
 
 
-def reference_check(recorded: Reference, replayed: Replayed, checks: Sequence[Check]) -> Check:
+def check_recorded_reference(recorded: Reference, replayed: Replayed, checks: Sequence[Check]) -> Check:
     """Sums up what was recorded and how far the exported engine is from it."""
     missed = "".join(f"; {each.name}: {each.detail}" for each in checks if not each.ok)
     figures = "".join(f", {name} {each.value:.1e}" for name, each in measure(recorded.forwards, replayed).items())
@@ -223,33 +223,33 @@ def reference_check(recorded: Reference, replayed: Replayed, checks: Sequence[Ch
 
 def describe_counts(reference: Reference) -> str:
     """Returns how much was recorded, as text."""
-    rows = rows_of(reference.forwards)
+    rows = count_rows(reference.forwards)
     return f"{len(reference.forwards)} forward passes, {rows} logits rows, {len(reference.answers)} answers"
 
 
-def rows_of(forwards: Sequence[RecordedForward]) -> int:
+def count_rows(forwards: Sequence[RecordedForward]) -> int:
     """Returns how many logits rows forward passes have."""
     return sum(each.entropy.size for each in forwards)
 
 
-def ids_of(forwards: Sequence[RecordedForward]) -> int:
+def count_ids(forwards: Sequence[RecordedForward]) -> int:
     """Returns how many input tokens forward passes have together."""
     return sum(each.forward.input_ids.size for each in forwards)
 
 
-def operations_of(source: Checkpoint) -> int:
+def count_operations(source: Checkpoint) -> int:
     """Returns the floating-point operations per token of a forward pass, without those of attention."""
     return 2 * sum(math.prod(shape) for shape in list_expected_shapes(source.model).values())
 
 
 def count_first_load(source: Checkpoint, forwards: Sequence[RecordedForward]) -> int:
     """Returns how many of the forward passes a first load replays: as many as it needs and has time for, at least 2."""
-    operations = operations_of(source) * np.cumsum([each.forward.input_ids.size for each in forwards])
+    operations = count_operations(source) * np.cumsum([each.forward.input_ids.size for each in forwards])
     before = np.cumsum([0, *(each.entropy.size for each in forwards[:-1])])
     return min(len(forwards), max(2, int(((operations <= FIRST_LOAD) & (before < FIRST_ROWS)).sum())))
 
 
-def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed:
+def take_part(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed:
     """Returns the part of a replay that belongs to these forward passes, which are its first ones."""
     rows = sum(each.entropy.size for each in forwards)
     top = None if replayed.top_logprob is None else replayed.top_logprob[:rows]
@@ -257,7 +257,7 @@ def part_of(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed
     return Replayed(replayed.token[:rows], replayed.log_prob[:rows], replayed.entropy[:rows], top, norms)
 
 
-def scatter_of(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
+def compute_scatter(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
     """Returns, for each figure that is a mean, its standard error times the square root of the number of logits rows.
 
     Dividing by the root of another number of rows gives the standard error over those. Rows of one forward pass may
@@ -265,22 +265,22 @@ def scatter_of(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[
     the latter, and it is that of the layer with the largest error.
     """
     rows, found = [each.entropy.size for each in forwards], {}
-    for name, parts in terms(forwards, replayed).items():
+    for name, parts in compute_terms(forwards, replayed).items():
         passes = parts if parts.ndim == 2 else np.add.reduceat(parts, np.cumsum([0, *rows[:-1]]))
         errors = [np.sqrt(np.square(each).sum(0)).max() for each in (parts, passes)]
         found[name] = float(max(errors)) * math.sqrt(sum(rows))
     return found
 
 
-def bounds_of(
+def derive_bounds(
     engine: Engine, forwards: Sequence[RecordedForward], replayed: Replayed, scatter: Mapping[str, float]
 ) -> dict[str, float]:
     """Returns the bounds that an engine is judged by on other machines.
 
-    scatter: as returned by `scatter_of` for these forward passes or, for a better estimate, for more.
+    scatter: as returned by `compute_scatter` for these forward passes or, for a better estimate, for more.
     """
-    rows = rows_of(forwards)
-    floors, bounds = floors_of(engine, rows), {}
+    rows = count_rows(forwards)
+    floors, bounds = choose_floors(engine, rows), {}
     for name, figure in measure(forwards, replayed).items():
         if name in scatter:
             value = max(floors[name], figure.value + ERRORS * scatter[name] / math.sqrt(rows))
@@ -292,11 +292,11 @@ def bounds_of(
 
 def compute_least_bounds(engine: Engine, contract: Contract, forwards: Sequence[RecordedForward]) -> dict[str, float]:
     """Returns the bounds of an engine that nothing here runs."""
-    floors = floors_of(engine, rows_of(forwards))
-    return {name: round_up(value) for name, value in floors.items() if name in figures_of(contract)}
+    floors = choose_floors(engine, count_rows(forwards))
+    return {name: round_up(value) for name, value in floors.items() if name in list_figures(contract)}
 
 
-def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
+def choose_floors(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
     """Returns an engine's least bounds: its precision's, or fp16's if it multiplies in fp16 and those are wider.
 
     TensorRT multiplies quantized weights in fp16, ONNX Runtime's CPU in integers or fp32. rows: logits rows; over fewer
@@ -304,7 +304,7 @@ def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
     """
     row = PRECISIONS[engine.precision]
     least = row.replay
-    if formats_of(engine.dialect, engine.precision) is None and row.dtype == "float16":
+    if choose_formats(engine.dialect, engine.precision) is None and row.dtype == "float16":
         least = Floors(*(max(pair) for pair in zip(astuple(least), astuple(PRECISIONS["fp16"].replay), strict=True)))
     room = max(1.0, math.sqrt(FLOOR_ROWS / rows))
     norms = dict.fromkeys((KEYS, VALUES), room * least.mean_norm)
@@ -312,10 +312,10 @@ def floors_of(engine: Engine, rows: int = FLOOR_ROWS) -> dict[str, float]:
     return {**norms, **means, TOP_SPREAD: room * least.mean_spread, LARGEST: least.largest_log_prob}
 
 
-def limits_of(engine: Engine) -> dict[str, float]:
+def choose_limits(engine: Engine) -> dict[str, float]:
     """Returns the limits that an engine must keep at its export; beyond them it is wrong, and the export fails."""
     times = LIMIT if PRECISIONS[engine.precision].exact else LIMIT_QUANTIZED
-    return {name: times * floor for name, floor in floors_of(engine).items()}
+    return {name: times * floor for name, floor in choose_floors(engine).items()}
 
 
 def round_up(value: float) -> float:

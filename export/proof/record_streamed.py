@@ -19,23 +19,23 @@ from torch import Tensor
 from tqdm import tqdm
 
 from export.precisions import PRECISIONS
-from export.quantization.ort_formats import OrtFormats, formats_of
+from export.quantization.ort_formats import OrtFormats, choose_formats
 from export.quantization.ort_int8 import restore_rows
 from runtime.backend import Floats, Forward, Proposal
 from runtime.bundle.manifest import Engine
 from runtime.bundle.reference import TOP, RecordedForward, Reference
 from runtime.contract import Contract
-from runtime.decoding.loop import steps
+from runtime.decoding.loop import decode_steps
 from runtime.decoding.options import Request
 from runtime.proof.judge import Check
-from runtime.proof.replay import Replayed, mean_norms
+from runtime.proof.replay import Replayed, compute_mean_norms
 from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache
-from train.transformer.network import Layer, ModelConfig, prefix_mask, rotary_tables
+from train.transformer.network import Layer, ModelConfig, compute_rotary_tables, make_prefix_mask
 
-from .by_layer import load_module, predictions
+from .by_layer import load_module, predict_states
 from .quantized_reference import RowsLayer, quantize_module
-from .record import Recording, bounds_of, copy_of, scatter_of, write_recording
+from .record import Recording, compute_scatter, copy_of, derive_bounds, write_recording
 
 FORWARDS = 2
 # Relative change of embeddings, by the dtype of an engine's products: more than their rounding.
@@ -48,28 +48,28 @@ def record_streamed(
 ) -> Recording:
     """Records a reference for an engine and writes it into a folder. Peak memory is that of the largest part."""
     forwards = draft(contract, request)
-    passes = [Pass(source, forwards, formats, each) for each in (0.0, OFF[dtype_of(engine)])]
+    passes = [Pass(source, forwards, formats, each) for each in (0.0, OFF[derive_dtype(engine)])]
     for i in tqdm(range(contract.layers), unit="layer", disable=None):
         alone = load_module(Layer, (source.model, 0), source.weights, f"layers.{i}.")
-        layer = RowsLayer(quantize_module(alone, formats.in_layer(i, contract.layers)) if formats else alone)
+        layer = RowsLayer(quantize_module(alone, formats.bind_layer(i, contract.layers)) if formats else alone)
         for each in passes:
             each.run_layer(source.model, contract, layer, i == contract.layers - 1)
         del alone, layer  # before the next one is read
-    states = [each.logits_states(place) for each in passes for place in range(len(forwards))]
-    found = predictions(source, contract, states, bool(formats))
+    states = [each.take_logits_states(place) for each in passes for place in range(len(forwards))]
+    found = predict_states(source, contract, states, bool(formats))
     halves = found[: len(forwards)], found[len(forwards) :]
     recorded, scattered = (each.make_recorded(half) for each, half in zip(passes, halves, strict=True))
     replayed = make_replay(scattered, contract.top_k)
-    bounds = bounds_of(engine, recorded, replayed, scatter_of(recorded, replayed))
+    bounds = derive_bounds(engine, recorded, replayed, compute_scatter(recorded, replayed))
     rows = sum(each.entropy.size for each in recorded)
     check = Check("reference", True, f"{len(recorded)} forward passes, {rows} logits rows, recorded layer by layer")
     return write_recording(engine, Reference(tuple(recorded)), bounds, len(recorded), bounds, check, folder)
 
 
-def dtype_of(engine: Engine) -> str:
+def derive_dtype(engine: Engine) -> str:
     """Returns the type of an engine's products; ONNX Runtime computes quantized products in fp32 or exactly."""
     row = PRECISIONS[engine.precision]
-    return "float32" if formats_of(engine.dialect, engine.precision) else row.dtype
+    return "float32" if choose_formats(engine.dialect, engine.precision) else row.dtype
 
 
 class Draft:
@@ -96,7 +96,7 @@ class Draft:
 def draft(contract: Contract, request: Request) -> list[Forward]:
     """Returns the first forward passes that the decode loop runs for a request if half of the block is accepted."""
     backend = Draft(contract, int(request.prompt[0]))
-    for _ in steps(backend, [request], mode=backend.contract.plainest_mode):
+    for _ in decode_steps(backend, [request], mode=backend.contract.plainest_mode):
         if len(backend.forwards) >= FORWARDS:
             break
     return backend.forwards[:FORWARDS]
@@ -126,17 +126,17 @@ class Pass:
         for place, forward in enumerate(self.forwards):
             past, width = int(forward.past_length[0]), forward.input_ids.shape[1]
             positions = torch.arange(past, past + width)[None, None]
-            cos, sin = rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
-            mask = prefix_mask(torch.from_numpy(forward.visible), past + width)
+            cos, sin = compute_rotary_tables(positions, config.head_dim, config.rope_theta, config.rope_scaling)
+            mask = make_prefix_mask(torch.from_numpy(forward.visible), past + width)
             layer.rows = torch.from_numpy(forward.rows) if last else torch.arange(width)[None]
             if store is not None:
                 store.past = torch.tensor([past])
             self.hidden[place] = layer(self.hidden[place], cos, sin, mask, store)
             if store is not None:
                 new = [part[0][:, :, past : past + width] for part in (store.keys, store.values)]
-                self.norms[place].append(mean_norms(torch.stack(new).numpy())[0])
+                self.norms[place].append(compute_mean_norms(torch.stack(new).numpy())[0])
 
-    def logits_states(self, place: int) -> Floats:
+    def take_logits_states(self, place: int) -> Floats:
         """Returns the hidden states of a forward pass's logits rows, after the last layer. fp32 [1, n, hidden]"""
         states: Floats = self.hidden[place][:, self.forwards[place].rows[0]].numpy()
         return states

@@ -26,7 +26,7 @@ class TokenGaps:
         self.recent.append((best[:, 0] - best[:, 1]).numpy())
         return self.recent[-1]
 
-    def of_canvas(self, step: Step) -> Floats:
+    def measure_canvas(self, step: Step) -> Floats:
         """Returns the gap of each position of the canvas, after a step. [block]"""
         own = step.slot >= 0  # False if the step needed no forward pass: a committed row had predicted it
         if len(self.recent) > own:

@@ -11,19 +11,19 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from runtime.backend import Forward, Proposal
-from runtime.contract import Contract, cache_names
+from runtime.contract import Contract, name_cache_part
 from runtime.decoding.loop import generate
 from runtime.decoding.options import Request
-from runtime.engines.ort.ort_backend import cache_form, load_session
+from runtime.engines.ort.ort_backend import load_session, read_cache_form
 
-from .trt_qdq import products
+from .trt_qdq import find_products
 
 SUFFIX = ".largest"
 
 
 def watch(model: ir.Model) -> None:
     """Adds to a traced graph, in place, one output [] per product of a layer: the largest |x| of its input."""
-    for node in [*products(model)]:
+    for node in [*find_products(model)]:
         x = node.inputs[0]
         size = ir.node("Abs", [x])
         top = ir.node("ReduceMax", [size.outputs[0]], {"keepdims": 0})
@@ -47,7 +47,7 @@ class Watching:
         self._cache: dict[str, NDArray[Any]] = {}
 
     def open(self, batch: int, capacity: int) -> None:
-        form = cache_form(self._session)
+        form = read_cache_form(self._session)
         past = [entry for entry in self._session.get_inputs() if len(entry.shape) == 4]
         self._cache = {entry.name: np.zeros(entry.shape, form.dtype) for entry in past}
 
@@ -60,7 +60,7 @@ class Watching:
         values = self._session.run(None, feeds)
         out = dict(zip((entry.name for entry in self._session.get_outputs()), values, strict=True))
         first, width = int(forward.past_length[0]), forward.input_ids.shape[1]
-        for past, present in (cache_names(part) for part in range(len(self._cache))):
+        for past, present in (name_cache_part(part) for part in range(len(self._cache))):
             new = out[present]  # [1, kv_heads, width, head_dim], or the whole KV cache
             written = new if new.shape[2] == width else new[:, :, first : first + width]
             self._cache[past][:, :, first : first + width] = written

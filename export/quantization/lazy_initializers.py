@@ -27,7 +27,7 @@ class PartsOf:
     def add(self, graph: ir.Graph, part: str, dtype: Any, shape: Sequence[int]) -> ir.Value:
         """Adds a part to the graph as the initializer `WEIGHT.PART`; returns the initializer."""
         name, kind = f"{self.name}.{part}", ir.DataType.from_numpy(np.dtype(dtype))
-        return initializer(graph, name, ir.LazyTensor(partial(self._read, part), kind, ir.Shape(shape), name=name))
+        return add_initializer(graph, name, ir.LazyTensor(partial(self._read, part), kind, ir.Shape(shape), name=name))
 
     def _read(self, part: str) -> ir.TensorProtocol:
         if part in self._kept:
@@ -49,7 +49,7 @@ class Quantized(PartsOf):
         super().__init__(str(weight.name), lambda: quantize(content.numpy().astype(np.float32, copy=False)))
 
 
-def initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     """Adds a constant to the graph and returns it."""
     value = ir.Value(name=name, shape=tensor.shape, type=ir.TensorType(tensor.dtype), const_value=tensor)  # type: ignore[arg-type]
     graph.initializers.add(value)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from export.graph.lazy_weights import sources
+from export.graph.lazy_weights import list_sources
 from train.checkpoint import Checkpoint
 
 from . import ort_int4, ort_int8
@@ -45,16 +45,16 @@ class OrtFormats:
     ends: OrtFormat
     own: Mapping[str, OrtFormat] = field(default_factory=dict)
 
-    def of_weight(self, name: str, layers: int) -> OrtFormat:
+    def choose_format(self, name: str, layers: int) -> OrtFormat:
         """Returns the format of a layer's weight, given the checkpoint's name for it and the model's layers."""
         found = LAYER.match(name)
         if found is None:
             raise AssertionError(f"{name} is not a weight of a layer")
         return self.own.get(name) or (self.ends if int(found[1]) in (0, layers - 1) else self.inner)
 
-    def in_layer(self, i: int, layers: int) -> Callable[[str], OrtFormat]:
+    def bind_layer(self, i: int, layers: int) -> Callable[[str], OrtFormat]:
         """Returns a function that maps a module's name in layer i, such as `mlp.up_proj`, to its format."""
-        return lambda module: self.of_weight(f"layers.{i}.{module}.weight", layers)
+        return lambda module: self.choose_format(f"layers.{i}.{module}.weight", layers)
 
 
 INT8 = OrtFormat(ort_int8.store, ort_int8.make_product_nodes, ort_int8.Int8Linear)
@@ -63,7 +63,7 @@ INT4 = OrtFormat(ort_int4.store, ort_int4.make_product_nodes, ort_int4.Int4Linea
 ORT_FORMATS = {"int8": OrtFormats(INT8, INT8), "int4": OrtFormats(INT4, INT8)}
 
 
-def formats_of(dialect: str, precision: str, source: Checkpoint | None = None) -> OrtFormats | None:
+def choose_formats(dialect: str, precision: str, source: Checkpoint | None = None) -> OrtFormats | None:
     """Returns how an engine's weights are stored; None if they are not quantized, or not in one of these formats.
 
     source: the checkpoint of the weights. If its directory holds them quantized, int4 stores the directory's own
@@ -72,7 +72,10 @@ def formats_of(dialect: str, precision: str, source: Checkpoint | None = None) -
     found = ORT_FORMATS.get(precision) if dialect == "ort" else None
     if found is None or precision != "int4" or source is None or not is_quantized(source):
         return found
-    own = {name: OrtFormat(each.store, each.multiplied, each.linear) for name, each in find_own_codes(source).items()}
+    own = {
+        name: OrtFormat(each.store, each.make_product, each.make_linear)
+        for name, each in find_own_codes(source).items()
+    }
     return OrtFormats(INT8, INT8, own)
 
 
@@ -92,7 +95,7 @@ def quantize_for_ort(model: ir.Model, formats: OrtFormats, layers: int) -> None:
         if weight is None or not isinstance(content, ir.LazyTensor) or len(content.shape) != 2:
             continue  # not a matrix of the checkpoint
         name = str(weight.name)
-        chosen = formats.of_weight(sources(name, ())[0], layers) if LAYER.match(name) else INT8
+        chosen = formats.choose_format(list_sources(name, ())[0], layers) if LAYER.match(name) else INT8
         if weight not in tables:
             tables[weight] = chosen.store(graph, weight, axis)
         new = (ort_int8.make_lookup_nodes if node.op_type == "Gather" else chosen.multiplied)(node, tables[weight])

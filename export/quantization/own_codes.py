@@ -25,7 +25,7 @@ from train.checkpoint import Checkpoint
 from train.huggingface.packed_weights import PackedWeight
 from train.huggingface.weights import HEAD, DirectoryWeights
 
-from .lazy_initializers import PartsOf, initializer
+from .lazy_initializers import PartsOf, add_initializer
 from .ort_int4 import pack_pairs, round_activations, unpack_pairs
 from .ort_int8 import DOMAIN
 from .trt_formats import TRT_FORMATS
@@ -56,9 +56,9 @@ class OwnCodes:
         """Returns the numbers of outputs and inputs."""
         return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
 
-    def arrays(self) -> Mapping[str, NDArray[Any]]:
+    def make_arrays(self) -> Mapping[str, NDArray[Any]]:
         """Returns MatMulNBits' arrays: values in pairs [out, blocks, block / 2], scales fp32, zero points in pairs."""
-        codes = [part.codes() for part in self.parts]
+        codes = [part.unpack() for part in self.parts]
         (outputs, inputs), size = self.shape, self.parts[0].group_size
         blocks = -(-inputs // self.block)
         group = torch.arange(blocks) * self.block // size  # the group of each block
@@ -69,9 +69,9 @@ class OwnCodes:
         packed = pack_pairs(values.view(outputs, blocks, self.block).numpy())
         return {"int4": packed, "scale": scales.contiguous().numpy(), "zero": pack_pairs(zeros.numpy())}
 
-    def symmetric(self) -> Mapping[str, NDArray[Any]]:
+    def make_symmetric_arrays(self) -> Mapping[str, NDArray[Any]]:
         """Returns TensorRT's arrays: values int4 [in, out] around 0, scales fp16 [in / block, out]."""
-        made, (outputs, inputs), int4 = self.arrays(), self.shape, TRT_FORMATS["int4"]
+        made, (outputs, inputs), int4 = self.make_arrays(), self.shape, TRT_FORMATS["int4"]
         values = unpack_pairs(made["int4"].reshape(outputs, -1), inputs).astype(np.int8) - (1 << (BITS - 1))
         return {"values": values.T.astype(int4.values), "scale": made["scale"].T.astype(int4.scale)}
 
@@ -79,7 +79,7 @@ class OwnCodes:
         """Makes initializers: values, scales (of the type `scales`), zero points, and `order` unless it is None."""
 
         def parts() -> Mapping[str, NDArray[Any]]:
-            arrays = self.arrays()
+            arrays = self.make_arrays()
             return {**arrays, "scale": arrays["scale"].astype(scales, copy=False)}
 
         made, (outputs, inputs) = PartsOf(str(weight.name), parts), self.shape
@@ -95,9 +95,9 @@ class OwnCodes:
         """Makes an initializer of the inputs' order, int64 [in]."""
         if self.order is None:
             raise AssertionError(f"{weight.name} has its inputs in their own order")
-        return initializer(graph, f"{weight.name}.order", ir.Tensor(self.order.numpy()))
+        return add_initializer(graph, f"{weight.name}.order", ir.Tensor(self.order.numpy()))
 
-    def multiplied(
+    def make_product(
         self, node: ir.Node, stored: Sequence[ir.Value], rounded_activations: bool = True
     ) -> Sequence[ir.Node]:
         """Returns the nodes that replace MatMul (weight [in, out]). stored: the initializers that `store` made."""
@@ -108,7 +108,7 @@ class OwnCodes:
         x = before[0].outputs[0] if before else x
         return [*before, ir.node("MatMulNBits", [x, *stored[:3]], sizes, domain=DOMAIN)]
 
-    def linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    def make_linear(self, weight: Tensor, bias: Tensor | None) -> nn.Module:
         """Returns the same arithmetic in PyTorch, for an exactly dequantized weight, fp32 [out, in]."""
         return OwnCodesLinear(weight, bias, self.block, self.order)
 
@@ -212,7 +212,7 @@ def explain_inexact_in_fp16(codes: OwnCodes, has_zero_points: bool) -> str:
     for part in codes.parts:
         if not has_zero_points and not (part.scheme.symmetric and part.scheme.bits == BITS):
             return "it is not symmetric of 4 bits, and TensorRT's int4 holds nothing else"
-        part.zeros()  # raises UserError for zero points that are uncertain or not as the directory states
+        part.unpack_zeros()  # raises UserError for zero points that are uncertain or not as the directory states
         if not torch.equal((scales := part.parts["scales"].read().float()), scales.half().float()):
             return "its scales are not fp16 numbers"
     if not has_zero_points and (codes.block not in blocks or inputs % codes.block):

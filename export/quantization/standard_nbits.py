@@ -13,14 +13,14 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.graph.lazy_weights import sources
+from export.graph.lazy_weights import list_sources
 
 from .lazy_initializers import Quantized
 from .ort_int4 import pack_pairs
 from .ort_int8 import DOMAIN
 from .own_codes import OwnCodes
 from .trt_formats import TRT_FORMATS, StoredWeight, WeightArray
-from .trt_qdq import products
+from .trt_qdq import find_products
 
 BITS = {"int8": 8, "int4": 4}  # bits per value, by the format's name
 BLOCK = 32  # inputs per block, for formats with one scale per output: the operator has only scales per block
@@ -33,17 +33,17 @@ def quantize_for_nbits(model: ir.Model, name: str, own: Mapping[str, OwnCodes] |
     """
     model.opset_imports[DOMAIN] = 1
     chosen, bits = TRT_FORMATS[name], BITS[name]
-    for node in [*products(model)]:
+    for node in [*find_products(model)]:
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
             raise AssertionError(f"{node.name} has no weight")
         if own is not None:
-            if codes := own.get(sources(str(weight.name), ())[0]):
+            if codes := own.get(list_sources(str(weight.name), ())[0]):
                 stored = codes.store(model.graph, weight, 1, np.float16)
-                replace_product(model.graph, node, codes.multiplied(node, stored, rounded_activations=False))
+                replace_product(model.graph, node, codes.make_product(node, stored, rounded_activations=False))
             continue
         inputs, outputs = weight.const_value.shape.numpy()
-        stored_block = chosen.block_of(inputs)
+        stored_block = chosen.choose_block(inputs)
         if stored_block is None:
             continue
         block = stored_block or BLOCK
@@ -51,7 +51,7 @@ def quantize_for_nbits(model: ir.Model, name: str, own: Mapping[str, OwnCodes] |
         def parts(
             numbers: WeightArray, stored_block: int = stored_block, block: int = block
         ) -> dict[str, NDArray[Any]]:
-            return arrays(chosen.quantize(numbers, stored_block), bits, block)
+            return make_arrays(chosen.quantize(numbers, stored_block), bits, block)
 
         made, blocks = Quantized(weight, parts), -(-inputs // block)
         values = made.add(model.graph, name, np.uint8, (outputs, blocks, block * bits // 8))
@@ -69,7 +69,7 @@ def replace_product(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> N
         del graph.initializers[str(weight.name)]
 
 
-def arrays(stored: StoredWeight, bits: int, block: int) -> dict[str, NDArray[Any]]:
+def make_arrays(stored: StoredWeight, bits: int, block: int) -> dict[str, NDArray[Any]]:
     """Returns a weight as the operator takes it: values uint8 [out, blocks, bytes], scales fp16 [out, blocks].
 
     Values are shifted by half their range, the operator's default zero point.

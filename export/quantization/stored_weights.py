@@ -35,11 +35,11 @@ class StoredWeights(Mapping[str, Tensor]):
             return weight
         if self.own:
             return weight.half().float()
-        block = self.format.block_of(weight.shape[1])
+        block = self.format.choose_block(weight.shape[1])
         if block is None:
             return weight
         numbers = weight.half().float().numpy().T  # [in, out], in fp16 as in the graph before it is quantized
-        dense = self.format.quantize(numbers, block).dense()
+        dense = self.format.quantize(numbers, block).dequantize()
         return torch.from_numpy(np.ascontiguousarray(dense.T.astype(np.float32)))
 
     def __iter__(self) -> Iterator[str]:

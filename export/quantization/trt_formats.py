@@ -33,7 +33,7 @@ class StoredWeight:
     block: int = 0
     over: NDArray[np.float32] | None = None
 
-    def dense(self) -> NDArray[np.float16]:
+    def dequantize(self) -> NDArray[np.float16]:
         """Returns the dequantized weight, as a graph computes it. [in, out]"""
         if self.over is not None:
             wide = self.scale.astype(np.float32) * self.over  # [in / block, out]
@@ -60,34 +60,34 @@ class TrtFormat:
     over: bool
     quantize: Callable[[WeightArray, int], StoredWeight]
 
-    def block_of(self, inputs: int) -> int | None:
+    def choose_block(self, inputs: int) -> int | None:
         """Returns the block size for a weight of so many inputs, 0 without blocks; None if none divides them."""
         if not self.blocks:
             return 0
         return next((block for block in self.blocks if inputs % block == 0), None)
 
 
-def int8(weight: WeightArray, block: int) -> StoredWeight:
+def quantize_to_int8(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes with one scale per output, its largest |w| / 127; -128 is not used, so the range is symmetric."""
-    scale = scales(find_largest(weight), 127)
+    scale = compute_scales(find_largest(weight), 127)
     return StoredWeight(np.clip(np.rint(weight / scale.astype(np.float32)), -127, 127).astype(np.int8), scale)
 
 
-def int4(weight: WeightArray, block: int) -> StoredWeight:
+def quantize_to_int4(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes with one scale per output and block of inputs, its largest |w| / 7."""
-    scale = scales(find_largest(split_blocks(weight, block)), 7)  # [in / block, out]
+    scale = compute_scales(find_largest(split_blocks(weight, block)), 7)  # [in / block, out]
     values = np.rint(weight / np.repeat(scale, block, axis=0).astype(np.float32))
     return StoredWeight(np.clip(values, -7, 7).astype(np.int8).astype(ml_dtypes.int4), scale, block)
 
 
-def fp8(weight: WeightArray, block: int) -> StoredWeight:
+def quantize_to_fp8(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes to e4m3, one scale per output."""
-    scale = scales(find_largest(weight), FP8_LARGEST)
+    scale = compute_scales(find_largest(weight), FP8_LARGEST)
     narrow = np.clip(weight / scale.astype(np.float32), -FP8_LARGEST, FP8_LARGEST)
     return StoredWeight(narrow.astype(ml_dtypes.float8_e4m3fn), scale)
 
 
-def nvfp4(weight: WeightArray, block: int) -> StoredWeight:
+def quantize_to_nvfp4(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes to e2m1 in blocks of 16 inputs with e4m3 scales, which one fp32 scale brings into e4m3's range."""
     tops = find_largest(split_blocks(weight, block))  # [in / block, out]
     over = np.float32(max(tops.max() / (FP4_LARGEST * FP8_LARGEST), np.finfo(np.float32).tiny))
@@ -102,10 +102,10 @@ def nvfp4(weight: WeightArray, block: int) -> StoredWeight:
 TRT_FORMATS = {
     each.name: each
     for each in (
-        TrtFormat("int8", 19, np.int8, np.float16, (), False, int8),
-        TrtFormat("int4", 21, ml_dtypes.int4, np.float16, (128, 64, 32), False, int4),
-        TrtFormat("fp8", 19, ml_dtypes.float8_e4m3fn, np.float16, (), False, fp8),
-        TrtFormat("nvfp4", 23, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn, (16,), True, nvfp4),
+        TrtFormat("int8", 19, np.int8, np.float16, (), False, quantize_to_int8),
+        TrtFormat("int4", 21, ml_dtypes.int4, np.float16, (128, 64, 32), False, quantize_to_int4),
+        TrtFormat("fp8", 19, ml_dtypes.float8_e4m3fn, np.float16, (), False, quantize_to_fp8),
+        TrtFormat("nvfp4", 23, ml_dtypes.float4_e2m1fn, ml_dtypes.float8_e4m3fn, (16,), True, quantize_to_nvfp4),
     )
 }
 
@@ -123,7 +123,7 @@ def find_largest(weight: WeightArray) -> WeightArray:
     return top
 
 
-def scales(top: WeightArray, most: float) -> NDArray[np.float16]:
+def compute_scales(top: WeightArray, most: float) -> NDArray[np.float16]:
     """Returns scales that store `top` as `most`; already fp16, since values are divided by the stored scales."""
     scale: NDArray[np.float16] = np.maximum(top / most, SMALLEST).astype(np.float16)
     return scale

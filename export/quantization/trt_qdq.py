@@ -13,9 +13,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from export.graph.lazy_weights import sources
+from export.graph.lazy_weights import list_sources
 
-from .lazy_initializers import PartsOf, Quantized, initializer
+from .lazy_initializers import PartsOf, Quantized, add_initializer
 from .own_codes import OwnCodes
 from .trt_formats import SMALLEST, TRT_FORMATS, TrtFormat
 
@@ -30,20 +30,20 @@ def quantize_for_trt(
     are stored, by the checkpoint's names; if given, other weights stay as they are.
     """
     chosen = TRT_FORMATS[name]
-    for node in [*products(model)]:
+    for node in [*find_products(model)]:
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
             raise AssertionError(f"{node.name} has no weight")
         if own is not None:
-            codes = own.get(sources(str(weight.name), ())[0])
+            codes = own.get(list_sources(str(weight.name), ())[0])
             if codes is not None and not dense:  # dense: the weights are these numbers already
                 store_own(model.graph, node, weight, codes)
             continue
-        block = chosen.block_of(weight.const_value.shape.numpy()[0])
+        block = chosen.choose_block(weight.const_value.shape.numpy()[0])
         if block is None:
             continue
         if dense:
-            content = partial(dense_form, weight.const_value, chosen, block)
+            content = partial(dequantize_weight, weight.const_value, chosen, block)
             shape = ir.Shape(weight.const_value.shape.numpy())
             weight.const_value = ir.LazyTensor(content, ir.DataType.FLOAT16, shape, name=weight.name)
         else:
@@ -53,7 +53,7 @@ def quantize_for_trt(
     model.opset_imports[""] = max(model.opset_imports[""], chosen.opset)
 
 
-def products(model: ir.Model) -> Iterator[ir.Node]:
+def find_products(model: ir.Model) -> Iterator[ir.Node]:
     """Yields the layers' products whose weight [in, out] is an initializer, in the order of the graph."""
     for node in model.graph:
         weight = node.inputs[1] if node.op_type == "MatMul" else None
@@ -67,7 +67,11 @@ def store_own(graph: ir.Graph, node: ir.Node, weight: ir.Value, codes: OwnCodes)
         gathered = ir.node("Gather", [node.inputs[0], codes.add_order(graph, weight)], {"axis": -1})
         graph.insert_before(node, gathered)
         node.replace_input_with(0, gathered.outputs[0])
-    made, (outputs, inputs), int4 = PartsOf(str(weight.name), codes.symmetric), codes.shape, TRT_FORMATS["int4"]
+    made, (outputs, inputs), int4 = (
+        PartsOf(str(weight.name), codes.make_symmetric_arrays),
+        codes.shape,
+        TRT_FORMATS["int4"],
+    )
     values = made.add(graph, "values", int4.values, [inputs, outputs])
     scale = made.add(graph, "scale", int4.scale, [inputs // codes.block, outputs])
     wide = ir.node("DequantizeLinear", [values, scale], {"axis": 0, "block_size": codes.block})
@@ -76,9 +80,9 @@ def store_own(graph: ir.Graph, node: ir.Node, weight: ir.Value, codes: OwnCodes)
     del graph.initializers[str(weight.name)]
 
 
-def dense_form(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.TensorProtocol:
+def dequantize_weight(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.TensorProtocol:
     """Returns the dequantized weight, fp16 [in, out]."""
-    return ir.Tensor(chosen.quantize(weight.numpy().astype(np.float32), block).dense())
+    return ir.Tensor(chosen.quantize(weight.numpy().astype(np.float32), block).dequantize())
 
 
 def insert_dequantization(
@@ -117,7 +121,7 @@ def quantize_activations(model: ir.Model, ranges: Mapping[str, float]) -> None:
         x, name = node.inputs[0], str(node.outputs[0].name)
         scale = np.float16(max(ranges[name] / 127, SMALLEST))
         constants: dict[str, NDArray[Any]] = {"scale": np.asarray(scale), "zero": np.asarray(0, np.int8)}
-        made = [initializer(model.graph, f"{name}.{part}", ir.Tensor(array)) for part, array in constants.items()]
+        made = [add_initializer(model.graph, f"{name}.{part}", ir.Tensor(array)) for part, array in constants.items()]
         narrow = ir.node("QuantizeLinear", [x, *made])
         wide = ir.node("DequantizeLinear", [narrow.outputs[0], *made])
         for added in (narrow, wide):

@@ -11,16 +11,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.calibration import as_calibrated, bundle_of
+from export.calibration import apply_calibration, find_bundle
 from export.staging import report_write_errors
 from runtime.bundle import trust_records
 from runtime.bundle.manifest import MANIFEST
-from runtime.bundle.store import Bundle, Engine, content_name, sha256, tidy, write
+from runtime.bundle.store import Bundle, Engine, hash_file, make_content_name, tidy, write
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 
 from .builder import Built, ShowProgress, build_engine
-from .plan import Plan, check_network, name_for, plan_differences
+from .plan import Plan, check_network, list_plan_differences, name_for
 from .report import BuildReport
 
 
@@ -34,15 +34,15 @@ class TargetBundle:
     chat_template: str | None
     provenance: Mapping[str, Any]
 
-    def bundle(self) -> Bundle | None:
+    def read_bundle(self) -> Bundle | None:
         """Returns the bundle; None if it is missing, or of another checkpoint: `write` then replaces its engines."""
-        return bundle_of(self.path, self.provenance)
+        return find_bundle(self.path, self.provenance)
 
     def write(self, engine: Engine, files: Sequence[Path]) -> None:
         """Adds an engine to the bundle, and records that a TensorRT engine was built here."""
         if engine.kind.native_code:
-            trust_records.remember_built(sha256(files[0]))
-        own = as_calibrated(self.bundle(), self.contract, engine)
+            trust_records.remember_built(hash_file(files[0]))
+        own = apply_calibration(self.read_bundle(), self.contract, engine)
         write(self.path, self.contract, own, files, self.tokenizer, self.chat_template, self.provenance)
 
 
@@ -51,8 +51,8 @@ def report_missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: 
 
     If there is nothing to build, removes what a killed run left in the bundle, and stores a changed chat template.
     """
-    bundle = shared.bundle()
-    name, why = name_for(bundle, plan), plan_differences(bundle, plan, onnx)
+    bundle = shared.read_bundle()
+    name, why = name_for(bundle, plan), list_plan_differences(bundle, plan, onnx)
     if bundle is None and (shared.path / MANIFEST).is_file():
         why = ["the bundle is of another checkpoint, whose engines go"]
     if why:
@@ -66,7 +66,7 @@ def report_missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: 
                 write(
                     shared.path, bundle.contract, kept, files, shared.tokenizer, shared.chat_template, bundle.provenance
                 )
-        report.engine(name, "as it should be, nothing to build", built=False)
+        report.record_engine(name, "as it should be, nothing to build", built=False)
     return bool(why)
 
 
@@ -87,16 +87,16 @@ def add(
         return
     if not _check(plan, contract, made, report):
         return
-    name, build_of = name_for(shared.bundle(), plan), plan.build(files[0].name, made.decomposed)
+    name, build_of = name_for(shared.read_bundle(), plan), plan.build(files[0].name, made.decomposed)
     with report_write_errors(shared.path):
-        file = folder / content_name(plan.stem(), ".engine", hashlib.sha256(made.content).hexdigest())
+        file = folder / make_content_name(plan.make_stem(), ".engine", hashlib.sha256(made.content).hexdigest())
         file.write_bytes(made.content)
-        engine = plan.engine(name, file.name, origin.parity, build_of)
+        engine = plan.make_engine(name, file.name, origin.parity, build_of)
         heat = origin.decision_temperature
         shared.write(replace(engine, reference=origin.reference, decision_temperature=heat), [file, *files])
     seconds, size = round(time.perf_counter() - started, 3), len(made.content)
     values = {"file": file.name, "bytes": size, "target": plan.target, "decomposed": made.decomposed}
-    report.engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)
+    report.record_engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)
 
 
 def _check(plan: Plan, contract: Contract, made: Built, report: BuildReport) -> bool:

@@ -17,7 +17,7 @@ from runtime.engines.trt.bindings import RAISED
 from runtime.engines.trt.engine import INSTALL, NEEDS_NEWER_DRIVER
 from runtime.errors import DeviceError
 
-from .gpu_support import libraries
+from .gpu_support import import_libraries
 from .parsed_network import Network, inspect, remove_unit_scales
 
 NEEDS_DECOMPOSING = "dedicated kernel"  # in TensorRT's error for an attention without a fused kernel
@@ -57,7 +57,7 @@ class Built:
 ShowProgress = Callable[[str, int, int], None]  # phase, steps done, steps in all
 
 
-def profiles_for(contract: Contract, capacity: int, max_prompt: int | None = None) -> Profiles:
+def plan_profiles(contract: Contract, capacity: int, max_prompt: int | None = None) -> Profiles:
     """Returns ranges of widths (tokens per forward pass): one for each of `list_fixed_widths`, buckets for prefills.
 
     max_prompt: the longest prompt, None for what the capacity holds. A model without a KV cache has one range.
@@ -96,7 +96,7 @@ def build_engine(
     If TensorRT lacks a fused kernel for the attention, builds again with it decomposed. Raises DeviceError with
     TensorRT's message if TensorRT rejects the graph or builds no engine.
     """
-    trt, polygraphy = libraries(settings.flavor)
+    trt, polygraphy = import_libraries(settings.flavor)
     with collect_errors() as said, redirect_native_output():
         decompose = False
         while True:
@@ -104,7 +104,7 @@ def build_engine(
                 made = _build(trt, polygraphy, model, contract, profiles, settings, progress, decompose)
                 return Built(*made, decompose)
             except (polygraphy.exception.PolygraphyException, *RAISED) as error:
-                reason = error_text(said, error)
+                reason = format_error(said, error)
             if settings.flavor == "tensorrt" and NEEDS_NEWER_DRIVER in reason:
                 reason += f"; {INSTALL['tensorrt']}"
             if decompose or NEEDS_DECOMPOSING not in reason:
@@ -115,12 +115,12 @@ def build_engine(
 
 def parse_network(model: Path, flavor: str) -> Network:
     """Returns what TensorRT's parser makes of a graph, without building it. Raises DeviceError if the parser fails."""
-    trt, polygraphy = libraries(flavor)
+    trt, polygraphy = import_libraries(flavor)
     with collect_errors() as said, redirect_native_output():
         try:
             _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(model), strongly_typed=True)
         except (polygraphy.exception.PolygraphyException, *RAISED) as error:
-            raise DeviceError(f"TensorRT does not take {model.name}: {error_text(said, error)}") from None
+            raise DeviceError(f"TensorRT does not take {model.name}: {format_error(said, error)}") from None
         return inspect(trt, network)
 
 
@@ -140,13 +140,13 @@ def _build(
     remove_unit_scales(trt, network)
     if decompose:
         loaders.set_decomposable_attentions((builder, network, parser))
-    config = configuration(trt, settings, profiles, contract, network, progress)
+    config = make_configuration(trt, settings, profiles, contract, network, progress)
     cache = str(settings.timing_cache) if settings.timing_cache else None
     content = loaders.engine_bytes_from_network((builder, network), config, save_timing_cache=cache)
     return memoryview(content).cast("B"), found  # TensorRT's own memory, not copied: it is as large as the weights
 
 
-def configuration(
+def make_configuration(
     trt: Any,
     settings: BuilderSettings,
     profiles: Profiles,
@@ -160,13 +160,13 @@ def configuration(
     common: dict[str, Any] = {"profiles": []}
     for least, most in profiles:
         profile = Profile()
-        for name, shapes in shapes_of(network, contract, least, most):
+        for name, shapes in list_shapes(network, contract, least, most):
             profile.add(name, *shapes)
         common["profiles"].append(profile)
     if settings.workspace is not None:
         common["memory_pool_limits"] = {trt.MemoryPoolType.WORKSPACE: settings.workspace << 20}
     if progress is not None:
-        common["progress_monitor"] = monitor(trt, progress)
+        common["progress_monitor"] = make_monitor(trt, progress)
     if settings.flavor == "rtx":
         from polygraphy.backend.tensorrt_rtx import CreateConfigRTX
 
@@ -188,7 +188,7 @@ def configuration(
     return made
 
 
-def shapes_of(network: Any, contract: Contract, least: int, most: int) -> Iterator[tuple[str, Sequence[list[int]]]]:
+def list_shapes(network: Any, contract: Contract, least: int, most: int) -> Iterator[tuple[str, Sequence[list[int]]]]:
     """Yields the smallest, usual and largest shape of each input with an open axis.
 
     `rows` is always one block long: the host fills it up. Candidates per row range from 1, the least that TensorRT
@@ -205,7 +205,7 @@ def shapes_of(network: Any, contract: Contract, least: int, most: int) -> Iterat
             yield tensor.name, [[width if size == -1 else size for size in shape] for width in widths]
 
 
-def monitor(trt: Any, progress: ShowProgress) -> Any:
+def make_monitor(trt: Any, progress: ShowProgress) -> Any:
     """Returns a TensorRT progress monitor that calls a function."""
     phases: dict[str, int] = {}
 
@@ -261,6 +261,6 @@ def redirect_native_output() -> Iterator[None]:
         os.close(kept)
 
 
-def error_text(messages: Sequence[str], error: Exception) -> str:
+def format_error(messages: Sequence[str], error: Exception) -> str:
     """Returns what went wrong, in one line."""
     return " ".join(" ".join(messages or [str(error)]).split())[:400]

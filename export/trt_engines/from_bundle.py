@@ -30,23 +30,25 @@ def from_bundle(
     text = bundle.tokenizer.read_text(encoding="utf-8")
     shared = TargetBundle(bundle.path, bundle.contract, text, bundle.chat_template, bundle.provenance)
     left_out: list[UserError] = []
-    found = graphs(bundle, library.dialects() if dialect == "auto" else (dialect,), precision)
+    found = list_graphs(bundle, library.list_dialects() if dialect == "auto" else (dialect,), precision)
     for origin in found:
-        files = [bundle.path / name for name in graph_files(origin)]
+        files = [bundle.path / name for name in list_graph_files(origin)]
         verify_files(bundle, replace(origin, files={file.name: origin.files[file.name] for file in files}), "always")
         try:
-            plan = plan_of(origin, files[0], bundle.contract, settings, library)
+            plan = plan_graph(origin, files[0], bundle.contract, settings, library)
         except UserError as error:
             left_out.append(error)
             if len(left_out) == len(found):  # none can be built here
                 raise
-            report.engine(origin.name, f"left out, {error}", built=False, why=str(error))
+            report.record_engine(origin.name, f"left out, {error}", built=False, why=str(error))
             continue
         if report_missing(shared, plan, report, files[0].name):
             with make_working_folder(bundle.path) as folder:
                 kept = origin if runs_reference(bundle, origin, plan) else replace(origin, reference=None)
                 if kept is not origin:
-                    report.say(f"{plan.stem()}: what was recorded is wider than --max-prompt allows, so it is left out")
+                    report.say(
+                        f"{plan.make_stem()}: what was recorded is wider than --max-prompt allows, so it is left out"
+                    )
                 recorded = [bundle.path / kept.reference.file] if kept.reference else []
                 add(shared, plan, kept, [*files, *recorded], folder, report)
     return bundle.path
@@ -61,7 +63,7 @@ def runs_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
     return all(each.forward.input_ids.shape[1] <= widest for each in forwards)
 
 
-def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:
+def list_graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:
     """Returns one engine per graph to build, all of the first dialect of `dialects` that the bundle has.
 
     Raises UserError, which lists the bundle's graphs, if there is none.
@@ -70,7 +72,7 @@ def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> li
         found: dict[str, Engine] = {}
         for engine in bundle.engines:
             if engine.dialect == dialect and precision in (None, engine.precision):
-                found.setdefault(graph_files(engine)[0], engine)
+                found.setdefault(list_graph_files(engine)[0], engine)
         if found:
             return [*found.values()]
     there = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
@@ -84,12 +86,12 @@ def graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> li
     )
 
 
-def graph_files(engine: Engine) -> list[str]:
+def list_graph_files(engine: Engine) -> list[str]:
     """Returns the files of an engine's graph, the .onnx file first."""
     return [engine.graph, *(name for name in engine.files if name.endswith(".data"))]
 
 
-def plan_of(origin: Engine, file: Path, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
+def plan_graph(origin: Engine, file: Path, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
     """Returns the plan for a graph of the bundle; what the manifest lacks is read from the graph."""
     if (known := origin.build) is not None:
         recipe = known.options.get("graph", {})

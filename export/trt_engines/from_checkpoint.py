@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.calibration import as_calibrated, describe_kept_calibration, describe_lost_calibration, keep_mode_order
-from export.contract_from_checkpoint import check_template, default_out, make_export_contract
-from export.provenance import EXPORTER, provenance
+from export.calibration import apply_calibration, describe_kept_calibration, describe_lost_calibration, keep_mode_order
+from export.contract_from_checkpoint import check_template, choose_default_out, make_export_contract
+from export.provenance import EXPORTER, collect_provenance
 from export.quantization.own_codes import find_own_codes_in_fp16, refuse_rounding_again
 from export.staging import make_working_folder, report_write_errors
 from runtime.bundle.store import Bundle, Engine, check_place
@@ -55,7 +55,7 @@ def from_checkpoint(
 ) -> Path:
     """Builds the engines that the bundle lacks, or without a library writes only graphs; returns the bundle's path."""
     limit_threads()
-    source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or default_out(wanted.ckpt)
+    source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or choose_default_out(wanted.ckpt)
     check_template(source)
     if wanted.precision == "int4":
         # Raises UserError if weights that their directory holds quantized would be rounded a second time.
@@ -69,23 +69,23 @@ def from_checkpoint(
             f"--batch is {wanted.batch}, but a full model sees all that it is given, also what pads a shorter "
             "sequence; give 1"
         )
-    origin = provenance(wanted.ckpt, wanted.overrides, source)
+    origin = collect_provenance(wanted.ckpt, wanted.overrides, source)
     shared = TargetBundle(out, contracts[-1], source.tokenizer, source.chat_template, origin)
-    if (there := shared.bundle()) is not None:
-        shared = replace(shared, contract=keep_mode_order(there, contract_in(there, shared.contract)))
-    dialect = library.dialects()[0] if library is not None and wanted.dialect == "auto" else wanted.dialect
+    if (there := shared.read_bundle()) is not None:
+        shared = replace(shared, contract=keep_mode_order(there, match_capacity(there, shared.contract)))
+    dialect = library.list_dialects()[0] if library is not None and wanted.dialect == "auto" else wanted.dialect
     recipe = GraphRecipe(dialect, wanted.precision or PRECISION, wanted.batch or 1, wanted.data)
     for contract in contracts:
         if library is None:
             export_one(source, contract, recipe, shared, None, report)
             continue
-        plan = make_plan(graph_request(recipe, contract), contract, settings, library)
+        plan = make_plan(make_graph_request(recipe, contract), contract, settings, library)
         if report_missing(shared, plan, report):
             export_one(source, contract, recipe, shared, plan, report)
     return out
 
 
-def contract_in(there: Bundle, contract: Contract) -> Contract:
+def match_capacity(there: Bundle, contract: Contract) -> Contract:
     """Returns the contract with the capacity of the existing bundle `there`, so that engines can be added to it.
 
     Raises UserError if the contract's own capacity is larger: the bundle's capacity cannot grow, since its other
@@ -100,11 +100,11 @@ def contract_in(there: Bundle, contract: Contract) -> Contract:
     return replace(contract, capacity=longest)
 
 
-def graph_request(recipe: GraphRecipe, contract: Contract) -> GraphRequest:
+def make_graph_request(recipe: GraphRecipe, contract: Contract) -> GraphRequest:
     """Returns a description of the graph that a recipe and a contract give, for `make_plan`."""
     top = {"top_k": contract.top_k} if contract.top_k else {}  # left out if 0: the plan of an older graph lacks it
     top |= {"candidates": contract.candidates} if contract.candidates else {}
-    values = recipe.values(EXPORTER) | top
+    values = recipe.describe(EXPORTER) | top
     return GraphRequest(recipe.dialect, recipe.precision, contract.capacity, recipe.batch, recipe.row.dtype, values)
 
 
@@ -120,7 +120,7 @@ def export_one(
 
     Raises UserError, before any work, if the bundle cannot take the engine.
     """
-    engine = plan.engine(plan.stem(), "", {}, plan.build("")) if plan else graph_alone(recipe, contract)
+    engine = plan.make_engine(plan.make_stem(), "", {}, plan.build("")) if plan else make_graph_entry(recipe, contract)
     engine = replace(engine, decision_temperature=source.decoding.decision_temperature)
     with report_write_errors(shared.path):
         check_place(shared.path, shared.contract, engine, shared.provenance)
@@ -144,7 +144,7 @@ def export_one(
             return
         files += [made.file] if made else []
         origin = replace(engine, model=files[0].name, parity=parity, reference=made.entry if made else None)
-        kept = as_calibrated(shared.bundle(), shared.contract, origin)  # as `shared.write` stores it
+        kept = apply_calibration(shared.read_bundle(), shared.contract, origin)  # as `shared.write` stores it
         calibration = [
             *describe_kept_calibration(origin, kept),
             *describe_lost_calibration(shared.path, kept, shared.provenance),
@@ -154,12 +154,12 @@ def export_one(
         else:
             with report_write_errors(shared.path):
                 shared.write(origin, files)
-                report.engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
+                report.record_engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
         for line in calibration if report.ok else ():
             report.say(line)
 
 
-def graph_alone(recipe: GraphRecipe, contract: Contract) -> Engine:
+def make_graph_entry(recipe: GraphRecipe, contract: Contract) -> Engine:
     """Returns a bundle's engine entry for a graph alone, from which TensorRT engines can be built.
 
     ONNX Runtime on the CPU runs it too, if it has the graph's operators.

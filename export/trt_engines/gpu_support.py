@@ -28,7 +28,7 @@ class TrtLibrary:
     version: str
     capabilities: tuple[int, ...]
 
-    def dialects(self) -> tuple[str, ...]:
+    def list_dialects(self) -> tuple[str, ...]:
         """Returns the step-graph dialects that this TensorRT takes, the better one first."""
         number = tuple(int(part) for part in self.version.split(".")[:2])
         return TRT_DIALECTS if self.flavor == "rtx" or number >= FIRST_TRT else TRT_DIALECTS[1:]
@@ -44,11 +44,11 @@ def find_library(flavor: str) -> TrtLibrary:
     if not found:
         names = " or ".join(LIBRARIES[each] for each in wanted)
         raise UserError(f"no TensorRT is installed here ({names}); {install_line(wanted[-1])}")
-    trt, _ = libraries(found[0])
-    return TrtLibrary(found[0], str(trt.__version__), capabilities(trt) if found[0] == "rtx" else ())
+    trt, _ = import_libraries(found[0])
+    return TrtLibrary(found[0], str(trt.__version__), list_capabilities(trt) if found[0] == "rtx" else ())
 
 
-def libraries(flavor: str) -> tuple[Any, Any]:
+def import_libraries(flavor: str) -> tuple[Any, Any]:
     """Returns the TensorRT module of a flavor, and Polygraphy set to that flavor.
 
     Raises UserError if either is missing, or if this process uses the other flavor already: Polygraphy reads its flavor
@@ -80,7 +80,7 @@ def install_line(flavor: str) -> str:
     return INSTALL[flavor]
 
 
-def capabilities(trt: Any) -> tuple[int, ...]:
+def list_capabilities(trt: Any) -> tuple[int, ...]:
     """Returns the compute capabilities, such as 89, that TensorRT for RTX can build for."""
     names = [name.removeprefix("SM") for name in trt.ComputeCapability.__members__ if name.startswith("SM")]
     return tuple(sorted(int(name) for name in names))
@@ -90,7 +90,7 @@ def check_library(library: TrtLibrary, dialect: str, standard: Mapping[str, obje
     """Raises UserError for options that the installed TensorRT lacks. standard: those of standard TensorRT alone."""
     if given := [name for name, value in standard.items() if value not in (None, False) and library.flavor == "rtx"]:
         raise UserError(f"{given[0]} is for standard TensorRT, here is the one for RTX; leave it out")
-    if dialect == "trt" and "trt" not in library.dialects():
+    if dialect == "trt" and "trt" not in library.list_dialects():
         raise UserError(
             f"the dialect trt needs TensorRT {'.'.join(map(str, FIRST_TRT))}, here is {library.version}; "
             "give --dialect plain"

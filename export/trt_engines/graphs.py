@@ -20,13 +20,13 @@ from export.quantization.activation_ranges import measure, watch
 from export.quantization.own_codes import find_own_codes_in_fp16
 from export.quantization.stored_weights import replace_by_stored_weights
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
-from runtime.bundle.store import Engine, sha256
+from runtime.bundle.store import Engine, hash_file
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
-from runtime.engines.trt.trt_backend import slack
+from runtime.engines.trt.trt_backend import count_slack
 from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
-from train.data.prompts import of_checkpoint
+from train.data.prompts import make_encoder
 from train.tasks import jsonl
 
 Ranges = Mapping[str, float]
@@ -48,9 +48,9 @@ class GraphRecipe:
         """Returns the precision's row."""
         return PRECISIONS[self.precision]
 
-    def values(self, exporter: int) -> dict[str, object]:
+    def describe(self, exporter: int) -> dict[str, object]:
         """Returns what else a checkpoint's graph depends on, as plain values: the exporter and the calibration data."""
-        return {"exporter": exporter, "calibration": sha256(self.data) if self.data else None}
+        return {"exporter": exporter, "calibration": hash_file(self.data) if self.data else None}
 
 
 class Graphs:
@@ -81,7 +81,7 @@ class Graphs:
             return None
         problems = jsonl.read(self.recipe.data)[:PROMPTS]
         texts, lines = [problem.prompt for problem in problems], [problem.line for problem in problems]
-        requests = make_held_out_requests(of_checkpoint(self.source, raw=False), self.contract, texts, lines)
+        requests = make_held_out_requests(make_encoder(self.source, raw=False), self.contract, texts, lines)
         watched = self._trace(1)
         watch(watched)
         files = write_graph(watched, folder, "watched")
@@ -130,7 +130,7 @@ class Graphs:
         if row.calibrated and not whole:
             return None
         source = self.source if row.weights is None else replace_by_stored_weights(self.source, row.weights)
-        room = replace(contract, capacity=contract.capacity - slack(replace(contract, batch=recipe.batch)))
+        room = replace(contract, capacity=contract.capacity - count_slack(replace(contract, batch=recipe.batch)))
         sources = make_recorded_requests(source, room, None, None), sample_requests(room)
         longest = max_prompt or contract.capacity
         chosen = next(filter(None, ([each for each in made if len(each.prompt) <= longest] for made in sources)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from runtime.contract import cache_names
+from runtime.contract import name_cache_part
 
 NETWORK_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16"}  # by their names in TensorRT
 
@@ -30,14 +30,14 @@ class Network:
 
 def inspect(trt: Any, network: Any) -> Network:
     """Returns what `check_network` checks, and the graph's sizes."""
-    attentions = [layer for layer in layers(network) if kind(layer) == "ATTENTION_INPUT"]
+    attentions = [layer for layer in list_layers(network) if get_kind(layer) == "ATTENTION_INPUT"]
     tensors = {tensor.name: tensor for tensor in (network.get_input(i) for i in range(network.num_inputs))}
-    cache = tensors.get(cache_names(0)[0])
+    cache = tensors.get(name_cache_part(0)[0])
     return Network(
         network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED),
         len(attentions),
         sum(layer.num_inputs > 3 and layer.get_input(3) is not None for layer in attentions),
-        sum(kind(layer) == "KV_CACHE_UPDATE" for layer in layers(network)),
+        sum(get_kind(layer) == "KV_CACHE_UPDATE" for layer in list_layers(network)),
         tensors["input_ids"].shape[0],
         None if cache is None else cache.shape[2],
         "float32" if cache is None else NETWORK_DTYPES[cache.dtype.name],
@@ -49,9 +49,9 @@ def remove_unit_scales(trt: Any, network: Any) -> None:
 
     For keys, that multiplies the whole KV cache at every step.
     """
-    makers = {layer.get_output(i).name: layer for layer in layers(network) for i in range(layer.num_outputs)}
-    for attention in layers(network):
-        if kind(attention) == "ATTENTION_INPUT":
+    makers = {layer.get_output(i).name: layer for layer in list_layers(network) for i in range(layer.num_outputs)}
+    for attention in list_layers(network):
+        if get_kind(attention) == "ATTENTION_INPUT":
             for place in (0, 1):
                 plain = _undo_scale(trt, makers, attention.get_input(place))
                 if plain is not None:
@@ -61,22 +61,22 @@ def remove_unit_scales(trt: Any, network: Any) -> None:
 def _undo_scale(trt: Any, makers: dict[str, Any], tensor: Any) -> Any | None:
     """Returns the other factor of a product with ones, None if `tensor` is not such a product."""
     product = makers.get(tensor.name)
-    if product is None or kind(product) != "ELEMENTWISE":
+    if product is None or get_kind(product) != "ELEMENTWISE":
         return None
     product.__class__ = trt.IElementWiseLayer
     constant = makers.get(product.get_input(1).name)
-    while constant is not None and kind(constant) in ("CAST", "SHUFFLE"):  # added by the parser to match the keys
+    while constant is not None and get_kind(constant) in ("CAST", "SHUFFLE"):  # added by the parser to match the keys
         constant = makers.get(constant.get_input(0).name)
-    if product.op != trt.ElementWiseOperation.PROD or constant is None or kind(constant) != "CONSTANT":
+    if product.op != trt.ElementWiseOperation.PROD or constant is None or get_kind(constant) != "CONSTANT":
         return None
     constant.__class__ = trt.IConstantLayer
     return product.get_input(0) if (constant.weights == 1).all() else None
 
 
-def layers(network: Any) -> Iterator[Any]:
+def list_layers(network: Any) -> Iterator[Any]:
     return (network.get_layer(index) for index in range(network.num_layers))
 
 
-def kind(layer: Any) -> str:
+def get_kind(layer: Any) -> str:
     """Returns the name of a layer's type, to compare by: older versions of TensorRT lack the newer types."""
     return str(layer.type.name)

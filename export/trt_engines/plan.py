@@ -11,7 +11,7 @@ from runtime.contract import Contract
 from runtime.engines.trt.cuda import load_cuda
 from runtime.errors import UserError
 
-from .builder import BuilderSettings, Profiles, profiles_for
+from .builder import BuilderSettings, Profiles, plan_profiles
 from .gpu_support import TrtLibrary, check_precision, choose_targets
 from .parsed_network import Network
 
@@ -72,11 +72,11 @@ class Plan:
             options=options,
         )
 
-    def engine(self, name: str, model: str, parity: Mapping[str, Any], build: Build) -> Engine:
+    def make_engine(self, name: str, model: str, parity: Mapping[str, Any], build: Build) -> Engine:
         graph = self.graph
         return Engine(name, graph.dialect, graph.precision, self.target, None, model, {}, dict(parity), build)
 
-    def stem(self) -> str:
+    def make_stem(self) -> str:
         """Returns the name of the engine's files, without their hash."""
         flavor = "rtx-" if self.library.flavor == "rtx" else ""
         targets = self.target.replace("+", "plus").split(",")
@@ -92,15 +92,15 @@ def make_plan(request: GraphRequest, contract: Contract, settings: BuilderSettin
     """
     targets = choose_targets(library, request.precision, settings.targets)
     settings = replace(settings, flavor=library.flavor, targets=targets)
-    profiles = profiles_for(contract, request.capacity, settings.max_prompt)
+    profiles = plan_profiles(contract, request.capacity, settings.max_prompt)
     if settings.targets:
         return Plan(request, profiles, ",".join(f"sm{target}" for target in settings.targets), None, library, settings)
     cuda = load_cuda()
-    gpu = cuda.gpu()
+    gpu = cuda.find_gpu()
     if gpu is None:
         raise UserError(
             "standard TensorRT builds on the GPU that the engine is for, and there is none here; build there with "
-            f"--bundle, or give --flavor rtx; a GPU here needs {cuda.why_no_gpu()}"
+            f"--bundle, or give --flavor rtx; a GPU here needs {cuda.explain_missing_gpu()}"
         )
     if settings.hardware_compatibility:  # for all GPUs from Ampere on; the builder measures on one of them
         least = min(gpu.capability, AMPERE)
@@ -114,7 +114,7 @@ def make_plan(request: GraphRequest, contract: Contract, settings: BuilderSettin
 
 def find_engine(bundle: Bundle | None, plan: Plan) -> Engine | None:
     """Returns the engine of a bundle that the plan would replace, or None."""
-    wanted = plan.engine("wanted", "", {}, plan.build("")).key
+    wanted = plan.make_engine("wanted", "", {}, plan.build("")).key
     return next((engine for engine in bundle.engines if engine.key == wanted), None) if bundle else None
 
 
@@ -122,12 +122,12 @@ def name_for(bundle: Bundle | None, plan: Plan) -> str:
     """Returns the planned engine's name: that of the engine it replaces, or the plan's stem, numbered if taken."""
     if (found := find_engine(bundle, plan)) is not None:
         return found.name
-    taken, name = {engine.name for engine in bundle.engines} if bundle else set(), plan.stem()
+    taken, name = {engine.name for engine in bundle.engines} if bundle else set(), plan.make_stem()
     numbered = (f"{name}-{number}" for number in range(2, len(taken) + 3))
     return name if name not in taken else next(each for each in numbered if each not in taken)
 
 
-def plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None) -> list[str]:
+def list_plan_differences(bundle: Bundle | None, plan: Plan, onnx: str | None = None) -> list[str]:
     """Returns the reasons, as text, why the engine has to be built; empty if the bundle has it as planned.
 
     onnx: the graph's file, if known before the graph is made.

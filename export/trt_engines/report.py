@@ -24,7 +24,7 @@ class BuildReport:
         self.checks.append({"name": name, "ok": ok, "detail": detail})
         return ok
 
-    def engine(self, name: str, line: str, **values: Any) -> None:
+    def record_engine(self, name: str, line: str, **values: Any) -> None:
         """Records and prints what was done with an engine."""
         self.say(f"{name}: {line}")
         self.engines.append({"name": name, **values})

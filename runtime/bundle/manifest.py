@@ -174,7 +174,7 @@ class Bundle:
     texts: dict[str, str]
     provenance: dict[str, Any]
 
-    def engine(self, name: str | None = None) -> Engine:
+    def find_engine(self, name: str | None = None) -> Engine:
         """Returns the first of the engines that `matching` finds."""
         return self.find_engines(name)[0]
 
@@ -225,32 +225,32 @@ def parse(path: Path, values: Any) -> Bundle:
     contract = parse_contract(values["contract"])
     if not isinstance(values["engines"], list) or not values["engines"]:
         raise UserError("manifest.engines is not a list of at least one engine; export the bundle again")
-    engines = tuple(_engine(entry) for entry in values["engines"])
+    engines = tuple(_parse_engine(entry) for entry in values["engines"])
     if values["format"] < REFERENCED and any(engine.reference for engine in engines):
         raise UserError(f"{path} has format {values['format']}, which has no reference, but names one; export it again")
     if len({engine.name for engine in engines}) != len(engines):
         raise UserError("manifest.engines has two engines of one name; export the bundle again")
     for gate in (engine.gate for engine in engines if engine.gate is not None):
-        gate.own_threshold(contract.vocab)
-    texts = [_text(values["tokenizer"], "tokenizer")]
+        gate.require_threshold(contract.vocab)
+    texts = [_parse_file_entry(values["tokenizer"], "tokenizer")]
     if values["chat_template"] is not None:
-        texts.append(_text(values["chat_template"], "chat_template"))
+        texts.append(_parse_file_entry(values["chat_template"], "chat_template"))
     if not isinstance(values["provenance"], dict):
         raise UserError("manifest.provenance is not an object; export the bundle again")
-    template = _template(path / texts[1][0]) if len(texts) > 1 else None
+    template = _read_template(path / texts[1][0]) if len(texts) > 1 else None
     return Bundle(path, contract, engines, path / texts[0][0], template, dict(texts), values["provenance"])
 
 
-def _engine(values: Any) -> Engine:
+def _parse_engine(values: Any) -> Engine:
     place = "manifest.engines"
     engine = parse_fields(
         Engine, values, place, "keys", gate=lambda gate: None if gate is None else parse_gate(gate), build=_build,
-        reference=_reference,
+        reference=_parse_reference,
     )  # fmt: skip
     if not isinstance(engine.files, dict) or not isinstance(engine.parity, dict):
         raise UserError(f"{place}: files and parity have to be objects; export the bundle again")
     for name, digest in engine.files.items():
-        _text({"file": name, "sha256": digest}, "engines")
+        _parse_file_entry({"file": name, "sha256": digest}, "engines")
     if engine.model not in engine.files:
         raise UserError(f"{place}: model {engine.model!r} is not among its files; export the bundle again")
     if engine.reference is not None and engine.reference.file in engine.files:
@@ -277,16 +277,16 @@ def _build(values: Any) -> Build:
     return replace(build, profiles=tuple((least, most) for least, most in profiles))
 
 
-def _reference(values: Any) -> RecordedReference:
+def _parse_reference(values: Any) -> RecordedReference:
     place = "manifest.engines.reference"
     reference = parse_fields(RecordedReference, values, place, "keys")
-    _text({"file": reference.file, "sha256": reference.sha256}, "engines.reference")
+    _parse_file_entry({"file": reference.file, "sha256": reference.sha256}, "engines.reference")
     if not reference.file.endswith(REFERENCE):
         raise UserError(f"{place}: {reference.file!r} is not a {REFERENCE} file; export the bundle again")
     return reference
 
 
-def _text(values: Any, place: str) -> tuple[str, str]:
+def _parse_file_entry(values: Any, place: str) -> tuple[str, str]:
     """Returns the name and sha256 of a manifest's file entry. Raises UserError if they are not well-formed."""
     check_names(values, f"manifest.{place}", "keys", {"file": True, "sha256": True})
     name, digest = values["file"], values["sha256"]
@@ -297,7 +297,7 @@ def _text(values: Any, place: str) -> tuple[str, str]:
     return name, digest
 
 
-def _template(file: Path) -> str:
+def _read_template(file: Path) -> str:
     try:
         with open(check_regular(file), "rb") as handle:
             content = handle.read(TEMPLATE + 1)

@@ -156,7 +156,7 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
     return reference
 
 
-def figures_of(contract: Contract) -> set[str]:
+def list_figures(contract: Contract) -> set[str]:
     """Returns the names of the figures by which engines of a contract are judged."""
     top = {TOP_MEAN} if contract.top_k else set[str]()
     spread = {TOP_SPREAD} if contract.top_k >= SPREAD_LEAST else set[str]()
@@ -165,9 +165,9 @@ def figures_of(contract: Contract) -> set[str]:
 
 
 def check_bounds(folder: Path, recorded: RecordedReference, contract: Contract) -> None:
-    """Raises UserError unless the manifest bounds exactly the figures of `figures_of`; older bundles may lack a bound
+    """Raises UserError unless the manifest bounds exactly the figures of `list_figures`; older bundles may lack a bound
     for `top_spread`."""
-    figures = figures_of(contract)
+    figures = list_figures(contract)
     for place, names in (
         ("bounds", recorded.bounds.keys() - {ANSWERS}), ("first_load_bounds", recorded.first_load_bounds.keys())
     ):  # fmt: skip

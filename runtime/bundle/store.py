@@ -30,11 +30,11 @@ __all__ = [
     "Bundle",
     "Engine",
     "check_place",
-    "content_name",
+    "hash_file",
+    "make_content_name",
     "read",
     "set_decision_temperature",
     "set_gate",
-    "sha256",
     "verify_files",
     "write",
 ]
@@ -76,7 +76,7 @@ def verify_files(
     if found and check_load is not None and not check_load():
         found = {file: mark if mark[-1] == UNTRIED else [*mark, UNTRIED] for file, mark in found.items()}
     if found and policy == "first":
-        trust_records.see({**known, **found})
+        trust_records.record_verified({**known, **found})
 
 
 def check_place(path: Path, contract: Contract, engine: Engine, provenance: Mapping[str, Any]) -> None:
@@ -100,13 +100,13 @@ def write(
 ) -> Bundle:
     """Adds an engine to the bundle at `path`, or makes the bundle; whatever fails, the older bundle stays whole.
 
-    artifacts: the engine's files, named by `content_name`, and its reference's file if it has one; `engine.files` is
-    set from the former. Files are moved into the bundle, or copied from another file system, or stay if they are in it
-    already. An engine with the same `key` is replaced. Other engines stay if they are from the same checkpoint
+    artifacts: the engine's files, named by `make_content_name`, and its reference's file if it has one; `engine.files`
+    is set from the former. Files are moved into the bundle, or copied from another file system, or stay if they are in
+    it already. An engine with the same `key` is replaced. Other engines stay if they are from the same checkpoint
     (`provenance["checkpoint_sha256"]`), and are removed otherwise. Raises UserError if an engine that stays has another
     contract, or if `path` is something else than a bundle. Writers wait for each other.
     """
-    hashes = {file.name: sha256(file) for file in artifacts}
+    hashes = {file.name: hash_file(file) for file in artifacts}
     for file in artifacts:
         if f"-{hashes[file.name][:8]}." not in file.name:
             raise ValueError(f"{file.name} does not carry its content's hash {hashes[file.name][:8]}")
@@ -137,7 +137,7 @@ def set_gate(path: Path, engine: str, gate: GateSpec, mode: str | None = None) -
     gate or mode do not fit the contract.
     """
     contract = read(path).contract
-    gate.own_threshold(contract.vocab)
+    gate.require_threshold(contract.vocab)
     modes = contract.modes if mode is None else put_first(contract.modes, mode)
     return _change_engines(path, engine, {"gate": asdict(gate)}, modes)
 
@@ -153,7 +153,7 @@ def set_decision_temperature(path: Path, engine: str, temperature: float) -> Bun
 def _change_engines(path: Path, engine: str, change: Mapping[str, Any], modes: Sequence[str] = ()) -> Bundle:
     """Sets fields of all engines of an engine's dialect and precision, and the order of modes, by one rename."""
     with _hold_lock(path):
-        chosen = read(path).engine(engine)
+        chosen = read(path).find_engine(engine)
         values = strict_json.read(path / MANIFEST)
         for entry in values["engines"]:
             if (entry["dialect"], entry["precision"]) == (chosen.dialect, chosen.precision):
@@ -165,12 +165,12 @@ def _change_engines(path: Path, engine: str, change: Mapping[str, Any], modes: S
         return read(path)
 
 
-def content_name(stem: str, suffix: str, digest: str) -> str:
+def make_content_name(stem: str, suffix: str, digest: str) -> str:
     """Returns the name of a file in a bundle, such as `ort-fp32-1a2b3c4d.onnx`, from its content's sha256."""
     return f"{stem}-{digest[:8]}{suffix}"
 
 
-def sha256(file: Path) -> str:
+def hash_file(file: Path) -> str:
     """Returns the hash of a file's bytes, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as handle:
@@ -186,7 +186,7 @@ def _mark(file: Path, digest: str) -> list[Any]:
 
 def _hash_readable_file(file: Path) -> str:
     try:
-        return sha256(file)
+        return hash_file(file)
     except OSError as error:
         raise UserError(f"{file} cannot be read ({error.strerror}); copy or export the bundle again") from None
 
@@ -194,7 +194,7 @@ def _hash_readable_file(file: Path) -> str:
 def _remember(path: Path, hashes: Mapping[str, str]) -> None:
     """Remembers files as verified: they were hashed when they were written, and the export ran them."""
     written = {path / name: digest for name, digest in hashes.items()}
-    trust_records.see(
+    trust_records.record_verified(
         {**trust_records.read_seen(), **{str(file.resolve()): _mark(file, digest) for file, digest in written.items()}}
     )
 
@@ -265,7 +265,7 @@ def _place_text(path: Path, stem: str, text: str | None, suffix: str) -> dict[st
         return None
     content = text.encode()
     digest = hashlib.sha256(content).hexdigest()
-    name = content_name(stem, f".{suffix}", digest)
+    name = make_content_name(stem, f".{suffix}", digest)
     _write(path / name, content)
     return {"file": name, "sha256": digest}
 

@@ -28,8 +28,8 @@ def parse(text: str) -> Any:
     """Returns the values of a JSON text, which may begin with a BOM. Raises ValueError naming what is wrong with it."""
     try:
         return json.loads(
-            text.removeprefix(BOM), object_pairs_hook=check_unique, parse_int=parse_whole, parse_float=_number,
-            parse_constant=_number,
+            text.removeprefix(BOM), object_pairs_hook=check_unique, parse_int=parse_whole, parse_float=_parse_number,
+            parse_constant=_parse_number,
         )  # fmt: skip
     except RecursionError:
         raise ValueError("nested too deeply") from None
@@ -52,7 +52,7 @@ def parse_whole(text: str) -> int:
         raise ValueError(f"{text[:20]}... is a whole number of {len(text.lstrip('-'))} digits, too many") from None
 
 
-def _number(text: str) -> float:
+def _parse_number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text[:80]} is not a finite number")

@@ -43,40 +43,40 @@ class HostCalls:
     def load(self, bundle: Any, options: Any, out: Any) -> None:
         options = options or self._ffi.new("blockstep_options *")
         model = load(
-            self._text(bundle, "bundle"),
-            engine=self._text(options.engine, "engine") or None,
+            self._read_text(bundle, "bundle"),
+            engine=self._read_text(options.engine, "engine") or None,
             threads=options.threads or None,
             verify="always" if options.verify_always else "first",
-            device=self._text(options.device, "device") or "cpu",
+            device=self._read_text(options.device, "device") or "cpu",
             trust_engine=bool(options.trust_engine),
             allow_spinning=not options.no_allow_spinning,
         )
         if options.at_once < 0:
             raise UserError(f"at_once is {options.at_once}; expected at least 1, or 0 for the default")
         number = next(self._numbers)
-        self._models[number] = ModelPool(model, options.at_once), self._contract(model)
+        self._models[number] = ModelPool(model, options.at_once), self._make_contract(model)
         out[0] = self._ffi.cast("blockstep_model *", number)
 
     def verify(self, bundle: Any, options: Any) -> None:
         options = options or self._ffi.new("blockstep_options *")
-        device = self._text(options.device, "device") or "cpu"
+        device = self._read_text(options.device, "device") or "cpu"
         spinning = not options.no_allow_spinning
         opened = OpenOptions(device, options.threads or None, bool(options.trust_engine), spinning)
-        engine = self._text(options.engine, "engine") or None
-        proof = prove_bundle(Path(self._text(bundle, "bundle")), engine, opened)
+        engine = self._read_text(options.engine, "engine") or None
+        proof = prove_bundle(Path(self._read_text(bundle, "bundle")), engine, opened)
         if not proof.ok:
             raise Differs("; ".join(f"{check.name}: {check.detail}" for check in proof.checks if not check.ok))
 
     def generate(self, model: Any, request: Any, decoding: Any, out: Any) -> None:
         pool, _ = self._find_loaded(model)
         asked = pool.models[0].request(
-            self._prompt(request),
+            self._read_prompt(request),
             max_new_tokens=request.max_new_tokens or None,
             raw=bool(request.raw),
             threshold=float(request.threshold[0]) if request.threshold else None,
             temperature=decoding.temperature,
             seed=int(decoding.seed[0]) if decoding.seed else None,
-            mode=self._text(decoding.mode, "mode") or None,
+            mode=self._read_text(decoding.mode, "mode") or None,
         )
 
         def wanted() -> bool:
@@ -95,14 +95,14 @@ class HostCalls:
         pool, _ = self._find_loaded(model)
         if request.max_new_tokens or request.on_block:
             raise UserError("max_new_tokens or on_block is given, which a decision has no use for; leave them 0")
-        text, prompt = self._text(schema, "schema"), self._prompt(request)
+        text, prompt = self._read_text(schema, "schema"), self._read_prompt(request)
         try:
             wanted = strict_json.parse(text)
         except ValueError as error:
             raise UserError(f"schema is not JSON ({error}); expected a JSON schema") from None
         if not isinstance(wanted, dict):
             raise UserError(f"schema is {text[:40]!r}; expected a JSON schema, an object")
-        probability: Any = self._text(deciding.probability, "probability") or "parallel"
+        probability: Any = self._read_text(deciding.probability, "probability") or "parallel"
         if deciding.max_forwards < 0:
             raise UserError(f"max_forwards is {deciding.max_forwards}; expected at least 1, or 0 for all")
 
@@ -133,7 +133,7 @@ class HostCalls:
 
     def close(self, model: Any) -> None:
         self._find_loaded(model)
-        self._models.pop(self._number(model), None)
+        self._models.pop(self._read_number(model), None)
 
     def _run(
         self, steps: Generator[Step, None, None], model: Model, request: Any, wanted: Callable[[], bool]
@@ -185,31 +185,31 @@ class HostCalls:
         made.partial, made.forwards, made.seconds = decided.partial, decided.forwards, seconds
         out[0] = made
 
-    def _prompt(self, request: Any) -> str | Ints:
+    def _read_prompt(self, request: Any) -> str | Ints:
         if bool(request.prompt) == bool(request.token_ids):
             which = "both" if request.prompt else "neither"
             raise UserError(f"the request has {which} prompt and token_ids; give one of them")
         if request.prompt:
-            return self._text(request.prompt, "prompt")
+            return self._read_text(request.prompt, "prompt")
         held = self._ffi.buffer(request.token_ids, 8 * request.token_count)
         return np.frombuffer(held, np.int64).copy()  # [token_count]
 
-    def _text(self, pointer: Any, name: str) -> str:
+    def _read_text(self, pointer: Any, name: str) -> str:
         try:
             return str(self._ffi.string(pointer).decode()) if pointer else ""
         except UnicodeDecodeError as error:
             raise UserError(f"{name} is not UTF-8 at byte {error.start}; give UTF-8 text") from None
 
-    def _number(self, model: Any) -> int:
+    def _read_number(self, model: Any) -> int:
         return int(self._ffi.cast("uintptr_t", model))
 
     def _find_loaded(self, model: Any) -> tuple[ModelPool, tuple[Any, ...]]:
-        found = self._models.get(self._number(model))
+        found = self._models.get(self._read_number(model))
         if found is None:
             raise UserError("the model is NULL or was closed; expected one that blockstep_load gave, load it again")
         return found
 
-    def _contract(self, model: Model) -> tuple[Any, ...]:
+    def _make_contract(self, model: Model) -> tuple[Any, ...]:
         """Returns the contract's struct, and after it the objects that it points to, to keep them alive."""
         c, new = model.contract, self._ffi.new
         plain = {**c.as_dict(), "gate": asdict(model.gate)}

@@ -16,12 +16,12 @@ import numpy as np
 from ..backend import Backend, Floats, Forkable, Forward, Ints, Proposal
 from ..contract import Contract
 from ..decoding.block_layout import (
-    block_bounds,
-    block_ends,
     check_ids,
     check_room,
+    compute_block_bounds,
+    compute_block_ends,
     compute_committed_ends,
-    positions_for,
+    count_positions,
 )
 from ..errors import NumericalError, UserError
 from .pieces import Ids
@@ -80,23 +80,25 @@ class Canvas:
         self.contract, self._backend, self._left = contract, backend, max_forwards
         self.forwards = self._past = 0
         self._wanted = wanted
-        room = positions_for(contract, len(prompt), tokens)
-        self._begins, self._ends = (part.tolist() for part in block_bounds(contract, len(prompt), room - len(prompt)))
-        self._canvas_ends = block_ends(contract, len(prompt), room - len(prompt))
+        room = count_positions(contract, len(prompt), tokens)
+        self._begins, self._ends = (
+            part.tolist() for part in compute_block_bounds(contract, len(prompt), room - len(prompt))
+        )
+        self._canvas_ends = compute_block_ends(contract, len(prompt), room - len(prompt))
         self._committed = compute_committed_ends(contract, len(prompt), room - len(prompt))
         if contract.attention == "causal":  # masks see no more than other tokens do
             self._canvas_ends = self._committed
         self.room, self._prompt = room, len(prompt)
-        self._copies = most_copies(backend, room)
+        self._copies = count_copies(backend, room)
         backend.open(1, room)
 
-    def block(self, position: int) -> tuple[int, int]:
+    def find_block(self, position: int) -> tuple[int, int]:
         """Returns begin and end of the block in which a position is decoded: for a `full` model the whole canvas."""
         if not self.contract.has_cache:
             return self._prompt, self.room
         return self._begins[position], self._ends[position]
 
-    def decoded_block(self, position: int) -> tuple[int, int]:
+    def find_decoded_block(self, position: int) -> tuple[int, int]:
         """Returns the same as in ordinary decoding, which has blocks in a `full` model too."""
         return self._begins[position], self._ends[position]
 
@@ -111,17 +113,17 @@ class Canvas:
         OutOfForwards if `max_forwards` are not enough, NumericalError for scores that are not numbers, and UserError
         for a token that the model bars.
         """
-        rows = [self._row(query.position) for query in queries]
+        rows = [self._find_row(query.position) for query in queries]
         decided = self._begins[len(known)]
         windows: dict[Ids, list[int]] = {}  # queries by what their canvas has after `known`
         for number, query in enumerate(queries):
-            end = self.block(query.position)[1]
+            end = self.find_block(query.position)[1]
             windows.setdefault(self._cut(query.ids, 0, end - len(known)), []).append(number)
         several = self._copies > 1 and len(windows) > 1
         # Copies share what is committed, and canvases that run in turn would compute a whole prompt each.
         if (several or (len(windows) > 1 and self.contract.has_cache and not self._past)) and self._past < decided:
             self._commit(known, decided)
-        first = self._first(rows)
+        first = self._find_first(rows)
         cut = [
             Window(known[first:] + ids, tuple(rows[i] - first for i in own), tuple(queries[i].tokens for i in own))
             for ids, own in windows.items()
@@ -133,7 +135,9 @@ class Canvas:
             made = self._run(together, first, decided)
             for row, own in enumerate(places):
                 for place, number in enumerate(own):
-                    found[number] = checked(made[row, place, : len(queries[number].tokens)], queries[number].tokens)
+                    found[number] = check_log_probs(
+                        made[row, place, : len(queries[number].tokens)], queries[number].tokens
+                    )
         return found
 
     def propose(self, ids: Ids, positions: Sequence[int]) -> Proposal:
@@ -141,22 +145,22 @@ class Canvas:
 
         positions[0] is the first position without a token.
         """
-        rows = [self._row(position) for position in positions]
-        first = self._first(rows)
-        window = self._cut(ids, first, self.block(positions[0])[1])
+        rows = [self._find_row(position) for position in positions]
+        first = self._find_first(rows)
+        window = self._cut(ids, first, self.find_block(positions[0])[1])
         self._spend()
         out = self._backend.forward(self._forward([Window(window, tuple(row - first for row in rows), ())], first))
         self._past = max(self._past, self._begins[positions[0]]) if self.contract.has_cache else 0
         if not np.isfinite(out.confidence).all() or not np.isfinite(out.entropy).all():
-            raise not_finite()
+            raise make_not_finite_error()
         return Proposal(out.token[0], out.confidence[0], out.entropy[0])
 
-    def _row(self, position: int) -> int:
+    def _find_row(self, position: int) -> int:
         """Returns the logits row that predicts a position."""
         own = self.contract.seeded and position == self._begins[position]
         return position - int(self.contract.shift or own)
 
-    def _first(self, rows: Sequence[int]) -> int:
+    def _find_first(self, rows: Sequence[int]) -> int:
         """Returns the first position of a forward pass that has these rows in it."""
         return min(self._past, *rows) if self.contract.has_cache else 0
 
@@ -206,7 +210,9 @@ class Canvas:
         visible, rows = np.ones((batch, width), np.int64), np.zeros((batch, n), np.int64)
         for place, window in enumerate(windows):
             end = first + len(window.ids)
-            begin = end if committed else self.block(end - 1)[0]  # of the canvas; all positions before are committed
+            begin = (
+                end if committed else self.find_block(end - 1)[0]
+            )  # of the canvas; all positions before are committed
             seen = np.where(np.arange(first, end) < begin, self._committed[first:end], self._canvas_ends[first:end])
             ids[place, : len(window.ids)], visible[place, : len(window.ids)] = window.ids, seen
             rows[place, : len(window.rows)] = window.rows
@@ -221,7 +227,7 @@ class Canvas:
         return replace(forward, candidates=candidates)
 
 
-def most_copies(backend: Backend, room: int) -> int:
+def count_copies(backend: Backend, room: int) -> int:
     """Returns how many canvases of `room` positions share a forward pass: as many as the engine takes, up to
     MOST_COPIES, whose KV caches have at most COPIED_BYTES; 1 if not even two fit."""
     contract = backend.contract
@@ -232,17 +238,17 @@ def most_copies(backend: Backend, room: int) -> int:
     return max(1, min(MOST_COPIES, backend.most_copies, COPIED_BYTES // each))
 
 
-def checked(log_probs: Floats, tokens: Ids) -> Floats:
+def check_log_probs(log_probs: Floats, tokens: Ids) -> Floats:
     """Returns the log-probabilities. Raises NumericalError for NaN or +infinity, UserError for a barred token."""
     if np.isnan(log_probs).any() or (log_probs == np.inf).any():
-        raise not_finite()
+        raise make_not_finite_error()
     barred = [token for token, log_prob in zip(tokens, log_probs.tolist(), strict=True) if log_prob < NEVER]
     if barred:
         raise UserError(f"a value holds the token {barred[0]}, which this model never gives; choose another text")
     return log_probs
 
 
-def not_finite() -> NumericalError:
+def make_not_finite_error() -> NumericalError:
     """Returns the error for scores that are not finite."""
     return NumericalError(
         "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"

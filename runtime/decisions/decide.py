@@ -23,12 +23,12 @@ import numpy as np
 
 from ..backend import Backend, Ints
 from ..contract import GateSpec
-from ..decoding.options import Threshold, threshold_reader
+from ..decoding.options import Threshold, make_threshold_reader
 from ..errors import UserError
 from .canvas import Canvas, OutOfForwards, check_contract
 from .form import Decision, Field, FieldDecision, Form, FreeText, Probability
 from .free_text import cut_text, write_text
-from .pieces import Gap, Ids, Piece, Slot, encode_once, longest
+from .pieces import Gap, Ids, Piece, Slot, count_longest, encode_once
 from .scores import Layout, Scores, lay_out, probabilities, score
 
 if TYPE_CHECKING:
@@ -76,8 +76,8 @@ def decide(
     options.check()
     check_contract(backend.contract)
     pieces = encode_once(form, tokenizer, backend.contract)
-    threshold = threshold_reader(options.threshold, gate, backend.contract.vocab)
-    canvas = Canvas(backend, prompt, longest(pieces), options.max_forwards, options.wanted)
+    threshold = make_threshold_reader(options.threshold, gate, backend.contract.vocab)
+    canvas = Canvas(backend, prompt, count_longest(pieces), options.max_forwards, options.wanted)
     filling = Filling(canvas, tuple(prompt.tolist()), pieces)
     try:
         while (number := filling.first_open) is not None:
@@ -86,15 +86,15 @@ def decide(
                 ids = filling.known_ids
                 text = write_text(canvas, ids, piece, tokenizer.decode, gate, threshold())
                 cut = cut_text(text, piece.text.max_characters)  # what follows sees what the document will have
-                filling.place_text(number, *fitting(cut, piece.text.max_tokens, tokenizer))
+                filling.place_text(number, *cut_to_fit(cut, piece.text.max_tokens, tokenizer))
             elif not filling.place_values(filling.group(number, options.probability)):
                 break
     except OutOfForwards:
         pass
-    return filling.decision(form, options)
+    return filling.make_decision(form, options)
 
 
-def fitting(text: str, most: int, tokenizer: Tokenizer) -> tuple[str, Ids]:
+def cut_to_fit(text: str, most: int, tokenizer: Tokenizer) -> tuple[str, Ids]:
     """Returns a text, cut until it has at most `most` tokens encoded by itself, and these tokens.
 
     A text decoded from tokens that end amid a character may take more of them when it is encoded again.
@@ -125,13 +125,13 @@ class Filling:
     @property
     def known_ids(self) -> Ids:
         """Returns the sequence up to the first field or free text that is not decided."""
-        laid, number = self._layout(), self.first_open
+        laid, number = self._lay_out(), self.first_open
         return laid.ids if number is None else laid.ids[: laid.begins[number]]
 
     def group(self, number: int, probability: Probability) -> list[int]:
         """Returns the fields to decide together: `number`, the first undecided one, and others of its block."""
-        begin = self._layout().begins[number]
-        first, end = self._canvas.block(begin)
+        begin = self._lay_out().begins[number]
+        first, end = self._canvas.find_block(begin)
         group, at = [number], begin
         if probability == "ordered" or (self._canvas.contract.seeded and begin == first):
             return group
@@ -165,13 +165,13 @@ class Filling:
 
     def place_text(self, number: int, text: str, ids: Ids) -> None:
         """Stores a free text and `ids`, its tokens if encoded by itself, which may differ from those decoded."""
-        self._canvas.rewind(self._layout().begins[number])
+        self._canvas.rewind(self._lay_out().begins[number])
         self._texts[number], self.chosen[number] = text, ids
 
-    def decision(self, form: Form, options: DecisionOptions) -> Decision:
+    def make_decision(self, form: Form, options: DecisionOptions) -> Decision:
         """Returns what is decided so far, as values and texts of the form."""
         numbers = (n for n, p in enumerate(self._pieces) if isinstance(p, Slot | Gap))
-        parts = [p if isinstance(p, str) else self._field(next(numbers), p, options) for p in form.parts]
+        parts = [p if isinstance(p, str) else self._decide_field(next(numbers), p, options) for p in form.parts]
         until = next((place for place, part in enumerate(parts) if part is None), len(parts))
         return Decision(
             text="".join(part if isinstance(part, str) else part.value for part in parts[:until] if part is not None),
@@ -181,7 +181,7 @@ class Filling:
             probability=options.probability,
         )
 
-    def _field(self, number: int, part: Field | FreeText, options: DecisionOptions) -> FieldDecision | None:
+    def _decide_field(self, number: int, part: Field | FreeText, options: DecisionOptions) -> FieldDecision | None:
         if isinstance(part, FreeText):
             text = self._texts.get(number)
             return None if text is None else FieldDecision(part.path, text, -1, (), float("nan"))
@@ -190,5 +190,5 @@ class Filling:
         each, index = probabilities(scores, options.temperature).tolist(), int(scores.argmax())
         return FieldDecision(part.path, part.values[index], index, tuple(each), each[index])
 
-    def _layout(self) -> Layout:
+    def _lay_out(self) -> Layout:
         return lay_out(self._prompt, self._pieces, self.chosen, self._canvas.contract.mask_id)

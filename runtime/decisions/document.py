@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from .form import Decision, Field, FieldDecision, Form, FreeText, Path, Probability
 from .free_text import read_free_text
-from .keywords import json_text
+from .keywords import format_json
 from .schema import SchemaForm
 
 T = TypeVar("T")
@@ -84,7 +84,7 @@ def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
         elif part.path not in known:
             break
         else:  # a value's text as in the schema, so that 1.0 or 1e3 stays as it is; a free text's content, escaped
-            text += own[part.path] if isinstance(part, Field) else json_text(known[part.path].value)[1:-1]
+            text += own[part.path] if isinstance(part, Field) else format_json(known[part.path].value)[1:-1]
     value = None if decision.partial else json.loads(text)
     if not decision.partial:
         _check(value, made.form.parts, fields)
@@ -103,14 +103,14 @@ def read_fields(form: Form, decision: Decision) -> tuple[FieldDistribution, ...]
         if place is None:
             raise AssertionError(f"a field at {decided.path} was decided, which the form does not have")
         if isinstance(place, Field):
-            fields.append(_distribution(place, decided))
+            fields.append(_make_distribution(place, decided))
         else:
             written = read_free_text(decided.value, place.max_characters)
             fields.append(FieldDistribution(place.path, written, None, ()))
     return tuple(fields)
 
 
-def _distribution(field: Field, decided: FieldDecision) -> FieldDistribution:
+def _make_distribution(field: Field, decided: FieldDecision) -> FieldDistribution:
     if decided.value not in field.values or len(decided.probabilities) != len(field.values):
         raise AssertionError(f"{decided.value!r} was decided at {field.path}, which is none of its values")
     values = json.loads(f"[{','.join(field.values)}]")
@@ -126,5 +126,5 @@ def _check(value: Any, parts: Sequence[str | Field | FreeText], fields: Sequence
         there = value
         for step in field.path:
             there = there[step]
-        if json_text(there) != json_text(field.value):
+        if format_json(there) != format_json(field.value):
             raise AssertionError(f"the document has {there!r} at {field.path}, where {field.value!r} was decided")

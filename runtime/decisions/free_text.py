@@ -10,7 +10,7 @@ import numpy as np
 from ..contract import GateSpec
 from ..decoding.gate import Gate
 from .canvas import Canvas
-from .keywords import json_text
+from .keywords import format_json
 from .pieces import Gap, Ids
 
 Decode = Callable[[Sequence[int]], str]
@@ -25,7 +25,7 @@ def write_text(canvas: Canvas, ids: Ids, gap: Gap, decode: Decode, gate: GateSpe
     contract, rule, begin = canvas.contract, Gate(gate, canvas.contract.eos_ids), len(ids)
     known = list(ids)
     while (first := len(known)) - begin < gap.text.max_tokens:
-        end = min(canvas.decoded_block(first)[1], begin + gap.text.max_tokens)
+        end = min(canvas.find_decoded_block(first)[1], begin + gap.text.max_tokens)
         block = np.full(end - first, contract.mask_id)
         masked = np.ones(len(block), np.bool_)
         while masked.any():
@@ -33,7 +33,7 @@ def write_text(canvas: Canvas, ids: Ids, gap: Gap, decode: Decode, gate: GateSpe
             if contract.attention == "causal":
                 places = places[:1]
             out = canvas.propose((*known, *block.tolist()), (first + places).tolist())
-            seed = contract.seeded and places[0] == 0 and canvas.decoded_block(first)[0] == first
+            seed = contract.seeded and places[0] == 0 and canvas.find_decoded_block(first)[0] == first
             token, confidence, entropy = np.zeros(len(block), np.int64), *np.zeros((2, len(block)), np.float32)
             token[places], confidence[places], entropy[places] = out.token, out.confidence, out.entropy
             if contract.attention == "causal" or seed:
@@ -44,13 +44,15 @@ def write_text(canvas: Canvas, ids: Ids, gap: Gap, decode: Decode, gate: GateSpe
             np.copyto(block, token, where=accepted)
             masked &= ~accepted
             settled = block[: int(masked.argmax()) if masked.any() else len(block)].tolist()
-            if (text := finished([*known[begin:], *settled], gap.closing, decode, contract.eos_ids)) is not None:
+            if (
+                text := find_finished_text([*known[begin:], *settled], gap.closing, decode, contract.eos_ids)
+            ) is not None:
                 return text
         known += block.tolist()
     return decode(known[begin:])
 
 
-def finished(ids: Sequence[int], closing: str, decode: Decode, eos_ids: Sequence[int]) -> str | None:
+def find_finished_text(ids: Sequence[int], closing: str, decode: Decode, eos_ids: Sequence[int]) -> str | None:
     """Returns the text of tokens if its end is among them: an end token, or the closing character, which is cut off.
 
     A closing character after an odd number of backslashes does not count, as in a JSON string.
@@ -89,4 +91,4 @@ def cut_text(written: str, most: int | None) -> str:
     """Returns the text as it is, or what a JSON string holds of it if that has more than `most` characters."""
     if most is None or len(read_free_text(written, None)) <= most:
         return written
-    return json_text(read_free_text(written, most))[1:-1]
+    return format_json(read_free_text(written, most))[1:-1]

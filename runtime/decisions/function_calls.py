@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..decoding.options import Prompt
 from .document import TypedDecision, read_fields
 from .form import Field, Form
-from .keywords import json_text
+from .keywords import format_json
 from .schema import SchemaForm, enclose
 from .typed import DecisionKeywords, decide_schema
 
@@ -71,18 +71,18 @@ def decide_call(
 
 def name_form(functions: Mapping[str, SchemaForm], optional: bool) -> Form:
     """Returns the form that chooses a function; it ends where the arguments would begin."""
-    names = (*map(json_text, functions), *(["null"] if optional else []))
+    names = (*map(format_json, functions), *(["null"] if optional else []))
     return Form((NAME, Field(("name",), names), ARGUMENTS))
 
 
-def call_form(name: str, arguments: SchemaForm) -> SchemaForm:
+def make_call_form(name: str, arguments: SchemaForm) -> SchemaForm:
     """Returns the form of a call of the function `name`. arguments: the form of its arguments."""
-    return enclose(f"{NAME}{json_text(name)}{ARGUMENTS}", arguments, "}", "arguments")
+    return enclose(f"{NAME}{format_json(name)}{ARGUMENTS}", arguments, "}", "arguments")
 
 
 def _decide_arguments(
     model: Model, prompt: Prompt, functions: Mapping[str, SchemaForm], name: str, **keywords: Unpack[DecisionKeywords]
 ) -> Call:
-    decision = decide_schema(model, prompt, call_form(name, functions[name]), **keywords)
-    text = decision.text.removeprefix(f"{NAME}{json_text(name)}{ARGUMENTS}")
+    decision = decide_schema(model, prompt, make_call_form(name, functions[name]), **keywords)
+    text = decision.text.removeprefix(f"{NAME}{format_json(name)}{ARGUMENTS}")
     return Call(name, text if decision.partial else text.removesuffix("}"), decision)

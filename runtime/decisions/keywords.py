@@ -24,18 +24,18 @@ LARGEST = 1 << 53  # every JSON reader represents all integers up to this one ex
 COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
-def json_text(value: Any) -> str:
+def format_json(value: Any) -> str:
     """Returns a value as compact JSON text, as forms contain it."""
     return COMPACT.encode(value)
 
 
-def integers(schema: dict[str, Any], place: str) -> range:
+def read_integers(schema: dict[str, Any], place: str) -> range:
     """Returns the integers that a schema of the type integer allows; their number is not checked here."""
     step = schema.get("multipleOf", 1)
     if type(step) is not int or step < 1:
-        refuse(f"{place}.multipleOf", f"is {shown(step)}; expected a whole number from 1 on")
-    least = max(_bounds(schema, place, "minimum", "exclusiveMinimum", 1), default=None)
-    most = min(_bounds(schema, place, "maximum", "exclusiveMaximum", -1), default=None)
+        refuse(f"{place}.multipleOf", f"is {describe_value(step)}; expected a whole number from 1 on")
+    least = max(_read_bounds(schema, place, "minimum", "exclusiveMinimum", 1), default=None)
+    most = min(_read_bounds(schema, place, "maximum", "exclusiveMaximum", -1), default=None)
     if least is None or most is None:
         lacks = "minimum" if least is None else "maximum"
         refuse(place, f"is an integer without a {lacks}; expected minimum and maximum, or an enum")
@@ -45,16 +45,16 @@ def integers(schema: dict[str, Any], place: str) -> range:
     return range(step * first, step * last + 1, step)
 
 
-def _bounds(schema: dict[str, Any], place: str, inclusive: str, exclusive: str, side: int) -> Iterator[int]:
+def _read_bounds(schema: dict[str, Any], place: str, inclusive: str, exclusive: str, side: int) -> Iterator[int]:
     """Yields each bound of one side as the last integer that it allows. side: 1 for lower bounds, -1 for upper ones."""
     for name in (inclusive, exclusive):
         if name not in schema:
             continue
         bound = schema[name]
         if type(bound) not in (int, float) or (isinstance(bound, float) and not math.isfinite(bound)):
-            refuse(f"{place}.{name}", f"is {shown(bound)}; expected a number")
+            refuse(f"{place}.{name}", f"is {describe_value(bound)}; expected a number")
         if abs(bound) > LARGEST:
-            refuse(f"{place}.{name}", f"is {shown(bound)}; expected one from -2^53 to 2^53")
+            refuse(f"{place}.{name}", f"is {describe_value(bound)}; expected one from -2^53 to 2^53")
         whole = math.ceil(bound) if side > 0 else math.floor(bound)
         yield whole + side if name == exclusive and whole == bound else whole
 
@@ -77,7 +77,7 @@ def check_types(names: Any, place: str) -> None:
         refuse(f"{place}.type", f"has {len(names)} types; expected each once")
 
 
-def distinct(texts: Iterable[str]) -> tuple[str, ...]:
+def drop_duplicates(texts: Iterable[str]) -> tuple[str, ...]:
     """Returns the texts, each once; of equal numbers, such as 1 and 1.0, the first."""
     seen: dict[Any, str] = {}
     for text in texts:
@@ -92,29 +92,31 @@ def check_keywords(schema: dict[str, Any], place: str, own: frozenset[str], root
     for name in schema:
         if name not in known:
             beside = " or ".join(sorted(own - DEFINITIONS)) or "nothing else"
-            refuse(f"{place}{path_step(name)}", f"is beyond the schemas that can be decided; expected {beside} here")
+            refuse(
+                f"{place}{format_path_step(name)}", f"is beyond the schemas that can be decided; expected {beside} here"
+            )
 
 
-def text_of(value: Any, place: str) -> str:
+def format_value(value: Any, place: str) -> str:
     """Returns a value's compact JSON text. Raises UserError if it has none."""
     try:
-        text = json_text(value)
+        text = format_json(value)
         text.encode()
     except UnicodeEncodeError:
         refuse(place, "holds half a surrogate pair; expected Unicode")
     except (TypeError, ValueError, RecursionError):
-        refuse(place, f"is {shown(value)}; expected a value that JSON has")
+        refuse(place, f"is {describe_value(value)}; expected a value that JSON has")
     return text
 
 
-def path_step(key: Any) -> str:
+def format_path_step(key: Any) -> str:
     """Returns a key as the next step of a path: `.name`, or `["a b"]` if it is not an identifier."""
     if isinstance(key, str) and key.replace("$", "").isidentifier():
         return f".{key[:80]}"
     return f"[{json.dumps(str(key)[:80])}]"
 
 
-def shown(value: Any) -> str:
+def describe_value(value: Any) -> str:
     """Returns a schema's value as text for a message; an object or a nested list is named only by its kind."""
     if isinstance(value, dict | list) and value:
         plain = isinstance(value, list) and all(isinstance(one, str) for one in value[:8])

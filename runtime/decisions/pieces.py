@@ -55,7 +55,7 @@ class Slot:
         lengths = Counter(map(len, self.values))
         return min(lengths, key=lambda length: (-lengths[length], length))
 
-    def nodes(self, level: int) -> list[tuple[int, Ids, list[int]]]:
+    def list_nodes(self, level: int) -> list[tuple[int, Ids, list[int]]]:
         """Returns the inner nodes at `level` (from 0) of tries over the values, one trie per value length.
 
         A node is its trie's value length, a prefix of `level` tokens, and the indices of the values that begin with it.
@@ -89,11 +89,11 @@ def encode_once(form: Form, tokenizer: Tokenizer, contract: Contract) -> Sequenc
         hash((form, contract))
     except TypeError:  # lists instead of tuples, in a form that was built by hand
         return encode_form(form, tokenizer.encode, contract)
-    return _kept(form, ref(tokenizer), contract)
+    return _encode_once(form, ref(tokenizer), contract)
 
 
 @lru_cache(KEPT_FORMS)
-def _kept(form: Form, tokenizer: ref[Tokenizer], contract: Contract) -> Sequence[Piece]:
+def _encode_once(form: Form, tokenizer: ref[Tokenizer], contract: Contract) -> Sequence[Piece]:
     """Encodes a form. The reference is weak, so that no tokenizer outlives its models; a dead one equals no other."""
     alive = tokenizer()
     assert alive is not None  # the caller holds it
@@ -111,26 +111,26 @@ def encode_form(form: Form, encode: Encode, contract: Contract) -> list[Piece]:
     pieces: list[Piece] = []
     for place, part in enumerate(form.parts):
         if isinstance(part, str):
-            pieces.append(_ids(part, encode, contract))
+            pieces.append(_encode_text(part, encode, contract))
         elif isinstance(part, FreeText):
-            pieces.append(_gap(part, form.parts[place + 1 :]))
+            pieces.append(_make_gap(part, form.parts[place + 1 :]))
         else:
-            pieces += _field(part, encode, contract)
+            pieces += _encode_field(part, encode, contract)
     return [piece for piece in pieces if piece != ()]
 
 
-def longest(pieces: Sequence[Piece]) -> int:
+def count_longest(pieces: Sequence[Piece]) -> int:
     """Returns the maximum of tokens that the form may have."""
-    return sum(_most(piece) for piece in pieces)
+    return sum(_count_most(piece) for piece in pieces)
 
 
-def _most(piece: Piece) -> int:
+def _count_most(piece: Piece) -> int:
     if isinstance(piece, Slot):
         return piece.longest
     return piece.text.max_tokens if isinstance(piece, Gap) else len(piece)
 
 
-def _gap(part: FreeText, behind: Sequence[str | Field | FreeText]) -> Gap:
+def _make_gap(part: FreeText, behind: Sequence[str | Field | FreeText]) -> Gap:
     if part.max_tokens < 1:
         raise UserError(f"the free text {name_of(part.path)} has max_tokens {part.max_tokens}; expected at least 1")
     following = next((each for each in behind if each != ""), None)
@@ -141,10 +141,10 @@ def _gap(part: FreeText, behind: Sequence[str | Field | FreeText]) -> Gap:
     return Gap(part, following[0] if following else "")
 
 
-def _field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:
+def _encode_field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:
     if not field.values:
         raise UserError(f"the field {name_of(field.path)} has no values; expected at least one")
-    whole = [_ids(value, encode, contract) for value in field.values]
+    whole = [_encode_text(value, encode, contract) for value in field.values]
     seen: dict[Ids, str] = {}
     for value, ids in zip(field.values, whole, strict=True):
         if not ids:
@@ -166,14 +166,14 @@ def _field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:
 
 def _check_count(slot: Slot, most: int) -> None:
     """Raises UserError if a field needs more candidates at one position than the bundle's graph was exported for."""
-    if (count := most_candidates(slot.values)) > most:
+    if (count := count_candidates(slot.values)) > most:
         raise UserError(
             f"the field {name_of(slot.field.path)} has {count} values that differ in one token, but this bundle takes "
             f"{most} candidates; export it with --candidates {count}"
         )
 
 
-def most_candidates(values: Sequence[Ids]) -> int:
+def count_candidates(values: Sequence[Ids]) -> int:
     """Returns the maximum number of different tokens that can follow one beginning, among values of one length.
 
     It goes once over all tokens: a stranger's schema may have 1,024 values, or values of 2,000 tokens.
@@ -194,7 +194,7 @@ def most_candidates(values: Sequence[Ids]) -> int:
     return most
 
 
-def _ids(text: str, encode: Encode, contract: Contract) -> Ids:
+def _encode_text(text: str, encode: Encode, contract: Contract) -> Ids:
     ids = tuple(encode(text).tolist())
     if contract.mask_id in ids:
         raise UserError(f"the form's text {text[:40]!r} holds the mask token; leave it out")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args, get_origin
 
 from ..errors import UserError
-from .keywords import json_text
+from .keywords import format_json
 
 EXPECTED = (
     "expected a pydantic model, Literal[...], an Enum, bool, Annotated[int, ...] with bounds, a list of strings or a "
@@ -31,27 +31,27 @@ class PythonType:
 def read_type(kind: Any) -> PythonType:
     """Returns the `PythonType` of a Python type or of a JSON schema. Raises UserError for any other object."""
     if isinstance(kind, dict):
-        return PythonType(kind, _as_it_is)
+        return PythonType(kind, _keep_as_is)
     if isinstance(kind, type) and hasattr(kind, "model_json_schema") and hasattr(kind, "model_validate_json"):
-        return _pydantic(kind)
+        return _read_pydantic(kind)
     if get_origin(kind) is Literal:
-        return _choice(get_args(kind), [_plain(value) for value in get_args(kind)])
+        return _make_choice(get_args(kind), [_convert_to_plain(value) for value in get_args(kind)])
     if isinstance(kind, type) and issubclass(kind, enum.Enum):
-        return _choice([*kind], [_plain(member) for member in kind])
+        return _make_choice([*kind], [_convert_to_plain(member) for member in kind])
     if kind is bool:
-        return PythonType({"type": "boolean"}, _as_it_is)
+        return PythonType({"type": "boolean"}, _keep_as_is)
     if get_origin(kind) is Annotated and get_args(kind)[0] is int:
-        return PythonType({"type": "integer", **_bounds(get_args(kind)[1:])}, _as_it_is)
+        return PythonType({"type": "integer", **_read_bounds(get_args(kind)[1:])}, _keep_as_is)
     if isinstance(kind, list | tuple) and kind and all(isinstance(value, str) for value in kind):
-        return _choice(kind, kind)
+        return _make_choice(kind, kind)
     raise UserError(f"the schema is {kind!r}; {EXPECTED}")
 
 
-def _as_it_is(text: str, value: Any) -> Any:
+def _keep_as_is(text: str, value: Any) -> Any:
     return value
 
 
-def _pydantic(kind: Any) -> PythonType:
+def _read_pydantic(kind: Any) -> PythonType:
     def read(text: str, value: Any) -> Any:
         try:
             return kind.model_validate_json(text)  # text, as strict models accept tuples and enums only from JSON
@@ -66,15 +66,15 @@ def _pydantic(kind: Any) -> PythonType:
     return PythonType(schema, read)
 
 
-def _choice(values: Sequence[Any], plain: Sequence[Any]) -> PythonType:
+def _make_choice(values: Sequence[Any], plain: Sequence[Any]) -> PythonType:
     """Returns the type of a choice among these values. plain: the JSON value of each."""
     if not values:
         raise UserError(f"the schema has no values; {EXPECTED}")
-    by_text = dict(zip(map(json_text, reversed(plain)), reversed(values), strict=True))  # of equal values the first
+    by_text = dict(zip(map(format_json, reversed(plain)), reversed(values), strict=True))  # of equal values the first
     return PythonType({"enum": list(plain)}, lambda text, value: by_text[text])
 
 
-def _plain(value: Any) -> Any:
+def _convert_to_plain(value: Any) -> Any:
     """Returns the JSON value for a value of a Literal or an Enum."""
     plain = value.value if isinstance(value, enum.Enum) else value
     if plain is not None and type(plain) not in (str, int, bool):
@@ -82,7 +82,7 @@ def _plain(value: Any) -> Any:
     return plain
 
 
-def _bounds(metadata: Iterable[Any]) -> dict[str, Any]:
+def _read_bounds(metadata: Iterable[Any]) -> dict[str, Any]:
     """Returns an integer's annotations (a range, annotated_types' bounds, pydantic's Field) as JSON-schema keywords.
 
     All annotations hold: of two lower bounds the higher counts.

@@ -21,13 +21,13 @@ from .keywords import (
     TYPES,
     check_keywords,
     check_types,
-    distinct,
-    integers,
+    describe_value,
+    drop_duplicates,
+    format_path_step,
+    format_value,
     is_of_type,
-    path_step,
+    read_integers,
     refuse,
-    shown,
-    text_of,
 )
 
 MAX_VALUES = 1024  # of one field
@@ -95,59 +95,61 @@ class _Reader:
         if depth > MAX_DEPTH:
             refuse(place, f"is more than {MAX_DEPTH} schemas deep; flatten the schema")
         if not isinstance(schema, dict):
-            refuse(place, f"is {shown(schema)}; expected a schema as an object")
+            refuse(place, f"is {describe_value(schema)}; expected a schema as an object")
         inner = (place, path, depth + 1, refs)
         if "$ref" in schema:
-            return self._reference(schema, *inner)
+            return self._read_reference(schema, *inner)
         if "allOf" in schema and isinstance(schema["allOf"], list) and len(schema["allOf"]) == 1:
             check_keywords(schema, place, frozenset(("allOf",)), not path)
             return self.read(schema["allOf"][0], f"{place}.allOf[0]", *inner[1:])
         if "anyOf" in schema:
-            return self._alternatives(schema, *inner)
+            return self._read_alternatives(schema, *inner)
         if "enum" in schema or "const" in schema:
-            return self._constants(schema, place, path)
+            return self._read_constants(schema, place, path)
         if isinstance(schema.get("type"), list):
-            return self._several_types(schema, *inner)
-        return self._typed(schema, *inner)
+            return self._read_several_types(schema, *inner)
+        return self._read_typed(schema, *inner)
 
     def _count_characters(self, count: int, place: str) -> None:
         self._read.characters += count
         if self._read.characters > MAX_CHARACTERS:
             refuse(place, f"brings the schema above {MAX_CHARACTERS} characters of names and values; expected fewer")
 
-    def _reference(
+    def _read_reference(
         self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
     ) -> list[Part]:
         check_keywords(schema, place, frozenset(("$ref",)), not path)
         name = schema["$ref"]
         if not isinstance(name, str) or not name.startswith("#"):
-            refuse(f"{place}.$ref", f"is {shown(name)}; expected one within the schema, as in #/$defs/Name")
+            refuse(f"{place}.$ref", f"is {describe_value(name)}; expected one within the schema, as in #/$defs/Name")
         if len(name) > MAX_REFERENCE:
             refuse(f"{place}.$ref", f"has {len(name)} characters; expected at most {MAX_REFERENCE}")
         if name in refs or name == "#":
-            refuse(f"{place}.$ref", f"is {shown(name)}, which holds itself; a form has a fixed number of fields")
+            refuse(
+                f"{place}.$ref", f"is {describe_value(name)}, which holds itself; a form has a fixed number of fields"
+            )
         target, where = self._root, self._place
         for step in name[1:].split("/")[1:]:
             key = unquote(step).replace("~1", "/").replace("~0", "~")
             if not isinstance(target, dict) or key not in target:
-                refuse(f"{place}.$ref", f"is {shown(name)}, which the schema does not have")
-            target, where = target[key], f"{where}{path_step(key)}"
+                refuse(f"{place}.$ref", f"is {describe_value(name)}, which the schema does not have")
+            target, where = target[key], f"{where}{format_path_step(key)}"
         return self.read(target, where, path, depth, (*refs, name))
 
-    def _alternatives(
+    def _read_alternatives(
         self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
     ) -> list[Part]:
         """Returns one field whose values are those of all alternatives."""
         check_keywords(schema, place, frozenset(("anyOf",)), not path)
         given, texts = schema["anyOf"], list[str]()
         if not isinstance(given, list) or not given:
-            refuse(f"{place}.anyOf", f"is {shown(given)}; expected a list of schemas")
+            refuse(f"{place}.anyOf", f"is {describe_value(given)}; expected a list of schemas")
         for index, one in enumerate(given):
             where = f"{place}.anyOf[{index}]"
-            texts += self._texts(self.read(one, where, path, depth, refs), where)
-        return self._field(texts, f"{place}.anyOf", path)
+            texts += self._list_texts(self.read(one, where, path, depth, refs), where)
+        return self._make_field(texts, f"{place}.anyOf", path)
 
-    def _texts(self, parts: Sequence[Part], place: str) -> Iterator[str]:
+    def _list_texts(self, parts: Sequence[Part], place: str) -> Iterator[str]:
         """Returns all texts that the parts can make."""
         if any(isinstance(part, FreeText) for part in parts):
             refuse(place, "holds a free text next to alternatives; expected an enum, or a text without alternatives")
@@ -159,14 +161,14 @@ class _Reader:
         self._count_characters(sum(count // len(texts) * sum(map(len, texts)) for texts in choices), place)
         return ("".join(texts) for texts in product(*choices))
 
-    def _several_types(
+    def _read_several_types(
         self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
     ) -> list[Part]:
         """Reads a list of types, such as `"type": ["string", "null"]`, as alternatives, each with its own keywords."""
         names = schema["type"]
         check_types(names, place)
         if not names or any(not isinstance(name, str) or name not in TYPES for name in names):
-            refuse(f"{place}.type", f"is {shown(names)}; expected some of {', '.join(TYPES)}")
+            refuse(f"{place}.type", f"is {describe_value(names)}; expected some of {', '.join(TYPES)}")
         own = frozenset[str]().union(*(TYPES[name] for name in names))
         check_keywords(schema, place, own | {"type"}, not path)
         rest = {key: value for key, value in schema.items() if key in own}
@@ -175,19 +177,23 @@ class _Reader:
         ]
         if len(made) == 1:
             return self.read(made[0], place, path, depth, refs)
-        return self._field(
-            [text for one in made for text in self._texts(self.read(one, place, path, depth, refs), f"{place}.type")],
+        return self._make_field(
+            [
+                text
+                for one in made
+                for text in self._list_texts(self.read(one, place, path, depth, refs), f"{place}.type")
+            ],
             f"{place}.type",
             path,
         )
 
-    def _constants(self, schema: dict[str, Any], place: str, path: Path) -> list[Part]:
+    def _read_constants(self, schema: dict[str, Any], place: str, path: Path) -> list[Part]:
         check_keywords(schema, place, frozenset(("enum", "const", "type")), not path)
         if "enum" in schema and "const" in schema:
             refuse(f"{place}.const", "comes with an enum; expected one of them")
         values = schema["enum"] if "enum" in schema else [schema["const"]]
         if not isinstance(values, list) or not values:
-            refuse(f"{place}.enum", f"is {shown(values)}; expected a list of values")
+            refuse(f"{place}.enum", f"is {describe_value(values)}; expected a list of values")
         self._check_count(len(values), f"{place}.enum")
         names, texts = schema.get("type"), list[str]()
         check_types(names, place)
@@ -196,65 +202,77 @@ class _Reader:
             if names is not None and not any(
                 is_of_type(value, name) for name in (names if isinstance(names, list) else [names])
             ):
-                refuse(where, f"is {shown(value)}, which is not of the type {shown(names)}")
-            texts.append(text_of(value, where))
+                refuse(where, f"is {describe_value(value)}, which is not of the type {describe_value(names)}")
+            texts.append(format_value(value, where))
             self._count_characters(len(texts[-1]), where)
-        return self._field(texts, f"{place}.enum", path)
+        return self._make_field(texts, f"{place}.enum", path)
 
-    def _typed(self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
+    def _read_typed(
+        self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
+    ) -> list[Part]:
         name = schema.get("type")
         if "type" not in schema:
             first = next((name for name in schema if name not in ANNOTATIONS | DEFINITIONS), None)
             where, told = (
-                (place, "has no type") if first is None else (f"{place}{path_step(first)}", "comes without a type")
+                (place, "has no type")
+                if first is None
+                else (f"{place}{format_path_step(first)}", "comes without a type")
             )
             refuse(where, f"{told}; expected type, enum, const, anyOf or $ref")
         if not isinstance(name, str) or name not in TYPES:
             advice = "; list its values in an enum" if name == "number" else ""
-            refuse(f"{place}.type", f"is {shown(name)}; expected one of {', '.join(TYPES)}{advice}")
+            refuse(f"{place}.type", f"is {describe_value(name)}; expected one of {', '.join(TYPES)}{advice}")
         check_keywords(schema, place, TYPES[name] | {"type"}, not path)
         if name == "object":
-            return self._object(schema, place, path, depth, refs)
+            return self._read_object(schema, place, path, depth, refs)
         if name == "array":
-            return self._array(schema, place, path, depth, refs)
+            return self._read_array(schema, place, path, depth, refs)
         if name == "string":
             return self._free_text(schema, place, path)
         if name == "integer":
-            numbers = integers(schema, place)
+            numbers = read_integers(schema, place)
             self._check_count(len(numbers), place)
-            return self._field(map(str, numbers), place, path)
-        return self._field(["true", "false"] if name == "boolean" else ["null"], place, path)
+            return self._make_field(map(str, numbers), place, path)
+        return self._make_field(["true", "false"] if name == "boolean" else ["null"], place, path)
 
-    def _object(self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
+    def _read_object(
+        self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
+    ) -> list[Part]:
         properties, more = schema.get("properties"), schema.get("additionalProperties", False)
         if properties is None and more is False and "additionalProperties" in schema:
             properties = {}
         if not isinstance(properties, dict):
-            refuse(f"{place}.properties", f"is {shown(properties)}; expected an object with the properties' names")
+            refuse(
+                f"{place}.properties", f"is {describe_value(properties)}; expected an object with the properties' names"
+            )
         if not isinstance(more, bool) or (more and not properties):
-            refuse(f"{place}.additionalProperties", f"is {shown(more)}; expected false, as no others are written")
+            refuse(
+                f"{place}.additionalProperties", f"is {describe_value(more)}; expected false, as no others are written"
+            )
         required = schema.get("required", [])
         if not isinstance(required, list) or any(
             not isinstance(name, str) or name not in properties for name in required
         ):
-            refuse(f"{place}.required", f"is {shown(required)}; expected names of properties")
+            refuse(f"{place}.required", f"is {describe_value(required)}; expected names of properties")
         parts: list[Part] = ["{"]
         for index, (name, one) in enumerate(properties.items()):
-            where = f"{place}.properties{path_step(name)}"
-            parts.append(f"{',' if index else ''}{text_of(name, where)}:")
+            where = f"{place}.properties{format_path_step(name)}"
+            parts.append(f"{',' if index else ''}{format_value(name, where)}:")
             self._count_characters(len(name), where)
             parts += self.read(one, where, (*path, name), depth, refs)
         return [*parts, "}"]
 
-    def _array(self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]) -> list[Part]:
+    def _read_array(
+        self, schema: dict[str, Any], place: str, path: Path, depth: int, refs: tuple[str, ...]
+    ) -> list[Part]:
         first, rest = schema.get("prefixItems", []), schema.get("items")
         if not isinstance(first, list):
-            refuse(f"{place}.prefixItems", f"is {shown(first)}; expected a list of schemas")
+            refuse(f"{place}.prefixItems", f"is {describe_value(first)}; expected a list of schemas")
         if not (rest is None or rest is False or isinstance(rest, dict)):
-            refuse(f"{place}.items", f"is {shown(rest)}; expected one schema, or false")
+            refuse(f"{place}.items", f"is {describe_value(rest)}; expected one schema, or false")
         least, most = schema.get("minItems", 0), schema.get("maxItems", len(first) if rest is False else None)
         if type(least) is not int or least < 0 or least != most or type(most) is not int:
-            told = f"minItems {shown(least)} and maxItems {shown(most)}"
+            told = f"minItems {describe_value(least)} and maxItems {describe_value(most)}"
             refuse(place, f"has {told}; expected the same number for both, as a form has a fixed number of fields")
         if least > len(first) and not isinstance(rest, dict):
             refuse(f"{place}.minItems", f"is {least}, but schemas are given for {len(first)} items; give items")
@@ -268,14 +286,14 @@ class _Reader:
     def _free_text(self, schema: dict[str, Any], place: str, path: Path) -> list[Part]:
         most = schema.get("maxLength")
         if most is not None and (type(most) is not int or most < 0):
-            refuse(f"{place}.maxLength", f"is {shown(most)}; expected a whole number of characters")
+            refuse(f"{place}.maxLength", f"is {describe_value(most)}; expected a whole number of characters")
         if most == 0:
             return ['""']
         return ['"', FreeText(path, TEXT_TOKENS if most is None else min(most, MAX_TEXT_TOKENS), most), '"']
 
-    def _field(self, texts: Iterable[str], place: str, path: Path) -> list[Part]:
+    def _make_field(self, texts: Iterable[str], place: str, path: Path) -> list[Part]:
         """Returns a field of these values, each once; if there is only one value, words."""
-        different = distinct(texts)
+        different = drop_duplicates(texts)
         self._check_count(len(different), place)
         if len(different) == 1:
             return [different[0]]
@@ -289,7 +307,7 @@ class _Reader:
     @staticmethod
     def _check_count(count: int, place: str) -> None:
         if count > MAX_VALUES:
-            refuse(place, f"has {shown(count)} values; expected at most {MAX_VALUES}")
+            refuse(place, f"has {describe_value(count)} values; expected at most {MAX_VALUES}")
 
 
 def _merge(parts: Iterable[Part]) -> Iterator[Part]:

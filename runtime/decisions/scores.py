@@ -61,7 +61,7 @@ def score(
     """
     laid, mask = lay_out(prompt, pieces, chosen, canvas.contract.mask_id), (canvas.contract.mask_id,)
     start = laid.begins[group[0]]
-    slots = {number: _slot(pieces, number) for number in group}
+    slots = {number: _get_slot(pieces, number) for number in group}
     scores = {number: np.zeros(len(slot.values)) for number, slot in slots.items()}
     deepest = {number: slot.longest for number, slot in slots.items()}
     for level in range(max(deepest.values())):
@@ -69,7 +69,7 @@ def score(
         for number, slot in slots.items():
             begin = laid.begins[number]
             before, behind = laid.ids[start:begin], laid.ids[begin + slot.usual :]
-            for own, prefix, places in slot.nodes(level):
+            for own, prefix, places in slot.list_nodes(level):
                 tokens = tuple(dict.fromkeys(slot.values[place][level] for place in places))
                 queries.append(TokenQuery(before + prefix + mask * (own - level) + behind, begin + level, tokens))
                 receivers.append((number, places))
@@ -91,7 +91,7 @@ def probabilities(scores: Scores, temperature: float) -> Scores:
     return made
 
 
-def _slot(pieces: Sequence[Piece], number: int) -> Slot:
+def _get_slot(pieces: Sequence[Piece], number: int) -> Slot:
     piece = pieces[number]
     assert isinstance(piece, Slot)
     return piece

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypedDict
 
-from ..decoding.options import Prompt, Threshold, threshold_reader
+from ..decoding.options import Prompt, Threshold, make_threshold_reader
 from .decide import DecisionOptions
 from .document import TypedDecision, read_document
 from .form import Decision, Probability
@@ -45,6 +45,6 @@ def decide_schema(
     if all(isinstance(part, str) for part in parts):
         heat, probability = keywords.get("temperature"), keywords.get("probability", "parallel")
         DecisionOptions(probability, keywords.get("max_forwards"), 1.0 if heat is None else heat).check()
-        threshold_reader(keywords.get("threshold"), model.gate, model.contract.vocab)
+        make_threshold_reader(keywords.get("threshold"), model.gate, model.contract.vocab)
         return read_document(made, Decision("".join(map(str, parts)), (), 0, False, probability))
     return read_document(made, model.decide_form(prompt, made.form, **keywords))

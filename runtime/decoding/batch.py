@@ -128,7 +128,7 @@ class Batch:
         """
         live = dict(self._list_live())
         chosen = {slot: s for slot, s in live.items() if only in (None, s)}
-        inputs = {slot: own for slot, s in chosen.items() if (own := s.inputs()) is not None}
+        inputs = {slot: own for slot, s in chosen.items() if (own := s.make_inputs()) is not None}
         ready = {slot: s for slot, s in chosen.items() if slot not in inputs}
         if inputs:
             out = self._backend.forward(self._assemble(live, inputs))
@@ -169,7 +169,7 @@ class Batch:
         chosen = list(ready.values())
         for s in chosen:
             s.draw()
-        proposed = zip(*(s.latest.parts()[:3] for s in chosen), strict=True)
+        proposed = zip(*(s.latest.list_arrays()[:3] for s in chosen), strict=True)
         token, confidence, entropy = (_stack(parts) for parts in proposed)
         limits = {read: read() for read in {s.threshold for s in chosen}}  # a shared threshold is read once
         accepted = self._rule(
@@ -201,7 +201,9 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
 def _has_numbers(out: Proposal, slots: Iterable[int]) -> bool:
     """Returns whether all scores of these slots are numbers. Other slots do not count: a failed request may have
     left NaN there, which nothing reads."""
-    return _is_finite(out.parts()) or all(_is_finite([part[slot] for part in out.parts()]) for slot in slots)
+    return _is_finite(out.list_arrays()) or all(
+        _is_finite([part[slot] for part in out.list_arrays()]) for slot in slots
+    )
 
 
 def _is_finite(parts: Sequence[NDArray[Any]]) -> bool:

@@ -17,7 +17,7 @@ def count_committed(contract: Contract, prompt: int) -> int:
     return prompt // contract.block * contract.block if absolute else prompt
 
 
-def block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[Ints, Ints]:
+def compute_block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[Ints, Ints]:
     """Returns where each position's block begins and ends, for a prompt and `answer` positions after it.
 
     The answer's blocks are decoded one after the other. Decoding, trajectories and training get block bounds only from
@@ -29,7 +29,7 @@ def block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[Ints, In
     return begins, begins + block
 
 
-def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
+def compute_block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
     """Returns how far each position of a prompt and `answer` positions after it sees: to the end of its block.
 
     With the alignment `prompt` it sees at least to the prompt's end; without a KV cache it sees everything. int64
@@ -37,18 +37,19 @@ def block_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
     """
     if not contract.has_cache:
         return np.full(prompt + answer, prompt + answer, np.int64)
-    ends = block_bounds(contract, prompt, answer)[1]
+    ends = compute_block_bounds(contract, prompt, answer)[1]
     return np.maximum(ends, prompt) if contract.alignment == "prompt" else ends
 
 
 def compute_committed_ends(contract: Contract, prompt: int, answer: int = 0) -> Ints:
-    """Returns how far each position sees once it is committed: to itself in causal models, else as in `block_ends`.
+    """Returns how far each position sees once it is committed: to itself in causal models, else as in
+    `compute_block_ends`.
 
     int64 [prompt + answer]
     """
     if contract.commits_causally:
         return np.arange(1, prompt + answer + 1, dtype=np.int64)
-    return block_ends(contract, prompt, answer)
+    return compute_block_ends(contract, prompt, answer)
 
 
 def decode_token_by_token(contract: Contract) -> Contract:
@@ -97,7 +98,7 @@ def round_up_to_blocks(contract: Contract, prompt: int, tokens: int) -> int:
     return start - (start - prompt - tokens) // contract.block * contract.block
 
 
-def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
+def count_positions(contract: Contract, prompt: int, tokens: int) -> int:
     """Returns how many positions are occupied by one request at most: prompt and whole blocks, or prompt and canvas."""
     return round_up_to_blocks(contract, prompt, tokens) if contract.has_cache else prompt + contract.canvas
 
@@ -105,10 +106,10 @@ def positions_for(contract: Contract, prompt: int, tokens: int) -> int:
 def compute_longest_answer(contract: Contract) -> int:
     """Returns how many positions at most belong to an answer of `contract.canvas` tokens, its last block complete."""
     lengths = range(contract.block, 2 * contract.block)
-    return max(positions_for(contract, prompt, contract.canvas) - prompt for prompt in lengths)
+    return max(count_positions(contract, prompt, contract.canvas) - prompt for prompt in lengths)
 
 
-def room_for_answer(contract: Contract, prompt: int) -> int:
+def count_room_for_answer(contract: Contract, prompt: int) -> int:
     """Returns the most tokens that an answer to a prompt of `prompt` tokens may have; 0 if none fits."""
     if not contract.has_cache:
         return contract.canvas if prompt + contract.canvas <= contract.capacity else 0
@@ -127,7 +128,7 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
             f"the prompt has {prompt} tokens, but this engine takes one of at most {contract.max_prompt}; shorten it, "
             "or build the engine with a larger --max-prompt"
         )
-    room = room_for_answer(contract, prompt)
+    room = count_room_for_answer(contract, prompt)
     if tokens > room:
         limit = f"blocks of {contract.block}" if contract.has_cache else f"a canvas of {contract.canvas} tokens"
         raise UserError(
@@ -136,7 +137,7 @@ def check_room(contract: Contract, prompt: int, tokens: int) -> None:
         )
 
 
-def room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
+def count_room_before_suffix(contract: Contract, prompt: int, suffix: int) -> int:
     """Returns how many tokens fit between a prompt and a suffix of these lengths, if each is to see the suffix.
 
     A `full` model sees its whole canvas, a `block_causal` one nothing after the block. 0 or less: none fits.
@@ -151,7 +152,7 @@ def check_suffix(contract: Contract, prompt: int, tokens: int, suffix: Ints) -> 
     if len(suffix) == 0:
         return
     check_ids(contract, suffix)
-    room = room_before_suffix(contract, prompt, len(suffix))
+    room = count_room_before_suffix(contract, prompt, len(suffix))
     if tokens > room:
         where = (
             f"one block of {contract.block} tokens, beyond which this model sees nothing"

@@ -56,8 +56,8 @@ def select_by_threshold(spec: GateSpec, metric: Floats, free: Bools, ranked: Ran
 
 
 def select_longest_run(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
-    """Returns the n most confident positions, for the largest n that `factor_count` finds. [batch, block]"""
-    return ranked() < factor_count(metric, free, threshold)[:, None]
+    """Returns the n most confident positions, for the largest n that `count_by_factor` finds. [batch, block]"""
+    return ranked() < count_by_factor(metric, free, threshold)[:, None]
 
 
 def select_fixed_count(spec: GateSpec, metric: Floats, free: Bools, ranked: Ranked, threshold: Floats) -> Bools:
@@ -71,8 +71,8 @@ class Rule:
 
     accept: returns the positions that the rule accepts, bool [batch, block]; the gate then adds the best others until
     there are `min`. Its arguments: the spec; metric, the scores [batch, block]; free, the masked positions that the
-    end-token guard does not hold back [batch, block]; ranked, a function that returns `ranks`, computed at its first
-    call; the threshold [batch or 1, 1].
+    end-token guard does not hold back [batch, block]; ranked, a function that returns `rank_positions`, computed at its
+    first call; the threshold [batch or 1, 1].
     units: the metrics that the rule takes, each with its threshold's unit, None for a rule without a threshold.
     compares: whether the spec's comparator compares each score with the threshold.
     """
@@ -115,7 +115,7 @@ class Gate:
         held = np.isin(token, self.eos_ids) & (np.asarray(progress, np.float32)[:, None] < guard) if guard else None
         eligible = masked if spec.sub_block is None else keep_first_sub_block(masked, spec.sub_block)
         free = eligible if held is None else eligible & ~held
-        ranked = cache(lambda: ranks(metric if spec.metric == "confidence" else -metric, eligible, held))
+        ranked = cache(lambda: rank_positions(metric if spec.metric == "confidence" else -metric, eligible, held))
         accepted = RULES[spec.rule].accept(spec, metric, free, ranked, np.asarray(threshold).reshape(-1, 1))
         fewest = np.count_nonzero(accepted) if len(accepted) == 1 else accepted.sum(axis=1).min()
         if fewest < spec.min:  # rare; otherwise the rule `threshold` needs no ranks
@@ -131,14 +131,14 @@ def keep_first_sub_block(masked: Bools, size: int) -> Bools:
     return here
 
 
-def ranks(score: Floats, eligible: Bools, held: Bools | None) -> Ints:
+def rank_positions(score: Floats, eligible: Bools, held: Bools | None) -> Ints:
     """Ranks positions, 0 the best: eligible ones, then held-back eligible ones, then others. int64 [batch, block]"""
     keys = (-score, ~eligible) if held is None else (-score, held, ~eligible)
     order = np.lexsort(keys)  # stable, so ties keep the lowest position first
     return order.argsort()
 
 
-def factor_count(confidence: Floats, eligible: Bools, factor: Floats) -> Ints:
+def count_by_factor(confidence: Floats, eligible: Bools, factor: Floats) -> Ints:
     """Returns the largest n with (n + 1)(1 - c_n) < factor [batch, 1], c_n the n-th best confidence, or 0. [batch]"""
     best = -np.sort(-np.where(eligible, confidence, -np.inf))
     n = np.arange(1, best.shape[1] + 1)

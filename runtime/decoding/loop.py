@@ -14,16 +14,16 @@ from ..contract import Contract, GateSpec
 from .batch import Batch, Step
 from .block_layout import decode_token_by_token
 from .gate import Gate
-from .options import OptionKeywords, Request, convert_token_ids, settle, threshold_reader
+from .options import OptionKeywords, Request, convert_token_ids, make_threshold_reader, settle
 from .request_state import BlockProgress, Progress, Result
-from .sampling import sampler
+from .sampling import make_sampler
 from .speculation import SpeculativeProgress
 
 if TYPE_CHECKING:
     from typing import Unpack  # Python 3.11
 
 
-def steps(
+def decode_steps(
     backend: Backend,
     requests: Sequence[Request],
     *,
@@ -46,7 +46,7 @@ def steps(
         yield from _run(Batch(backend, begin.rule, together, room), iter(queue))
 
 
-def answers(
+def decode_answers(
     backend: Backend,
     requests: Iterable[Request],
     slots: int,
@@ -57,7 +57,7 @@ def answers(
     """Yields the answers to a stream of requests in the stream's order; decodes `slots` of them at once.
 
     A request is taken from the stream, and checked, when the request before has its place; a UserError ends the stream.
-    The other options are those of `steps`. In fp32 each answer equals its solo run.
+    The other options are those of `decode_steps`. In fp32 each answer equals its solo run.
     """
     begin = Beginning(backend.contract, gate, options)
     queue = (begin(row, request) for row, request in enumerate(requests))
@@ -86,7 +86,7 @@ def _run(batch: Batch, queue: Iterator[Progress]) -> Iterator[list[Step]]:
 def generate(
     backend: Backend, request: Request, *, gate: GateSpec | None = None, **options: Unpack[OptionKeywords]
 ) -> Result:
-    """Returns one whole answer; the options are those of `steps`."""
+    """Returns one whole answer; the options are those of `decode_steps`."""
     return generate_batch(backend, [request], gate=gate, **options)[0]
 
 
@@ -102,7 +102,7 @@ def generate_batch(
     if not requests:
         return []
     results: dict[int, Result] = {}
-    for done in steps(backend, requests, gate=gate, slots=slots, **options):
+    for done in decode_steps(backend, requests, gate=gate, slots=slots, **options):
         results.update({step.row: step.result for step in done if step.result is not None})
     return [results[row] for row in range(len(requests))]
 
@@ -113,15 +113,15 @@ class Beginning:
     def __init__(self, contract: Contract, gate: GateSpec | None, shared: OptionKeywords) -> None:
         self.rule = Gate(gate or contract.gate, contract.eos_ids)
         self._contract, self._shared, self._threshold = contract, shared, shared.get("threshold")
-        self._reader = threshold_reader(self._threshold, self.rule.spec, contract.vocab)  # read once per step
+        self._reader = make_threshold_reader(self._threshold, self.rule.spec, contract.vocab)  # read once per step
 
     def __call__(self, row: int, request: Request, past: int = 0) -> Progress:
         """Returns the state of the request of index `row`, whose first `past` tokens are in the KV cache already."""
         contract = self._contract
         options = settle(contract, request.prompt, replace(request.options, **self._shared))
         alike = options.threshold is self._threshold
-        reader = self._reader if alike else threshold_reader(options.threshold, self.rule.spec, contract.vocab)
-        wanted, drawing = options.max_new_tokens or 0, sampler(options.temperature, options.seed)
+        reader = self._reader if alike else make_threshold_reader(options.threshold, self.rule.spec, contract.vocab)
+        wanted, drawing = options.max_new_tokens or 0, make_sampler(options.temperature, options.seed)
         if options.mode == "speculative":
             return SpeculativeProgress(contract, row, request.prompt, wanted, reader, options.fused, past, drawing)
         return BlockProgress(

@@ -15,11 +15,11 @@ from .block_layout import (
     check_ids,
     check_room,
     check_suffix,
+    count_room_before_suffix,
+    count_room_for_answer,
     decode_token_by_token,
-    room_before_suffix,
-    room_for_answer,
 )
-from .sampling import check_sampling, sampler
+from .sampling import check_sampling, make_sampler
 
 NEW_TOKENS = 256  # default of max_new_tokens; fewer if the prompt leaves less room
 
@@ -87,9 +87,9 @@ class Request:
 def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOptions:
     """Returns the options completed: with `max_new_tokens`, mode, ids as suffix and, if tokens are sampled, a seed.
 
-    Raises UserError if the request does not fit the model. The threshold is checked by `threshold_reader`.
+    Raises UserError if the request does not fit the model. The threshold is checked by `make_threshold_reader`.
     """
-    mode = mode_of(contract, options.mode, gated=options.threshold is not None or len(options.suffix) > 0)
+    mode = choose_mode(contract, options.mode, gated=options.threshold is not None or len(options.suffix) > 0)
     if mode != "block":
         _check_ungated(options, mode)
     contract = choose_contract(contract, mode)
@@ -98,12 +98,12 @@ def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOp
     check_room(contract, len(prompt), wanted)
     check_suffix(contract, len(prompt), wanted, suffix)
     check_sampling(contract, options.temperature, options.seed)
-    drawing = sampler(options.temperature, options.seed)
+    drawing = make_sampler(options.temperature, options.seed)
     seed = None if drawing is None else drawing.seed
     return replace(options, max_new_tokens=wanted, suffix=suffix, seed=seed, mode=mode)
 
 
-def mode_of(contract: Contract, mode: str | None, gated: bool = False) -> str:
+def choose_mode(contract: Contract, mode: str | None, gated: bool = False) -> str:
     """Returns the mode; for None the contract's default or, if `gated`, `block`.
 
     gated: whether the request has an option that only the mode `block` has. Raises UserError if the model does not
@@ -134,17 +134,17 @@ def count_new_tokens(contract: Contract, prompt: Ints, options: DecodeOptions) -
     """Returns how many tokens the answer may have: the option, or NEW_TOKENS, or fewer if there is less room."""
     if options.max_new_tokens is not None:
         return options.max_new_tokens
-    room = room_for_answer(contract, len(prompt))
+    room = count_room_for_answer(contract, len(prompt))
     if len(options.suffix):
-        room = min(room, room_before_suffix(contract, len(prompt), len(options.suffix)))
+        room = min(room, count_room_before_suffix(contract, len(prompt), len(options.suffix)))
     return max(1, min(NEW_TOKENS, room))
 
 
-def threshold_reader(threshold: Threshold | None, spec: GateSpec, vocab: int) -> Callable[[], float]:
+def make_threshold_reader(threshold: Threshold | None, spec: GateSpec, vocab: int) -> Callable[[], float]:
     """Returns a function that gives the threshold at every step. Raises UserError for one outside the gate's range."""
     if callable(threshold):
         return lambda: spec.check_threshold(threshold(), vocab)
-    fixed = spec.own_threshold(vocab) if threshold is None else spec.check_threshold(threshold, vocab)
+    fixed = spec.require_threshold(vocab) if threshold is None else spec.check_threshold(threshold, vocab)
     return lambda: fixed
 
 

@@ -36,7 +36,7 @@ class Session:
         self._last: tuple[Ints, Progress] | None = None  # the last prompt and the state of its answer
 
     def steps(self, request: Request, **options: Unpack[OptionKeywords]) -> Iterator[list[Step]]:
-        """Yields what `loop.steps` yields. If it is closed early, what was committed until then is kept."""
+        """Yields what `loop.decode_steps` yields. If it is closed early, what was committed until then is kept."""
         contract = self._backend.contract
         begin = Beginning(contract, self._gate, options)
         held, earlier = self._find_held()

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..backend import Bools, Ints, Proposal
 from ..contract import Contract
-from .block_layout import block_bounds, count_committed, positions_for
+from .block_layout import compute_block_bounds, count_committed, count_positions
 from .sampling import Sampler
 from .sequence import NOTHING, CachedBlocks, Inputs, Sequence, WholeCanvas
 
@@ -111,7 +111,7 @@ class Progress(ABC):
         """Returns the share of the answer that is unmasked."""
 
     @abstractmethod
-    def inputs(self) -> Inputs | None:
+    def make_inputs(self) -> Inputs | None:
         """Returns what the next forward pass needs; None if none is needed before the gate decides."""
 
     @abstractmethod
@@ -131,7 +131,7 @@ class Progress(ABC):
         """Writes the latest tokens of accepted masked positions, bool [block], into the canvas; ends the answer or
         begins the next block if it is time."""
 
-    def _ended(self, fresh: list[int]) -> bool:
+    def _check_end(self, fresh: list[int]) -> bool:
         """Ends the answer if these tokens, the next ones in it, contain its end. Returns whether they do."""
         ends = [i for i, token_id in enumerate(fresh) if token_id in self.contract.eos_ids]
         left = self.wanted - len(self.answer)
@@ -177,12 +177,12 @@ class BlockProgress(Progress):
         sampler: Sampler | None = None,
         mode: str = "block",
     ) -> None:
-        room = positions_for(contract, len(prompt), wanted)
+        room = count_positions(contract, len(prompt), wanted)
         super().__init__(contract, row, mode, wanted, room, threshold, sampler)
         # The answer's positions before any step: masks, and after the wanted ones the suffix, known from the start.
         self.ahead = np.full(room - len(prompt), contract.mask_id)
         self.ahead[wanted : wanted + len(suffix)] = suffix
-        self.ends = block_bounds(contract, len(prompt), len(self.ahead))[1]  # where each position's block ends
+        self.ends = compute_block_bounds(contract, len(prompt), len(self.ahead))[1]  # where each position's block ends
         self.most = wanted if len(suffix) else len(self.ahead)  # nothing after the suffix is requested
         self.draws, self.seeding = 0, False  # seeding: whether only the block's first token is decided now
         self.latest = make_empty_proposal(contract.block, contract.top_k if sampler else 0)
@@ -208,14 +208,16 @@ class BlockProgress(Progress):
         """Returns the share of the answer that is unmasked."""
         return (len(self.answer) + len(self.open) - np.count_nonzero(self.open) - self.closed) / self.wanted
 
-    def inputs(self) -> Inputs | None:
+    def make_inputs(self) -> Inputs | None:
         """Returns what the next forward pass needs; None if none is needed before the gate decides."""
-        return self.sequence.inputs(self.canvas, self.open)
+        return self.sequence.make_inputs(self.canvas, self.open)
 
     def receive(self, out: Proposal, slot: int, positions: Ints) -> bool:
         """Takes a slot's predictions of the requested positions. Returns whether the canvas was in the forward pass, or
         the committed tokens predict its first token, which is then decided alone."""
-        for kept, new in zip(self.latest.parts(), out.parts(), strict=False):  # top tokens only if this request samples
+        for kept, new in zip(
+            self.latest.list_arrays(), out.list_arrays(), strict=False
+        ):  # top tokens only if this request samples
             kept[positions] = new[slot, : len(positions)]
         committing, stepping = self.sequence.receive()
         commits = committing and self.blocks > 1  # in the first block that was the prompt's prefill
@@ -245,7 +247,7 @@ class BlockProgress(Progress):
         settled = int(self.open.argmax())  # positions with no masked one before them
         settled = settled if self.open[settled] else len(self.open)
         fresh = self.canvas[self.tail : settled].tolist()
-        if not self._ended(fresh) and settled == len(self.open):
+        if not self._check_end(fresh) and settled == len(self.open):
             self.answer += fresh
             self.sequence.commit(self.canvas)
             self._begin_block(NOTHING)

@@ -36,7 +36,7 @@ class Sampler:
         if proposal.top_token is None or proposal.top_logprob is None:
             raise ValueError("the engine gave no top tokens to sample from")
         chosen = sample_tokens(
-            proposal.top_logprob, self.temperature, uniforms(self.seed, first, len(proposal.token), step)
+            proposal.top_logprob, self.temperature, sample_uniforms(self.seed, first, len(proposal.token), step)
         )
         token = np.take_along_axis(proposal.top_token, chosen[:, None], axis=1)[:, 0]
         log_prob = np.take_along_axis(proposal.top_logprob, chosen[:, None], axis=1)[:, 0]
@@ -55,7 +55,7 @@ def sample_tokens(log_prob: NDArray[np.floating], temperature: float, uniform: N
     return place
 
 
-def uniforms(seed: int, first: int, count: int, step: int) -> NDArray[np.float64]:
+def sample_uniforms(seed: int, first: int, count: int, step: int) -> NDArray[np.float64]:
     """Returns a number in [0, 1) for each of `count` positions from `first`, 0 for those below 0. float64 [count]
 
     Philox (Salmon et al. 2011) is a function of a key, here the seed, and a counter, here (position, step). Its numbers
@@ -67,7 +67,7 @@ def uniforms(seed: int, first: int, count: int, step: int) -> NDArray[np.float64
     return np.concatenate((np.zeros(start - first), (whole >> np.uint64(11)) * 2.0**-53))
 
 
-def sampler(temperature: float, seed: int | None) -> Sampler | None:
+def make_sampler(temperature: float, seed: int | None) -> Sampler | None:
     """Returns an answer's sampler, its seed chosen now if none is given; None at a temperature of 0."""
     if temperature == 0:
         return None

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..backend import Bools, Ints
 from ..contract import Contract
-from .block_layout import block_ends, compute_committed_ends, count_committed
+from .block_layout import compute_block_ends, compute_committed_ends, count_committed
 
 NOTHING = np.zeros(0, np.int64)
 
@@ -55,7 +55,7 @@ class CachedBlocks:
         self._first = int(contract.shift or contract.seeded)  # canvas positions that the last committed row predicts
         self.past, self.pending = past, prompt[past : count_committed(contract, len(prompt))]
         # How far each position sees while its block is in progress, and once it is committed; [prompt + answer]
-        self._ends = block_ends(contract, len(prompt), len(answer))
+        self._ends = compute_block_ends(contract, len(prompt), len(answer))
         self._committed = compute_committed_ends(contract, len(prompt), len(answer))
 
     @property
@@ -64,7 +64,7 @@ class CachedBlocks:
         start = self.past + len(self.pending)
         return len(self.pending) + (self._fused or not len(self.pending)) * (int(self._ends[start]) - start)
 
-    def inputs(self, canvas: Ints, masked: Bools) -> Inputs | None:
+    def make_inputs(self, canvas: Ints, masked: Bools) -> Inputs | None:
         """Returns the pending tokens, the block, or both if fused.
 
         None if the last committed row has predicted everything, as with blocks of one token and `shift`.
@@ -108,11 +108,13 @@ class WholeCanvas:
         """Tokens of the next forward pass."""
         return len(self._ids)
 
-    def inputs(self, canvas: Ints, masked: Bools) -> Inputs:
+    def make_inputs(self, canvas: Ints, masked: Bools) -> Inputs:
         """Returns the whole sequence, of which only the block in progress, `canvas`, is predicted."""
         asked, ids = masked.nonzero()[0], self._ids.copy()
         ids[self._first : self._first + len(canvas)] = canvas
-        return Inputs(ids, block_ends(self._contract, len(ids)), 0, self._first + asked - self._contract.shift, asked)
+        return Inputs(
+            ids, compute_block_ends(self._contract, len(ids)), 0, self._first + asked - self._contract.shift, asked
+        )
 
     def receive(self) -> tuple[bool, bool]:
         """Returns False, as no forward pass commits tokens, and True, as the block is always in it."""

@@ -69,7 +69,7 @@ class Draft:
         """Tokens of the next forward pass."""
         return self._known + self.masks
 
-    def inputs(self) -> Inputs:
+    def make_inputs(self) -> Inputs:
         """Returns the prompt, whose last row predicts the seed, or seed and draft; then masks; and the logits rows."""
         past, known, masks = self.past, self._known, self.masks
         before = self.pending if len(self.pending) else np.concatenate(([self.seed], self.drafted))
@@ -127,9 +127,9 @@ class SpeculativeProgress(Progress):
         """Returns the share of the answer that is confirmed."""
         return len(self.answer) / self.wanted
 
-    def inputs(self) -> Inputs:
+    def make_inputs(self) -> Inputs:
         """Returns what the next forward pass needs."""
-        return self.sequence.inputs()
+        return self.sequence.make_inputs()
 
     def receive(self, out: Proposal, slot: int, positions: Ints) -> bool:
         """Takes a slot's predictions: the seed after the prompt, a draft, or the verification of a draft."""
@@ -164,7 +164,7 @@ class SpeculativeProgress(Progress):
             for place in range(verified):
                 number = len(self.answer) + place
                 sampled = self.sampler(
-                    Proposal(*(part[slot, place : place + 1] for part in out.parts())), number, number
+                    Proposal(*(part[slot, place : place + 1] for part in out.list_arrays())), number, number
                 )
                 tokens[place], confidence[place] = sampled.token[0], sampled.confidence[0]
         same = tokens[:-1] == self.sequence.drafted[: verified - 1]
@@ -197,6 +197,6 @@ class SpeculativeProgress(Progress):
         if not self.confirmed:
             return
         fresh = self.canvas.tolist()
-        if not self._ended(fresh):
+        if not self._check_end(fresh):
             self.answer += fresh
             self.blocks += 1

@@ -67,7 +67,7 @@ class DecodingCost:
     tokens_per_second: float
 
 
-def modes(question: Question) -> list[Mode]:
+def list_modes(question: Question) -> list[Mode]:
     """Returns the modes: autoregressive, each block, and full diffusion over prompt and answer at once."""
     q = question
     blocks = [Mode(f"block of {size}", Pass(1, size, q.past, size), min(q.accepted, size)) for size in q.blocks]
@@ -76,21 +76,21 @@ def modes(question: Question) -> list[Mode]:
     return [Mode("autoregressive", Pass(1, 1, q.past, 1), 1.0), *blocks, full]
 
 
-def points(device: Device, question: Question) -> Iterator[DecodingCost]:
+def compute_points(device: Device, question: Question) -> Iterator[DecodingCost]:
     """Yields the cost of every mode at every batch, mode by mode."""
     q = question
-    for mode in modes(q):
+    for mode in list_modes(q):
         for batch in q.batches:
-            load = device.work(q.shape, q.precision, mode.forward(batch))
-            ms, compute = device.ms(load, q.precision), device.compute_ms(load, q.precision)
-            bound = "compute" if compute > device.memory_ms(load) else "memory"
-            single = device.ms(device.work(q.shape, q.precision, Pass(batch, 1, q.past, 1)), q.precision)
+            load = device.count_work(q.shape, q.precision, mode.forward(batch))
+            ms, compute = device.estimate_ms(load, q.precision), device.estimate_compute_ms(load, q.precision)
+            bound = "compute" if compute > device.estimate_memory_ms(load) else "memory"
+            single = device.estimate_ms(device.count_work(q.shape, q.precision, Pass(batch, 1, q.past, 1)), q.precision)
             done, moved = load.linear + load.attention, load.weights + load.cache
             speed = 1000 * batch * mode.tokens / ms
             yield DecodingCost(mode.name, batch, done, moved, load.intensity, bound, ms, ms / single, speed)
 
 
-def to_train(widest: int) -> int:
+def choose_trained_block(widest: int) -> int:
     """Returns the block to train: the largest of TRAINED up to `widest`, the widest memory-bound block."""
     return max((block for block in TRAINED if block <= widest), default=TRAINED[0])
 
@@ -98,14 +98,14 @@ def to_train(widest: int) -> int:
 def analyze(device: Device, question: Question) -> dict[str, Any]:
     """Returns all results for a device as plain values. The block to train is that of the first batch."""
     q = question
-    widest = {batch: device.widest_block(q.shape, q.precision, batch, q.past) for batch in q.batches}
+    widest = {batch: device.find_widest_block(q.shape, q.precision, batch, q.past) for batch in q.batches}
     return {
         "name": device.name,
         "source": device.source,
         "gb_per_second": device.bandwidth,
         "tera_operations_per_second": device.rates[q.precision],
-        "ridge": device.ridge(q.precision),
+        "ridge": device.compute_ridge(q.precision),
         "widest_memory_bound_block": [{"batch": batch, "block": block} for batch, block in widest.items()],
-        "block_to_train": to_train(widest[q.batches[0]]),
-        "points": [asdict(point) for point in points(device, q)],
+        "block_to_train": choose_trained_block(widest[q.batches[0]]),
+        "points": [asdict(point) for point in compute_points(device, q)],
     }

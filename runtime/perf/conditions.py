@@ -21,7 +21,7 @@ def describe_conditions(
     """Returns what the figures depend on. prompts: a description of them; threshold: None for the gate's own."""
     contract = model.contract
     return {
-        "processor": processor_name(),
+        "processor": read_processor_name(),
         "cores": count_physical_cores(),
         "logical_cores": os.cpu_count(),
         "threads": getattr(model.backend, "threads", None),  # CPU threads; a TensorRT engine has none
@@ -41,7 +41,7 @@ def describe_conditions(
     }
 
 
-def processor_name() -> str:
+def read_processor_name() -> str:
     """Returns the processor's name as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .op_counts import WEIGHT_SIZES, ForwardWork, ModelShape, Pass, work
+from .op_counts import WEIGHT_SIZES, ForwardWork, ModelShape, Pass, count_work
 
 MOST = 1 << 16  # tokens, limit of the search for the widest block
 
@@ -30,38 +30,38 @@ class Device:
     wide: str
     source: str
 
-    def number(self, precision: str) -> int:
+    def count_number_bytes(self, precision: str) -> int:
         """Returns the bytes per number outside of matrices, such as in the KV cache."""
         return WEIGHT_SIZES[precision].number or WEIGHT_SIZES[self.wide].number or 4
 
-    def ridge(self, precision: str) -> float:
+    def compute_ridge(self, precision: str) -> float:
         """Returns the operations per byte above which computing, not memory, bounds the time."""
         return 1000 * self.rates[precision] / self.bandwidth
 
-    def work(self, shape: ModelShape, precision: str, forward: Pass) -> ForwardWork:
+    def count_work(self, shape: ModelShape, precision: str, forward: Pass) -> ForwardWork:
         """Returns what the forward pass costs on this device."""
-        return work(shape, WEIGHT_SIZES[precision], self.number(precision), forward)
+        return count_work(shape, WEIGHT_SIZES[precision], self.count_number_bytes(precision), forward)
 
-    def memory_ms(self, load: ForwardWork) -> float:
+    def estimate_memory_ms(self, load: ForwardWork) -> float:
         """Returns the milliseconds for moving the forward pass's bytes."""
         return (load.weights + load.cache) / self.bandwidth / 1e6
 
-    def compute_ms(self, load: ForwardWork, precision: str) -> float:
+    def estimate_compute_ms(self, load: ForwardWork, precision: str) -> float:
         """Returns the milliseconds for the operations; attention runs in fp16 or fp32, whatever the weights are."""
         mixing = precision if WEIGHT_SIZES[precision].number else self.wide
         return load.linear / self.rates[precision] / 1e9 + load.attention / self.rates[mixing] / 1e9
 
-    def ms(self, load: ForwardWork, precision: str) -> float:
+    def estimate_ms(self, load: ForwardWork, precision: str) -> float:
         """Returns the least milliseconds of a forward pass: moving bytes and computing overlap completely."""
-        return max(self.memory_ms(load), self.compute_ms(load, precision))
+        return max(self.estimate_memory_ms(load), self.estimate_compute_ms(load, precision))
 
-    def widest_block(self, shape: ModelShape, precision: str, batch: int, past: int) -> int:
+    def find_widest_block(self, shape: ModelShape, precision: str, batch: int, past: int) -> int:
         """Returns the widest block, in tokens, whose step is still memory-bound; 0 if none is."""
         low, high = 0, MOST
         while low < high:
             block = (low + high + 1) // 2
-            load = self.work(shape, precision, Pass(batch, block, past, block))
-            if self.compute_ms(load, precision) <= self.memory_ms(load):
+            load = self.count_work(shape, precision, Pass(batch, block, past, block))
+            if self.estimate_compute_ms(load, precision) <= self.estimate_memory_ms(load):
                 low = block
             else:
                 high = block - 1

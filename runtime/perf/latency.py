@@ -84,18 +84,18 @@ def time_forwards(backend: Backend, repeat: int, warmup: int) -> Iterator[Latenc
     contract = backend.contract
     kinds: list[tuple[str, Forward]] = []
     if not contract.has_cache:
-        kinds += [("step", forward) for forward in block_steps(contract)]
+        kinds += [("step", forward) for forward in list_block_steps(contract)]
     else:
-        pasts = places(contract.capacity - 2 * contract.block, contract.block)
+        pasts = choose_places(contract.capacity - 2 * contract.block, contract.block)
         for name, make in list_repeated(contract):
             kinds += [(name, make(contract, past)) for past in pasts]
-        kinds += [("prefill", prefill(contract, length)) for length in prefill_lengths(contract)]
+        kinds += [("prefill", make_prefill(contract, length)) for length in choose_prefill_lengths(contract)]
     for name, forward in kinds:
         past, width = int(forward.past_length[0]), forward.input_ids.shape[1]
         if past + width <= contract.capacity:
             backend.open(1, past + width)
             seconds = time_calls(lambda forward=forward: backend.forward(forward), repeat, warmup)  # type: ignore[misc]
-            yield Latency(name, past, width, forward.rows.shape[1], percentiles(1000 * seconds))
+            yield Latency(name, past, width, forward.rows.shape[1], compute_percentiles(1000 * seconds))
 
 
 def time_candidates(backend: Backend, repeat: int, warmup: int) -> list[CandidateLatency]:
@@ -106,7 +106,7 @@ def time_candidates(backend: Backend, repeat: int, warmup: int) -> list[Candidat
     contract = backend.contract
     if not contract.candidates:
         return []
-    steps = block_steps(contract)
+    steps = list_block_steps(contract)
     step = steps[len(steps) // 2]
     past, width, rows = int(step.past_length[0]), step.input_ids.shape[1], step.rows.shape[1]
     counts = sorted({0, contract.candidates, *(count for count in CANDIDATES if count < contract.candidates)})
@@ -115,7 +115,7 @@ def time_candidates(backend: Backend, repeat: int, warmup: int) -> list[Candidat
     seconds = time_by_turns(works, repeat, warmup)
     ratios = np.median(seconds / seconds[0], axis=1).tolist()
     return [
-        CandidateLatency(count, past, width, rows, percentiles(1000 * own), ratio)
+        CandidateLatency(count, past, width, rows, compute_percentiles(1000 * own), ratio)
         for count, own, ratio in zip(counts, seconds, ratios, strict=True)
     ]
 
@@ -124,10 +124,10 @@ def list_repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int
     """Returns the forward passes that the modes of a model with a KV cache repeat: each with its name."""
     found: list[tuple[str, Callable[[Contract, int], Forward]]] = []
     if "block" in contract.modes:
-        found += [("step", canvas), ("step, half open", make_half), ("commit", commit)]
+        found += [("step", make_canvas_step), ("step, half open", make_half), ("commit", make_commit)]
         found += [] if contract.seeded else [("fused step", make_fused)]
     if "speculative" in contract.modes:
-        found += [("verification", verification)]
+        found += [("verification", make_verification)]
     if "causal" in contract.modes:
         found += [("token", make_token)]
     return found
@@ -152,29 +152,29 @@ def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[
                 "open_ms": 1000 * backend.open_seconds,
             }
         )
-    return {name: asdict(percentiles(np.array([row[name] for row in rows[1:]]))) for name in rows[0]}
+    return {name: asdict(compute_percentiles(np.array([row[name] for row in rows[1:]]))) for name in rows[0]}
 
 
-def canvas(contract: Contract, past: int) -> Forward:
+def make_canvas_step(contract: Contract, past: int) -> Forward:
     """Returns a step over a masked block after `past` committed tokens.
 
     With `shift` it does not predict the block's first position, which the last committed token predicts.
     """
-    return _step(contract, past, contract.block - contract.shift)
+    return _make_step(contract, past, contract.block - contract.shift)
 
 
 def make_half(contract: Contract, past: int) -> Forward:
     """Returns the step over a block whose second half is masked."""
-    return _step(contract, past, contract.block // 2)
+    return _make_step(contract, past, contract.block // 2)
 
 
-def _step(contract: Contract, past: int, n: int) -> Forward:
+def _make_step(contract: Contract, past: int, n: int) -> Forward:
     block = contract.block
     rows = np.arange(block - max(1, n), block) - contract.shift  # a block of one token has no half
     return _forward(contract, past, np.full(block, past + block), np.maximum(rows, 0))
 
 
-def commit(contract: Contract, past: int) -> Forward:
+def make_commit(contract: Contract, past: int) -> Forward:
     """Returns the commit of a finished block as a pass of its own; it predicts the last row."""
     return _forward(contract, past, list_committed_ends(contract, past), np.array([contract.block - 1]))
 
@@ -192,7 +192,7 @@ def list_committed_ends(contract: Contract, past: int) -> Ints:
     return past + (np.arange(1, block + 1) if contract.commits_causally else np.full(block, block))
 
 
-def verification(contract: Contract, past: int) -> Forward:
+def make_verification(contract: Contract, past: int) -> Forward:
     """Returns the verification of a drafted block, with all rows predicted.
 
     If the model drafts ahead, the masks of the next draft follow the block.
@@ -210,7 +210,7 @@ def make_token(contract: Contract, past: int) -> Forward:
     return _forward(contract, past, np.array([past + 1]), np.zeros(1, np.int64))
 
 
-def prefill(contract: Contract, length: int) -> Forward:
+def make_prefill(contract: Contract, length: int) -> Forward:
     """Returns the prefill of a prompt's committed tokens; it predicts the last row."""
     return _forward(contract, 0, compute_committed_ends(contract, length), np.array([length - 1]))
 
@@ -221,11 +221,14 @@ def make_whole(contract: Contract, prompt: int) -> Forward:
     return _forward(contract, 0, np.full(width, width), prompt + np.arange(contract.block) - contract.shift)
 
 
-def block_steps(contract: Contract) -> list[Forward]:
+def list_block_steps(contract: Contract) -> list[Forward]:
     """Returns the step over a masked block at the start, middle and end of the capacity."""
     if not contract.has_cache:
-        return [make_whole(contract, prompt) for prompt in places(contract.capacity - contract.canvas, 1)]
-    return [canvas(contract, past) for past in places(contract.capacity - 2 * contract.block, contract.block)]
+        return [make_whole(contract, prompt) for prompt in choose_places(contract.capacity - contract.canvas, 1)]
+    return [
+        make_canvas_step(contract, past)
+        for past in choose_places(contract.capacity - 2 * contract.block, contract.block)
+    ]
 
 
 def add_candidates(contract: Contract, forward: Forward, count: int) -> Forward:
@@ -242,13 +245,13 @@ def _forward(contract: Contract, past: int, visible: Ints, rows: Ints) -> Forwar
     return Forward(ids, np.array([past], np.int64), visible[None].astype(np.int64), rows[None].astype(np.int64))
 
 
-def places(room: int, multiple: int) -> list[int]:
+def choose_places(room: int, multiple: int) -> list[int]:
     """Returns start, middle and end of `room`, rounded down to multiples of `multiple`, each once."""
     least = 0 if multiple > 1 else 1  # without a KV cache these are prompt lengths, and a prompt is never empty
     return sorted({max(least, part // multiple * multiple) for part in (0, room // 2, room)})
 
 
-def prefill_lengths(contract: Contract) -> list[int]:
+def choose_prefill_lengths(contract: Contract) -> list[int]:
     """Returns the lengths to prefill: what this model commits of a block, and of a quarter, half and all of the room.
 
     The room is the prompt's: the capacity without one block.
@@ -284,5 +287,5 @@ def time_by_turns(
     return seconds[:, warmup:]
 
 
-def percentiles(values: NDArray[Any]) -> Spread:
+def compute_percentiles(values: NDArray[Any]) -> Spread:
     return Spread(*(float(value) for value in np.quantile(values, (0.1, 0.5, 0.9))))

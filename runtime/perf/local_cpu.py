@@ -39,13 +39,13 @@ def measure_processor(name: str, threads: int | None = None) -> Device:
     int4 has the rate of int8, as ONNX Runtime multiplies int4 weights as int8. Raises UserError without onnxruntime.
     """
     threads = threads or count_physical_cores()
-    rates = {precision: product_rate(precision, threads) / 1e12 for precision in PRODUCTS}
+    rates = {precision: measure_product_rate(precision, threads) / 1e12 for precision in PRODUCTS}
     size = choose_buffer_size()
     source = f"measured: {threads} threads, {size / 1e9:.2f} GB read, products of {ROWS} x {INNER} x {COLUMNS}"
-    return Device(name, bandwidth(size, threads), rates | {"int4": rates["int8"]}, "fp32", source)
+    return Device(name, measure_bandwidth(size, threads), rates | {"int4": rates["int8"]}, "fp32", source)
 
 
-def bandwidth(size: int, threads: int | None = None) -> float:
+def measure_bandwidth(size: int, threads: int | None = None) -> float:
     """Returns the GB (1e9 bytes) per second at which all threads together read a buffer of `size` bytes."""
     threads = threads or count_physical_cores()
     part = max(SLICE, size // threads // SLICE * SLICE)
@@ -73,16 +73,16 @@ def choose_buffer_size() -> int:
         free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         free = 1 << 32
-    return min(4 * last_cache(), free // 4)
+    return min(4 * read_last_cache(), free // 4)
 
 
-def last_cache() -> int:
+def read_last_cache() -> int:
     """Returns the bytes of the largest CPU cache that the system reports (on a virtual machine perhaps its host's)."""
-    sizes = [size for path in CACHES.glob("index*/size") if (size := kilobytes(path))]
+    sizes = [size for path in CACHES.glob("index*/size") if (size := read_kilobytes(path))]
     return 1024 * max(sizes, default=UNKNOWN_CACHE // 1024)
 
 
-def kilobytes(path: Path) -> int:
+def read_kilobytes(path: Path) -> int:
     try:
         text = path.read_text().strip()
     except OSError:
@@ -90,12 +90,12 @@ def kilobytes(path: Path) -> int:
     return int(text[:-1]) * {"K": 1, "M": 1024}.get(text[-1:], 0) if text[:-1].isdigit() else 0
 
 
-def product_rate(precision: str, threads: int) -> float:
+def measure_product_rate(precision: str, threads: int) -> float:
     """Returns the best operations per second of a large product in ONNX Runtime. Raises UserError without it."""
-    return float(2 * ROWS * INNER * COLUMNS / time_calls(product(precision, threads), TRIES, 1).min())
+    return float(2 * ROWS * INNER * COLUMNS / time_calls(make_product(precision, threads), TRIES, 1).min())
 
 
-def product(precision: str, threads: int) -> Callable[[], Any]:
+def make_product(precision: str, threads: int) -> Callable[[], Any]:
     """Returns a function that multiplies a matrix [ROWS, INNER] by a weight [INNER, COLUMNS], both constant."""
     try:
         from ..engines.ort.no_telemetry import ort
@@ -115,5 +115,5 @@ def product(precision: str, threads: int) -> Callable[[], Any]:
     options.intra_op_num_threads = threads
     options.log_severity_level = 3  # errors
     require_exact_products(options)  # as in the engines, which can then reach this roof
-    multiply = product_models.product(precision, right, options)
+    multiply = product_models.make_product(precision, right, options)
     return lambda: multiply(left)

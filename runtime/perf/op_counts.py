@@ -135,7 +135,7 @@ class Pass:
     cached: bool = True
 
 
-def work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -> ForwardWork:
+def count_work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -> ForwardWork:
     """Returns what the forward pass costs. number: bytes per number outside of matrices, KV cache included."""
     tokens, rows = forward.batch * forward.width, forward.batch * forward.rows
     linear = 2 * tokens * (shape.layers * shape.packed + (shape.layers - 1) * shape.behind)
@@ -143,10 +143,12 @@ def work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -
     seen = forward.past + forward.width
     attention = 4 * tokens * seen * shape.heads * shape.head_dim * shape.layers
     positions = forward.batch * (seen + forward.width) if forward.cached else 0
-    return ForwardWork(linear, attention, weight_bytes(shape, precision, tokens), positions * shape.cached * number)
+    return ForwardWork(
+        linear, attention, count_weight_bytes(shape, precision, tokens), positions * shape.cached * number
+    )
 
 
-def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float:
+def count_weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float:
     """Returns the bytes of weights that a forward pass of `tokens` tokens reads; norms and biases are fp32."""
     mixed, stored = shape.heads * shape.head_dim, precision.count_stored_bytes
     layer = stored(shape.hidden, shape.packed // shape.hidden) + stored(mixed, shape.hidden)
@@ -155,7 +157,7 @@ def weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float
     return shape.layers * layer + stored(shape.hidden, shape.vocab) + looked_up + 4 * shape.vectors
 
 
-def shape_of(values: Any, whose: str) -> ModelShape:
+def read_shape(values: Any, whose: str) -> ModelShape:
     """Returns a shape from plain values. Raises UserError naming the wrong value. whose: its source, for messages."""
     if not isinstance(values, dict):
         raise UserError(f"{whose} has no shape of the model; export it again, or name one with --model or --shape")

@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import files
 from ..errors import UserError
-from .block_costs import DecodingCost, Question, points
+from .block_costs import DecodingCost, Question, compute_points
 from .data_sheets import Device
 
 SIZE, DOTS = (11.0, 6.5), 130  # inches, dots per inch
@@ -31,12 +31,12 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
     figure = make_figure("--plot", SIZE, DOTS)
     axes = figure.add_subplot()
     q, batch = question, question.batches[0]
-    placed = [(device, [p for p in points(device, q) if p.batch == batch]) for device in devices]
+    placed = [(device, [p for p in compute_points(device, q) if p.batch == batch]) for device in devices]
     every = [p.intensity for _, each in placed for p in each]
-    left, right = min(every) / EDGE, max(*every, *(d.ridge(q.precision) for d in devices)) * EDGE
+    left, right = min(every) / EDGE, max(*every, *(d.compute_ridge(q.precision) for d in devices)) * EDGE
     colors = [COLORS[place % len(COLORS)] for place in range(len(devices))]
     for (device, each), color in zip(placed, colors, strict=True):
-        _roof(axes, device, q.precision, left, right, color)
+        _plot_roof(axes, device, q.precision, left, right, color)
         for point, marker in zip(each, MARKERS, strict=False):
             reached = point.operations / point.ms / 1e9  # 1e12 operations/s at the pass's least time
             axes.plot(point.intensity, reached, marker, color=color, markersize=7, markeredgecolor="white")
@@ -53,8 +53,8 @@ def plot_rooflines(path: Path, name: str, devices: Sequence[Device], question: Q
     _save(figure, path)
 
 
-def _roof(axes: Any, device: Device, precision: str, left: float, right: float, color: str) -> None:
-    ridge, rate = device.ridge(precision), device.rates[precision]
+def _plot_roof(axes: Any, device: Device, precision: str, left: float, right: float, color: str) -> None:
+    ridge, rate = device.compute_ridge(precision), device.rates[precision]
     axes.plot([left, ridge, right], [rate * left / ridge, rate, rate], color=color, linewidth=1.6)
 
 
@@ -65,7 +65,7 @@ def _name_devices(axes: Any, devices: Sequence[Device], precision: str, right: f
     for device, color in listed:
         rate = device.rates[precision]
         heights.append(max(rate, heights[-1] * APART) if heights else rate)
-        text = f"  {device.name}, ridge {device.ridge(precision):,.0f}"
+        text = f"  {device.name}, ridge {device.compute_ridge(precision):,.0f}"
         axes.text(right, heights[-1], text, color=color, fontsize=8.5, va="center")
 
 

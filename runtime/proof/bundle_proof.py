@@ -45,11 +45,11 @@ def prove_bundle(path: Path, engine: str | None, options: OpenOptions) -> Bundle
     bundle = read(path)
     engines = choose_engines(bundle, engine, options.device)
     kind = engines[0].kind
-    reference_of(bundle, next((each for each in engines if each.reference), engines[0]))
+    require_reference(bundle, next((each for each in engines if each.reference), engines[0]))
     kind.import_library(options.device)
     verify_files(bundle, replace(engines[0], files={}) if kind.native_code else engines[0], "always")
     chosen, backend = kind.open(bundle, engines, options)
-    recorded = reference_of(bundle, chosen)
+    recorded = require_reference(bundle, chosen)
     reference = read_reference(bundle.path, recorded, bundle.contract)
     replayed = replay(cast(Inspectable, backend), reference.forwards)
     checks = judge(reference.forwards, replayed, recorded.bounds)
@@ -59,7 +59,7 @@ def prove_bundle(path: Path, engine: str | None, options: OpenOptions) -> Bundle
     return BundleProof(chosen.name, backend.name, *counts, figures, recorded.bounds, tuple(checks))
 
 
-def reference_of(bundle: Bundle, engine: Engine) -> RecordedReference:
+def require_reference(bundle: Bundle, engine: Engine) -> RecordedReference:
     """Returns an engine's recorded reference. If it has none, raises UserError naming the command that records one."""
     if engine.reference is None:
         command = "trt" if engine.kind.native_code else "onnx"

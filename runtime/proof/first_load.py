@@ -28,27 +28,27 @@ NVIDIA = Path("/proc/driver/nvidia")  # version: the driver's; gpus/*/informatio
 
 def is_proved(engine: Engine, device: str) -> bool:
     """Returns whether an engine was proved on a machine like this one, or has no reference to prove it by."""
-    return engine.reference is None or trust_records.was_proved(key_of(engine, device))
+    return engine.reference is None or trust_records.was_proved(make_key(engine, device))
 
 
 def remember(engine: Engine, device: str) -> None:
     """Remembers that an engine was proved here."""
     if engine.reference is not None:
-        trust_records.remember_proved(key_of(engine, device))
+        trust_records.remember_proved(make_key(engine, device))
 
 
-def key_of(engine: Engine, device: str) -> str:
+def make_key(engine: Engine, device: str) -> str:
     """Returns a hash of what an engine's numbers depend on: its files, its reference, the machine, the library."""
     packages = {name: find_version(name) for name in ("numpy", *engine.kind.packages)}
     files = [engine.files[engine.model], *sorted(engine.hashed_files.values())]
     judged = engine.reference and [engine.reference.bounds, engine.reference.first_load_bounds]
-    parts = [files, judged, device, platform.machine(), cpu_features(), packages]
+    parts = [files, judged, device, platform.machine(), read_cpu_features(), packages]
     if device != "cpu" or engine.kind.native_code:
-        parts.append(gpu_description())
+        parts.append(read_gpu_description())
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def cpu_features() -> list[str]:
+def read_cpu_features() -> list[str]:
     """Returns the processor's instruction sets as numpy reads them from CPUID.
 
     The processor's name is not used, since a virtual machine may change it.
@@ -60,7 +60,7 @@ def cpu_features() -> list[str]:
     return sorted(name for name, there in getattr(core, "__cpu_features__", {}).items() if there)
 
 
-def gpu_description(root: Path = NVIDIA) -> list[str]:
+def read_gpu_description(root: Path = NVIDIA) -> list[str]:
     """Returns the driver's version and the GPUs' models, if Linux reports them."""
     found = []
     for file in sorted([root / "version", *root.glob("gpus/*/information")]):
@@ -81,7 +81,7 @@ def check_first_load(bundle: Bundle, engine: Engine, backend: Backend) -> list[C
     return prove(cast(Inspectable, backend), forwards, recorded.first_load_bounds)
 
 
-def refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptions) -> str | None:
+def find_refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptions) -> str | None:
     """Returns the error line for an engine that does not compute what PyTorch did, None for one that does.
 
     The line names what differs, and what to do: which engine of the bundle to use instead, or what to export.
@@ -95,12 +95,12 @@ def refusal(bundle: Bundle, engine: Engine, backend: Backend, options: OpenOptio
     more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
     return (
         f"engine {engine.name} of {bundle.path} does not compute on this machine what PyTorch computed when it was "
-        f"exported ({wrong[0].name}: {wrong[0].detail}{more}); {advice(bundle, engine, options)}; blockstep verify "
+        f"exported ({wrong[0].name}: {wrong[0].detail}{more}); {advise(bundle, engine, options)}; blockstep verify "
         "prints all figures, and --verify never loads it as it is"
     )
 
 
-def advice(bundle: Bundle, engine: Engine, options: OpenOptions) -> str:
+def advise(bundle: Bundle, engine: Engine, options: OpenOptions) -> str:
     """Returns what to do about an engine that is refused."""
     others = [each for each in bundle.engines if each.kind is engine.kind and each.name != engine.name]
     passing = None if engine.kind.native_code else find_passing_engine(bundle, others, options)

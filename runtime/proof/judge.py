@@ -65,7 +65,7 @@ class Figure:
     place: int | None = None
 
 
-def terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, NDArray[np.float64]]:
+def compute_terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, NDArray[np.float64]]:
     """Returns, for each figure that is a mean, the terms that add up to it: one per logits row.
 
     fp64 [rows]. Norms have one per forward pass and layer: fp64 [forward passes, layers].
@@ -104,7 +104,7 @@ def spread_terms(mine: Floats, theirs: Floats) -> NDArray[np.float64]:
 def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, Figure]:
     """Returns every figure of a replay that the engine's outputs allow; a figure is NaN if one of its numbers is."""
     found = {}
-    for name, parts in terms(forwards, replayed).items():
+    for name, parts in compute_terms(forwards, replayed).items():
         apart = np.abs(parts.sum(0))
         found[name] = Figure(float(apart.max()), int(apart.argmax()) if apart.ndim else None)
     best = replayed.log_prob - np.concatenate([each.top_logprob[:, 0] for each in forwards])

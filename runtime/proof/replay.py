@@ -33,7 +33,7 @@ def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> Replaye
     proposals, norms = list[Proposal](), list[NDArray[np.float64]]()
     for place, recorded in enumerate(forwards):
         if recorded.begins:
-            backend.open(1, positions_of(forwards, place))
+            backend.open(1, count_positions(forwards, place))
         forward = recorded.forward
         proposals.append(backend.forward(forward))
         norms.append(measure_new_norms(backend, int(forward.past_length[0]), forward.input_ids.shape[1]))
@@ -49,7 +49,7 @@ def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> Replaye
     )
 
 
-def positions_of(forwards: Sequence[RecordedForward], place: int) -> int:
+def count_positions(forwards: Sequence[RecordedForward], place: int) -> int:
     """Returns how many KV-cache positions the sequence that begins at index `place` needs."""
     needed = 0
     for number, recorded in enumerate(forwards[place:]):
@@ -63,10 +63,10 @@ def measure_new_norms(backend: Inspectable, past: int, width: int) -> NDArray[np
     """Returns mean norms of the keys and values that a forward pass wrote. fp64 [layers, 2]; [0, 2] without KV cache"""
     if not backend.contract.has_cache:
         return np.zeros((0, 2))
-    return mean_norms(backend.read_cache()[..., past : past + width, :])
+    return compute_mean_norms(backend.read_cache()[..., past : past + width, :])
 
 
-def mean_norms(new: NDArray[Any]) -> NDArray[np.float64]:
+def compute_mean_norms(new: NDArray[Any]) -> NDArray[np.float64]:
     """Returns mean Euclidean norms of a KV cache's new part. fp64 [layers, 2]
 
     new: [2 * layers, 1, kv_heads, width, head_dim], keys of layer 0, its values, keys of layer 1, ...

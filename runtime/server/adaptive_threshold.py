@@ -26,7 +26,7 @@ class Pressure:
         return self.idle + share * (self.full - self.idle)
 
 
-def span(text: str, gate: GateSpec, vocab: int) -> tuple[float, float]:
+def parse_span(text: str, gate: GateSpec, vocab: int) -> tuple[float, float]:
     """Parses LOW:HIGH, the value of --adaptive-threshold; returns the thresholds for an empty and for a full queue.
 
     The empty queue gets the stricter one: HIGH for confidences, LOW if a higher threshold accepts more. Raises

@@ -37,17 +37,17 @@ def make_app(service: Service) -> Starlette:
     return Starlette(
         routes=[
             _get("/", lambda _: HTMLResponse(page, headers={"content-security-policy": POLICY})),
-            _get("/v1/models", lambda _: make_json_response({"object": "list", "data": [service.card()]})),
-            _get("/v1/models/{name:path}", partial(_card, service)),
+            _get("/v1/models", lambda _: make_json_response({"object": "list", "data": [service.make_card()]})),
+            _get("/v1/models/{name:path}", partial(_reply_card, service)),
             Route("/v1/completions", partial(complete, service, COMPLETIONS), methods=["POST"]),
             Route("/v1/chat/completions", partial(complete, service, CHAT), methods=["POST"]),
             Route("/v1/responses", partial(complete, service, RESPONSES), methods=["POST"]),
             _get("/healthz", lambda _: make_json_response({"status": "ok"})),
-            _get("/readyz", partial(_ready, service)),
-            _get("/metrics", partial(_metrics, service)),
+            _get("/readyz", partial(_reply_ready, service)),
+            _get("/metrics", partial(_reply_metrics, service)),
         ],
-        middleware=[Middleware(Door, service.hosts, service.keys, service.counters.request)],
-        exception_handlers={Refusal: _refuse, UserError: _mistake, HTTPException: _answer_unknown},  # type: ignore[dict-item]
+        middleware=[Middleware(Door, service.hosts, service.keys, service.counters.count_request)],
+        exception_handlers={Refusal: _refuse, UserError: _reply_mistake, HTTPException: _answer_unknown},  # type: ignore[dict-item]
         lifespan=lifespan,
     )
 
@@ -59,20 +59,20 @@ def _get(path: str, answer: Callable[[Request], Response]) -> Route:
     return Route(path, endpoint, methods=["GET"])
 
 
-def _card(service: Service, request: Request) -> Response:
+def _reply_card(service: Service, request: Request) -> Response:
     name = request.path_params["name"].removesuffix("/")  # a final slash, which other paths redirect
     if name != service.name:
         raise refuse_unknown_model(name, service.name)
-    return make_json_response(service.card())
+    return make_json_response(service.make_card())
 
 
-def _ready(service: Service, request: Request) -> Response:
+def _reply_ready(service: Service, request: Request) -> Response:
     broken = service.workers.broken
     return make_json_response({"ready": not broken, "proved": service.model.proved}, 503 if broken else 200)
 
 
-def _metrics(service: Service, request: Request) -> Response:
-    content, kind = service.counters.page()
+def _reply_metrics(service: Service, request: Request) -> Response:
+    content, kind = service.counters.format_page()
     return Response(content, media_type=kind)
 
 
@@ -80,7 +80,7 @@ async def _refuse(request: Request, error: Refusal) -> Response:
     return make_refusal_response(error)
 
 
-async def _mistake(request: Request, error: UserError) -> Response:
+async def _reply_mistake(request: Request, error: UserError) -> Response:
     return make_refusal_response(Refusal(400, " ".join(str(error).split())))
 
 

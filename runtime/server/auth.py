@@ -16,7 +16,7 @@ PATHS = frozenset(
 LEFT = 499  # status counted if the client left before the reply; no client ever reads it
 
 
-def host_name(host: str) -> str:
+def parse_host_name(host: str) -> str:
     """Returns the name in a `Host` header or in a URL's part after //, in lower case, without port and final dot."""
     if host.count(":") > 1 and not host.startswith("["):
         return f"[{host.lower()}]"  # an IPv6 address by itself
@@ -35,7 +35,7 @@ class Door:
         self, app: ASGIApp, hosts: Sequence[str] | None, keys: Sequence[str], count: Callable[[str, int], None]
     ) -> None:
         self._app, self._count = app, count
-        self._hosts = None if hosts is None else frozenset(map(host_name, hosts))
+        self._hosts = None if hosts is None else frozenset(map(parse_host_name, hosts))
         self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +51,7 @@ class Door:
             await send(message)
 
         try:
-            refusal = self._refusal(Headers(scope=scope), scope["path"])
+            refusal = self._find_refusal(Headers(scope=scope), scope["path"])
             await (self._app if refusal is None else make_refusal_response(refusal))(scope, receive, note_status)
         except Exception:
             status = 500  # the server sends this reply outside of the middleware
@@ -59,8 +59,8 @@ class Door:
         finally:
             self._count(scope["path"] if scope["path"] in PATHS else "other", status)
 
-    def _refusal(self, headers: Headers, path: str) -> Refusal | None:
-        if self._hosts is not None and host_name(headers.get("host", "")) not in self._hosts:
+    def _find_refusal(self, headers: Headers, path: str) -> Refusal | None:
+        if self._hosts is not None and parse_host_name(headers.get("host", "")) not in self._hosts:
             return Refusal(
                 403, "this server does not go by that name; call it by localhost, or start it with --allow-host"
             )

@@ -35,95 +35,101 @@ class Reply:
         """Returns the first request, for fields that are the same in all."""
         return self.asks[0]
 
-    def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
+    def make_body(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
         """Returns the body of a non-streamed reply. answers: each choice's blocks and End, in the requests' order."""
-        choices = [self._choice(index, *answer) for index, answer in enumerate(answers)]
+        choices = [self._make_choice(index, *answer) for index, answer in enumerate(answers)]
         ends = [end for _, end in answers]
         own = [make_own_fields(ask, self.cached, end) for ask, end in zip(self.asks, ends, strict=True)]
         alone = len(own) == 1
         if not alone:
             choices = [{**choice, "blockstep": counted} for choice, counted in zip(choices, own, strict=True)]
-        body = {**self._head(False), "choices": choices, "usage": self._usage(ends)}
+        body = {**self._make_head(False), "choices": choices, "usage": self._count_usage(ends)}
         return {**body, "blockstep": own[0]} if alone else body
 
-    def _choice(self, index: int, finished: Sequence[Finished], end: End) -> dict[str, Any]:
+    def _make_choice(self, index: int, finished: Sequence[Finished], end: End) -> dict[str, Any]:
         text = "".join(block.text for block in finished)
-        scores = self._logprobs([token for block in finished for token in block.tokens], len(text))
-        choice: dict[str, Any] = {"index": index, "logprobs": scores, "finish_reason": _reason(end)}
+        scores = self._make_logprobs([token for block in finished for token in block.tokens], len(text))
+        choice: dict[str, Any] = {"index": index, "logprobs": scores, "finish_reason": _name_reason(end)}
         if self.ask.chat:
-            call = self._call(end)
+            call = self._make_call(end)
             said = {"content": text} if call is None else {"content": None, "tool_calls": [call]}
             return {**choice, "message": {"role": "assistant", **said, "refusal": None}}
         return {**choice, "text": text}
 
-    def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
+    def make_chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
         """Returns a stream's chunks for an event of one choice."""
         if isinstance(event, ShownBlock):
-            return [self.canvas(index, event)]
+            return [self.make_canvas(index, event)]
         if isinstance(event, Finished):
-            return self.block(index, event)
+            return self.make_block(index, event)
         if isinstance(event, Failure):
-            return [refusal_of(event).body]
-        return self.closing(index, event)
+            return [make_refusal(event).body]
+        return self.make_closing(index, event)
 
-    def opening(self) -> list[dict[str, Any]]:
+    def make_opening(self) -> list[dict[str, Any]]:
         """Returns the chunks that a stream begins with."""
-        return [self._chunk(0, {"role": "assistant", "content": ""}, None, None)] if self.ask.chat else []
+        return [self._make_chunk(0, {"role": "assistant", "content": ""}, None, None)] if self.ask.chat else []
 
-    def block(self, index: int, block: Finished) -> list[dict[str, Any]]:
+    def make_block(self, index: int, block: Finished) -> list[dict[str, Any]]:
         """Returns the chunk of a finished block; none if the block has neither text nor tokens to send."""
         if not (block.text or block.tokens):
             return []
-        scores = self._logprobs(block.tokens, None)
-        chunk = self._chunk(index, {"content": block.text} if self.ask.chat else block.text, scores, None)
+        scores = self._make_logprobs(block.tokens, None)
+        chunk = self._make_chunk(index, {"content": block.text} if self.ask.chat else block.text, scores, None)
         if self.ask.canvas and (self.ask.decision is None or block.tokens):  # a decision has no canvas to show
-            tokens = [_cell(t.completes, t.confidence, t.step) for t in block.tokens]
-            chunk["canvas"] = {"index": index, "block": block.block, "done": True, "cells": tokens, **counts(block)}
+            tokens = [_make_cell(t.completes, t.confidence, t.step) for t in block.tokens]
+            chunk["canvas"] = {
+                "index": index,
+                "block": block.block,
+                "done": True,
+                "cells": tokens,
+                **format_counts(block),
+            }
         return [chunk]
 
-    def canvas(self, index: int, canvas: ShownBlock) -> dict[str, Any]:
+    def make_canvas(self, index: int, canvas: ShownBlock) -> dict[str, Any]:
         """Returns the unfinished block as a chunk without choices, which OpenAI's clients ignore."""
-        cells = [_cell(c.text, c.confidence, c.step) for c in canvas.cells]
-        drawn = {"index": index, "block": canvas.block, "done": False, "cells": cells, **counts(canvas)}
-        return {**self._head(True), "choices": [], "canvas": drawn}
+        cells = [_make_cell(c.text, c.confidence, c.step) for c in canvas.cells]
+        drawn = {"index": index, "block": canvas.block, "done": False, "cells": cells, **format_counts(canvas)}
+        return {**self._make_head(True), "choices": [], "canvas": drawn}
 
-    def closing(self, index: int, end: End) -> list[dict[str, Any]]:
+    def make_closing(self, index: int, end: End) -> list[dict[str, Any]]:
         """Returns a choice's last chunks: a function call, if any, and its finish reason.
 
         After the last choice, a chunk with the usage follows if it is requested.
         """
-        last = self._chunk(index, {} if self.ask.chat else "", None, _reason(end))
+        last = self._make_chunk(index, {} if self.ask.chat else "", None, _name_reason(end))
         last["blockstep"] = make_own_fields(self.asks[index], self.cached, end)
-        call = self._call(end)
-        chunks = [] if call is None else [self._chunk(index, {"tool_calls": [{"index": 0, **call}]}, None, None)]
+        call = self._make_call(end)
+        chunks = [] if call is None else [self._make_chunk(index, {"tool_calls": [{"index": 0, **call}]}, None, None)]
         self._ends.append(end)
         if not self.ask.usage or len(self._ends) < len(self.asks):
             return [*chunks, last]
-        return [*chunks, last, {**self._head(True), "choices": [], "usage": self._usage(self._ends)}]
+        return [*chunks, last, {**self._make_head(True), "choices": [], "usage": self._count_usage(self._ends)}]
 
-    def _call(self, end: End) -> dict[str, Any] | None:
+    def _make_call(self, end: End) -> dict[str, Any] | None:
         """Returns the function call, None if no function is called."""
         if end.decided is None or end.decided.function is None:
             return None
         function = {"name": end.decided.function, "arguments": end.decided.arguments}
         return {"id": f"call_{self.id}", "type": "function", "function": function}
 
-    def _head(self, streamed: bool) -> dict[str, Any]:
+    def _make_head(self, streamed: bool) -> dict[str, Any]:
         kind = ("chat.completion" + ".chunk" * streamed) if self.ask.chat else "text_completion"
         start = "chatcmpl-" if self.ask.chat else "cmpl-"
         return {"id": start + self.id, "object": kind, "created": self.created, "model": self.model}
 
-    def _chunk(self, index: int, content: dict[str, Any] | str, scores: Any, reason: str | None) -> dict[str, Any]:
+    def _make_chunk(self, index: int, content: dict[str, Any] | str, scores: Any, reason: str | None) -> dict[str, Any]:
         name = "delta" if self.ask.chat else "text"
         choice = {"index": index, name: content, "logprobs": scores, "finish_reason": reason}
-        return {**self._head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
+        return {**self._make_head(True), "choices": [choice], **({"usage": None} if self.ask.usage else {})}
 
-    def _usage(self, ends: Sequence[End]) -> dict[str, int]:
+    def _count_usage(self, ends: Sequence[End]) -> dict[str, int]:
         """Returns the token counts over all prompts and answers."""
         prompt, tokens = sum(len(ask.prompt) for ask in self.asks), sum(end.counts.tokens for end in ends)
         return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
-    def _logprobs(self, tokens: Sequence[Token], length: int | None) -> dict[str, Any] | None:
+    def _make_logprobs(self, tokens: Sequence[Token], length: int | None) -> dict[str, Any] | None:
         """Returns log-probabilities, None if not requested.
 
         length: number of characters in the text; tokens past it, cut by a stop string, are left out. None keeps all.
@@ -133,7 +139,7 @@ class Reply:
         tokens = [token for token in tokens if length is None or token.offset < length]
         logs = [math.log(max(token.confidence, LEAST)) for token in tokens]
         if self.ask.chat:
-            entries = [_entry(token, log) for token, log in zip(tokens, logs, strict=True)]
+            entries = [_make_entry(token, log) for token, log in zip(tokens, logs, strict=True)]
             best: list[list[Any]] = [[dict(entry)] if self.ask.best else [] for entry in entries]
             return {"content": [{**e, "top_logprobs": b} for e, b in zip(entries, best, strict=True)], "refusal": None}
         texts = [token.text for token in tokens]
@@ -159,26 +165,26 @@ def make_own_fields(ask: ServerRequest, cached: bool, end: End) -> dict[str, Any
     }
 
 
-def refusal_of(event: Failure) -> Refusal:
+def make_refusal(event: Failure) -> Refusal:
     """Returns the error that a client gets for a failed answer."""
     return Refusal(400, event.message) if event.mistake else Refusal(500, event.message, code="failed")
 
 
-def _reason(end: End) -> str:
+def _name_reason(end: End) -> str:
     """Returns why a choice ended, in OpenAI's terms."""
     called = end.finish == "eos" and end.decided is not None and end.decided.function is not None
     return "tool_calls" if called else REASONS[end.finish]
 
 
-def counts(event: ShownBlock | Finished) -> dict[str, int]:
+def format_counts(event: ShownBlock | Finished) -> dict[str, int]:
     """Returns an answer's progress, for display."""
     return {**asdict(event.counts), "one_a_step": event.counts.one_a_step}
 
 
-def _entry(token: Token, log: float) -> dict[str, Any]:
+def _make_entry(token: Token, log: float) -> dict[str, Any]:
     whole = BROKEN not in token.text  # a token that ends inside a character, whose bytes are not known here
     return {"token": token.text, "logprob": log, "bytes": list(token.text.encode()) if whole else None}
 
 
-def _cell(text: str, confidence: float | None, step: int | None) -> dict[str, Any]:
+def _make_cell(text: str, confidence: float | None, step: int | None) -> dict[str, Any]:
     return {"text": text, "confidence": confidence if confidence is None else round(confidence, 4), "step": step}

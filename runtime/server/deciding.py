@@ -60,7 +60,7 @@ def decide(model: Model, ask: ServerRequest, threshold: Threshold | None, still:
         call = decide_call(model, ask.prompt, wanted.functions, wanted.optional, **keywords)
         before = call.decision
         if call.name is not None or before.partial or wanted.text is None:
-            return Decided(call.name, call.arguments, None, before, _tokens(model, before.text))
+            return Decided(call.name, call.arguments, None, before, _count_tokens(model, before.text))
     if wanted.text is None:
         raise ValueError("the request has neither functions nor a schema")
     if before is not None and wanted.max_forwards is not None:
@@ -68,12 +68,12 @@ def decide(model: Model, ask: ServerRequest, threshold: Threshold | None, still:
             return Decided(None, "", None, replace(before, partial=True), 0)
         keywords["max_forwards"] = wanted.max_forwards - before.forwards
     decision = decide_schema(model, ask.prompt, wanted.text, **keywords)
-    tokens = _tokens(model, decision.text)
+    tokens = _count_tokens(model, decision.text)
     if before is not None:
         fields, forwards = (*before.fields, *decision.fields), before.forwards + decision.forwards
         decision = replace(decision, fields=fields, forwards=forwards)
     return Decided(None, "", decision.text, decision, tokens)
 
 
-def _tokens(model: Model, text: str) -> int:
+def _count_tokens(model: Model, text: str) -> int:
     return len(model.tokenizer.encode(text)) if text else 0

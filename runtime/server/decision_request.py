@@ -12,7 +12,7 @@ from ..checked_fields import one_of
 from ..decisions.form import Probability
 from ..decisions.schema import Budget, SchemaForm, read_schema
 from ..errors import UserError
-from .http_errors import Refusal, json_type, quote_value
+from .http_errors import Refusal, name_json_type, quote_value
 from .neutral_fields import drop_nulls, is_same
 
 FUNCTIONS = 128  # maximum per request, as at OpenAI
@@ -54,8 +54,8 @@ def read_decision(fields: Mapping[str, Any], chat: bool) -> DecisionRequest | No
     chat: whether the request came to /v1/chat/completions.
     """
     budget = Budget()
-    text = _text_schema(fields, chat, budget)
-    functions, optional = _functions(fields, chat, budget)
+    text = _read_text_schema(fields, chat, budget)
+    functions, optional = _read_functions(fields, chat, budget)
     probability, most = fields.get("probability", "parallel"), fields.get("max_forwards")
     if not one_of(MEANINGS).holds(probability):
         raise Refusal(
@@ -93,17 +93,17 @@ def _check_text_fields(fields: Mapping[str, Any], free: bool) -> None:
         raise Refusal(400, f"{name} is {quote_value(value)}, but the reply is decided from a schema: {advice}", name)
 
 
-def _text_schema(fields: Mapping[str, Any], chat: bool, budget: Budget) -> SchemaForm | None:
+def _read_text_schema(fields: Mapping[str, Any], chat: bool, budget: Budget) -> SchemaForm | None:
     """Returns the schema of the reply's text, from `response_format` of a chat or `text.format` of a response."""
     param, place = ("response_format", "response_format") if chat else ("text", "text.format")
-    wanted = _object(fields.get(param, {}), param)
+    wanted = _read_object(fields.get(param, {}), param)
     if not chat:
         if wanted.get("verbosity", "medium") != "medium":
             raise Refusal(400, f"text.verbosity is {quote_value(wanted['verbosity'])}; expected medium", "text")
         for name in wanted:
             if name not in ("format", "verbosity"):
                 raise Refusal(400, f"text.{name[:80]} is not supported here; leave it out", "text")
-        wanted = _object(wanted.get("format", {}), place, param)
+        wanted = _read_object(wanted.get("format", {}), place, param)
     kind = wanted.get("type", "text")
     if kind == "text":
         return None
@@ -111,16 +111,18 @@ def _text_schema(fields: Mapping[str, Any], chat: bool, budget: Budget) -> Schem
         raise Refusal(400, f"{place}.type is {quote_value(kind)}; expected text or json_schema", param)
     if chat:
         place = f"{place}.json_schema"
-        wanted = _object(wanted.get("json_schema"), place, param)
-    return _schema(wanted.get("schema"), f"{place}.schema", param, budget)
+        wanted = _read_object(wanted.get("json_schema"), place, param)
+    return _read_schema(wanted.get("schema"), f"{place}.schema", param, budget)
 
 
-def _functions(fields: Mapping[str, Any], chat: bool, budget: Budget) -> tuple[dict[str, SchemaForm], bool]:
+def _read_functions(fields: Mapping[str, Any], chat: bool, budget: Budget) -> tuple[dict[str, SchemaForm], bool]:
     """Returns the functions that may be called, and whether the reply may call none."""
     tools = fields.get("tools", [])
     if not isinstance(tools, list) or len(tools) > FUNCTIONS:
-        raise Refusal(400, f"tools is {json_type(tools)}; expected a list of at most {FUNCTIONS} functions", "tools")
-    choice, forced = _choice(fields.get("tool_choice", "auto"), chat)
+        raise Refusal(
+            400, f"tools is {name_json_type(tools)}; expected a list of at most {FUNCTIONS} functions", "tools"
+        )
+    choice, forced = _read_choice(fields.get("tool_choice", "auto"), chat)
     if choice == "none":
         return {}, True
     if not tools and choice != "auto":
@@ -128,7 +130,7 @@ def _functions(fields: Mapping[str, Any], chat: bool, budget: Budget) -> tuple[d
     named = dict[str, tuple[Any, str]]()
     for index, tool in enumerate(tools):
         place = f"tools[{index}]"
-        function = _function(tool, place, chat)
+        function = _read_function(tool, place, chat)
         place = f"{place}.function" if chat else place
         name = function.get("name")
         if not isinstance(name, str) or not NAME.fullmatch(name) or name in named:
@@ -139,19 +141,19 @@ def _functions(fields: Mapping[str, Any], chat: bool, budget: Budget) -> tuple[d
         if forced not in named:
             raise Refusal(400, f"tool_choice names {quote_value(forced)}, which is none of the tools", "tool_choice")
         named = {forced: named[forced]}
-    read = {name: _schema(schema, place, "tools", budget) for name, (schema, place) in named.items()}
+    read = {name: _read_schema(schema, place, "tools", budget) for name, (schema, place) in named.items()}
     return read, choice == "auto"
 
 
-def _function(tool: Any, place: str, chat: bool) -> dict[str, Any]:
-    tool = _object(tool, place, "tools")
+def _read_function(tool: Any, place: str, chat: bool) -> dict[str, Any]:
+    tool = _read_object(tool, place, "tools")
     if tool.get("type") != "function":
         message = f"{place}.type is {quote_value(tool.get('type'))}; expected function, as no other tool is here"
         raise Refusal(400, message, "tools")
-    return _object(tool.get("function"), f"{place}.function", "tools") if chat else tool
+    return _read_object(tool.get("function"), f"{place}.function", "tools") if chat else tool
 
 
-def _choice(choice: Any, chat: bool) -> tuple[str, str | None]:
+def _read_choice(choice: Any, chat: bool) -> tuple[str, str | None]:
     """Returns one of CHOICES, and the name of the function that has to be called, None if no name is given."""
     if isinstance(choice, str) and choice in CHOICES:
         return choice, None
@@ -164,14 +166,14 @@ def _choice(choice: Any, chat: bool) -> tuple[str, str | None]:
     raise Refusal(400, message, "tool_choice")
 
 
-def _schema(schema: Any, place: str, param: str, budget: Budget) -> SchemaForm:
+def _read_schema(schema: Any, place: str, param: str, budget: Budget) -> SchemaForm:
     try:
         return read_schema(schema, place, budget)
     except UserError as error:
         raise Refusal(400, str(error), param, "unsupported_schema") from None
 
 
-def _object(value: Any, place: str, param: str | None = None) -> dict[str, Any]:
+def _read_object(value: Any, place: str, param: str | None = None) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Refusal(400, f"{place} is {json_type(value)}; expected an object", param or place)
+        raise Refusal(400, f"{place} is {name_json_type(value)}; expected an object", param or place)
     return dict(drop_nulls(value))

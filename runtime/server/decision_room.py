@@ -8,10 +8,10 @@ from dataclasses import replace
 from ..backend import Ints
 from ..decisions.canvas import check_contract
 from ..decisions.form import Form, FreeText
-from ..decisions.function_calls import call_form, name_form
-from ..decisions.pieces import Gap, Piece, Slot, encode_once, longest
+from ..decisions.function_calls import make_call_form, name_form
+from ..decisions.pieces import Gap, Piece, Slot, count_longest, encode_once
 from ..decisions.schema import SchemaForm
-from ..decoding.block_layout import check_room, room_for_answer
+from ..decoding.block_layout import check_room, count_room_for_answer
 from ..errors import UserError
 from ..model import Model
 from .decision_request import DecisionRequest
@@ -33,28 +33,28 @@ def fit_decision(
         check_contract(model.contract)
     if text is not None:
         with blame(param):
-            text = _fitted(model, prompt, text, None, limit, most)
+            text = _fit_form(model, prompt, text, None, limit, most)
     with blame("tools"):
-        functions = {name: _fitted(model, prompt, made, name, limit, most) for name, made in functions.items()}
+        functions = {name: _fit_form(model, prompt, made, name, limit, most) for name, made in functions.items()}
         if len(functions) + wanted.optional > 1:  # the choice among them is decided before
-            _least_tokens(model, prompt, name_form(functions, wanted.optional))
+            _count_least_tokens(model, prompt, name_form(functions, wanted.optional))
     return replace(wanted, text=text, functions=functions)
 
 
-def _fitted(
+def _fit_form(
     model: Model, prompt: Ints, made: SchemaForm, function: str | None, limit: str, most: int | None
 ) -> SchemaForm:
     """Returns the schema's form with free texts that fit. function: its name if the schema is of its arguments."""
-    whole = (made if function is None else call_form(function, made)).form
+    whole = (made if function is None else make_call_form(function, made)).form
     free = sum(isinstance(part, FreeText) for part in whole.parts)
-    tokens = _least_tokens(model, prompt, whole)
+    tokens = _count_least_tokens(model, prompt, whole)
     if most is not None and tokens > most:
         message = f"{limit} is {most}, but the schema's longest reply has {tokens} tokens or more"
         raise Refusal(400, f"{message}; send at least so many", limit)
     if not free:
         return made
-    room = room_for_answer(model.contract, len(prompt)) if most is None else most
-    room = min(room, room_for_answer(model.contract, len(prompt))) - (tokens - free)
+    room = count_room_for_answer(model.contract, len(prompt)) if most is None else most
+    room = min(room, count_room_for_answer(model.contract, len(prompt))) - (tokens - free)
     shorter = [
         replace(part, max_tokens=min(part.max_tokens, room // free)) if isinstance(part, FreeText) else part
         for part in made.form.parts
@@ -62,7 +62,7 @@ def _fitted(
     return replace(made, form=replace(made.form, parts=tuple(shorter)))
 
 
-def _least_tokens(model: Model, prompt: Ints, form: Form) -> int:
+def _count_least_tokens(model: Model, prompt: Ints, form: Form) -> int:
     """The tokens of a form's longest words and values, with one for each free text.
 
     Raises UserError for a form that the model has no room for, or that may take more than PREFIXES forward passes. One
@@ -71,14 +71,14 @@ def _least_tokens(model: Model, prompt: Ints, form: Form) -> int:
     if all(isinstance(part, str) for part in form.parts):
         return len(model.tokenizer.encode("".join(map(str, form.parts))))
     pieces = encode_once(form, model.tokenizer, model.contract)
-    tokens = longest(pieces) - sum(piece.text.max_tokens - 1 for piece in pieces if isinstance(piece, Gap))
+    tokens = count_longest(pieces) - sum(piece.text.max_tokens - 1 for piece in pieces if isinstance(piece, Gap))
     check_room(model.contract, len(prompt), tokens)
-    if (prefixes := _prefixes(pieces)) > PREFIXES:
+    if (prefixes := _count_prefixes(pieces)) > PREFIXES:
         raise UserError(f"the values begin in {prefixes} ways, each a forward pass; expected at most {PREFIXES}")
     return tokens
 
 
-def _prefixes(pieces: Sequence[Piece]) -> int:
+def _count_prefixes(pieces: Sequence[Piece]) -> int:
     """Returns how many token prefixes the values have, counted per field and token count.
 
     Scoring them takes at most so many forward passes.

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..decoding.batch import Step
-from ..decoding.options import Threshold, mode_of
+from ..decoding.options import Threshold, choose_mode
 from ..decoding.request_state import count_one_a_step
 from ..model import Block, BlockReader, Model
-from ..text.terminal import end_of_canvas, tokens_text
+from ..text.terminal import decode_tokens, find_end_of_canvas
 from .deciding import Decided, decide
 from .request import ServerRequest
 from .stop_strings import Stops
@@ -161,7 +161,7 @@ class PendingAnswer:
         self._decided = decided
         self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
         self._seen: list[float] = []  # thresholds that steps have read
-        self._mode = mode_of(model.contract, ask.options.mode)
+        self._mode = choose_mode(model.contract, ask.options.mode)
         read = _note_thresholds(model, threshold, self._seen) if self._mode == "block" else None
         self.request = model.request(ask.prompt, ask.options, threshold=read)
         self._finish = "cancelled"  # why the answer ended
@@ -185,14 +185,14 @@ class PendingAnswer:
         if (block := self._blocks.read(step)) is not None:
             return self._hand_out(block)
         if self._ask.canvas:
-            self._deliver(self._canvas(step))
+            self._deliver(self._make_canvas(step))
         return True
 
     def end(self) -> None:
         """Delivers the End."""
         seen = self._seen
         thresholds = (min(seen), max(seen)) if seen else None
-        self._deliver(End(self._finish, self._counts(self._before), thresholds, self._decided))
+        self._deliver(End(self._finish, self._make_counts(self._before), thresholds, self._decided))
 
     def _hand_out(self, block: Block) -> bool:
         """Delivers a finished block. Returns whether the answer goes on."""
@@ -201,14 +201,14 @@ class PendingAnswer:
         text = self._stops.push(block.text)
         if block.result is not None and not self._stops.hit:
             text += self._stops.finish()
-        self._deliver(Finished(block.index, text, tokens, self._counts(self._before)))
+        self._deliver(Finished(block.index, text, tokens, self._make_counts(self._before)))
         if self._stops.hit:
             self._finish = "stop"
         elif block.result is not None:
             self._finish = block.result.finish
         return not self._stops.hit and block.result is None
 
-    def _counts(self, tokens: int) -> Counts:
+    def _make_counts(self, tokens: int) -> Counts:
         """Returns the counts for a number of unmasked tokens."""
         return Counts(tokens, self._steps, self._forwards, self._mode)
 
@@ -224,15 +224,15 @@ class PendingAnswer:
             yield Token(token, own, completes, self._offset, sure, int(self._fixed[place]))
             self._offset += len(completes)
 
-    def _canvas(self, step: Step) -> ShownBlock:
-        last = end_of_canvas(step, self._contract.eos_ids, self._before)
+    def _make_canvas(self, step: Step) -> ShownBlock:
+        last = find_end_of_canvas(step, self._contract.eos_ids, self._before)
         cells = []
-        for text, places in tokens_text(self._tokenizer, [], step, last):
+        for text, places in decode_tokens(self._tokenizer, [], step, last):
             fixed = not step.open[places].any()
             sure = float(self._confidence[places].min()) if fixed else None
             cells.append(ShownToken(text, sure, int(self._fixed[places].max()) if fixed else None))
         out = self._before + int((~step.open[step.given : last]).sum())
-        return ShownBlock(step.block, tuple(cells), self._counts(out))
+        return ShownBlock(step.block, tuple(cells), self._make_counts(out))
 
 
 def _note_thresholds(model: Model, threshold: Threshold | None, seen: list[float]) -> Threshold | None:

@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from .auth import LEFT
-from .completions_json import Reply, refusal_of
+from .completions_json import Reply, make_refusal
 from .events import End, Event, Failure, Finished
 from .http_errors import Refusal, make_json_response
 from .intake import parse_body
@@ -35,7 +35,7 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     """Returns the reply, whole or streamed, with an answer to each prompt. Raises Refusal if it cannot be answered."""
     started = time.perf_counter()
     try:
-        content = await asyncio.wait_for(_body(request, service.body), BODY_SECONDS)
+        content = await asyncio.wait_for(_read_body(request, service.body), BODY_SECONDS)
     except asyncio.TimeoutError:  # a class of its own in Python 3.10
         raise Refusal(408, f"the body did not arrive within {BODY_SECONDS:.0f} s") from None
     except ClientDisconnect:
@@ -49,19 +49,19 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
 
     body, asks = await service.intake.run(len(content), read)
     feed: Feed = asyncio.Queue()
-    jobs = [Job(ask, _into(feed, index)) for index, ask in enumerate(asks)]
+    jobs = [Job(ask, _make_deliver(feed, index)) for index, ask in enumerate(asks)]
     service.workers.submit(*jobs)
     cached = service.model.contract.has_cache
     responses = api is RESPONSES
     reply = ResponsesReply(asks[0], service.name, cached, body) if responses else Reply(asks, service.name, cached)
-    events = _events(service, request, jobs, feed, started)
+    events = _receive_events(service, request, jobs, feed, started)
     if asks[0].stream:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
-        return StreamingResponse(_lines(reply, events), headers=headers, media_type="text/event-stream")
+        return StreamingResponse(_format_lines(reply, events), headers=headers, media_type="text/event-stream")
     return await _reply_whole(reply, events, len(jobs))
 
 
-async def _body(request: Request, limit: int) -> bytes:
+async def _read_body(request: Request, limit: int) -> bytes:
     """Returns the body. Raises Refusal if it is longer than `limit` bytes or its content type is not JSON.
 
     Content types other than JSON are refused because any site's page may send them here without a preflight.
@@ -77,7 +77,7 @@ async def _body(request: Request, limit: int) -> bytes:
     return bytes(content)
 
 
-def _into(feed: Feed, index: int) -> Callable[[Event], None]:
+def _make_deliver(feed: Feed, index: int) -> Callable[[Event], None]:
     """Returns a function that queues a job's events with the job's index; any thread may call it."""
     loop = asyncio.get_running_loop()
 
@@ -90,7 +90,7 @@ def _into(feed: Feed, index: int) -> Callable[[Event], None]:
     return deliver
 
 
-async def _events(
+async def _receive_events(
     service: Service, request: Request, jobs: Sequence[Job], feed: Feed, started: float
 ) -> AsyncGenerator[tuple[int, Event], None]:
     """Yields the jobs' events, each with its job's index, up to the last End or the first Failure.
@@ -105,7 +105,7 @@ async def _events(
             index, event = await feed.get()
             seconds = time.perf_counter() - started
             if isinstance(event, Finished) and index not in begun:
-                service.counters.first_block(seconds)
+                service.counters.record_first_block(seconds)
                 begun.add(index)
             if isinstance(event, End) and event.finish != "cancelled":
                 service.counters.answer(event, seconds)
@@ -142,7 +142,7 @@ async def _reply_whole(
             if isinstance(event, Finished):
                 finished[index].append(event)
             elif isinstance(event, Failure):
-                raise refusal_of(event)
+                raise make_refusal(event)
             elif isinstance(event, End):
                 if event.finish == "cancelled":
                     return Response(status_code=LEFT)
@@ -152,27 +152,27 @@ async def _reply_whole(
 
 def _write_json(reply: Reply | ResponsesReply, answers: Sequence[tuple[Sequence[Finished], End]]) -> Response:
     """Returns the reply's JSON; with log-probabilities it takes long enough to need a thread."""
-    return make_json_response(reply.whole(answers))
+    return make_json_response(reply.make_body(answers))
 
 
-async def _lines(
+async def _format_lines(
     reply: Reply | ResponsesReply, events: AsyncGenerator[tuple[int, Event], None]
 ) -> AsyncIterator[bytes]:
     """Yields the stream of server-sent events. A Failure is sent as the last event, without the final `[DONE]`."""
-    for chunk in reply.opening():
-        yield _line(chunk)
+    for chunk in reply.make_opening():
+        yield _format_line(chunk)
     async with aclosing(events):
         async for index, event in events:
             if isinstance(event, End) and event.finish == "cancelled":
                 return
-            for chunk in reply.chunks(index, event):
-                yield _line(chunk)
+            for chunk in reply.make_chunks(index, event):
+                yield _format_line(chunk)
             if isinstance(event, Failure):
                 return
     yield reply.last
 
 
-def _line(chunk: dict[str, Any]) -> bytes:
+def _format_line(chunk: dict[str, Any]) -> bytes:
     """Returns a chunk as a server-sent event, whose name is the chunk's `type` if it has one."""
     name = f"event: {chunk['type']}\n".encode() if "type" in chunk else b""
     return name + b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"

@@ -51,10 +51,10 @@ def make_json_response(body: Any, status: int = 200, headers: Mapping[str, str] 
 
 def quote_value(value: Any) -> str:
     """Quotes a request's value for a message; a list or object is named by its type, as a nested repr is slow."""
-    return json_type(value) if isinstance(value, list | dict) else repr(value)[:80]
+    return name_json_type(value) if isinstance(value, list | dict) else repr(value)[:80]
 
 
-def json_type(value: Any) -> str:
+def name_json_type(value: Any) -> str:
     """Returns the type of a JSON value in words."""
     names = {dict: "an object", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
     return names.get(type(value), "null")

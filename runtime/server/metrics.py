@@ -54,11 +54,11 @@ class Counters:
             if read is not None:
                 Gauge(name, what, registry=own).set_function(read)
 
-    def request(self, path: str, status: int) -> None:
+    def count_request(self, path: str, status: int) -> None:
         """Counts a request."""
         self._requests.labels(path, str(status)).inc()
 
-    def first_block(self, seconds: float) -> None:
+    def record_first_block(self, seconds: float) -> None:
         """Records the time from a request's arrival to its first finished block."""
         self._first.observe(seconds)
 
@@ -69,6 +69,6 @@ class Counters:
         self._forwards.inc(end.counts.forwards)
         self._ratio.observe(end.counts.tokens / max(1, end.counts.forwards))
 
-    def page(self) -> tuple[bytes, str]:
+    def format_page(self) -> tuple[bytes, str]:
         """Returns the metrics as text, and its media type."""
         return generate_latest(self._registry), CONTENT_TYPE_LATEST

@@ -10,7 +10,7 @@ from ..backend import Ints
 from ..checked_fields import FLAG, TEXT, Expected, optional
 from ..contract import Contract
 from ..decoding.block_layout import check_ids, check_room
-from ..decoding.options import DecodeOptions, Request, choose_contract, convert_token_ids, count_new_tokens, mode_of
+from ..decoding.options import DecodeOptions, Request, choose_contract, choose_mode, convert_token_ids, count_new_tokens
 from ..decoding.sampling import check_sampling
 from ..errors import UserError
 from ..model import Model
@@ -19,7 +19,7 @@ from .conversation import read_input, read_messages
 from .decision_request import FIELDS as DECISION_FIELDS
 from .decision_request import DecisionRequest, read_decision
 from .decision_room import fit_decision
-from .http_errors import Refusal, blame, json_type, quote_value
+from .http_errors import Refusal, blame, name_json_type, quote_value
 from .neutral_fields import check_neutral
 
 NUMBER = Expected("a number", lambda value: type(value) in (int, float))
@@ -78,27 +78,27 @@ def read_server_requests(
     many prompts a body may have. Raises Refusal naming the field that is wrong or not supported.
     """
     if not isinstance(body, dict):
-        raise Refusal(400, f"the body is {json_type(body)}; expected a JSON object")
+        raise Refusal(400, f"the body is {name_json_type(body)}; expected a JSON object")
     fields = {key: value for key, value in body.items() if value is not None}
     check_neutral(fields, api.fields.union((api.prompt, *api.limits)), model.tokenizer.chat_template or "")
     if fields.get("model") not in (None, "", name):
         raise refuse_unknown_model(fields["model"], name)
-    chat, stream = api is not COMPLETIONS, _flag(fields, "stream")
+    chat, stream = api is not COMPLETIONS, _read_flag(fields, "stream")
     decision = read_decision(fields, api is CHAT) if chat else None
-    requests = _requests(model, api, fields, most, places)
-    logprobs, best = _logprobs(fields, chat, requests[0].options.temperature > 0)
+    requests = _make_requests(model, api, fields, most, places)
+    logprobs, best = _read_logprobs(fields, chat, requests[0].options.temperature > 0)
     shared: dict[str, Any] = {
-        "chat": chat, "stop": _stops(fields), "stream": stream, "usage": _usage(fields, stream),
-        "canvas": _canvas(fields, stream), "logprobs": logprobs, "best": best,
+        "chat": chat, "stop": _read_stops(fields), "stream": stream, "usage": _read_usage(fields, stream),
+        "canvas": _read_canvas(fields, stream), "logprobs": logprobs, "best": best,
     }  # fmt: skip
-    threshold = _threshold(model, fields, requests[0].options.mode)
+    threshold = _read_threshold(model, fields, requests[0].options.mode)
     made = []
     for request in requests:
         tokens = count_new_tokens(model.contract, request.prompt, request.options)
         limited = tokens if most is None else min(most, tokens)
         options = replace(request.options, max_new_tokens=limited, threshold=threshold)
         if decision is not None:
-            name, wanted = _room(fields, api.limits, most)
+            name, wanted = _find_limit(fields, api.limits, most)
             room = most if wanted is None else wanted
             param = "response_format" if api is CHAT else "text"
             shared["decision"] = fit_decision(model, request.prompt, decision, param, name, room)
@@ -111,9 +111,9 @@ def refuse_unknown_model(model: Any, name: str) -> Refusal:
     return Refusal(404, f"model {quote_value(model)} is not served here; expected {name}", "model", "model_not_found")
 
 
-def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
+def _read_sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
     """Returns temperature and seed. Raises Refusal if they are out of bounds or the engine cannot sample."""
-    temperature, seed = _number(fields, "temperature", 0.0), _read_whole(fields, "seed")
+    temperature, seed = _read_number(fields, "temperature", 0.0), _read_whole(fields, "seed")
     for name, asked in (("temperature", (temperature, None)), ("seed", (0.0, seed))):
         try:
             check_sampling(model.contract, *asked)
@@ -122,18 +122,18 @@ def _sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | Non
     return temperature, seed
 
 
-def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int) -> list[Request]:
+def _make_requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int) -> list[Request]:
     """Returns one request per prompt. If one does not fit, the Refusal names the prompt, or the field that limits new
     tokens if fewer of them would fit."""
-    temperature, seed = _sampling(model, fields)
+    temperature, seed = _read_sampling(model, fields)
     with blame("mode"):
-        mode = mode_of(model.contract, _read(fields, "mode", optional(TEXT), None), gated="threshold" in fields)
+        mode = choose_mode(model.contract, _read(fields, "mode", optional(TEXT), None), gated="threshold" in fields)
     contract = choose_contract(model.contract, mode)
-    limit, wanted = _room(fields, api.limits, most)
-    prompts, made = _prompts(api, fields, places), list[Request]()
+    limit, wanted = _find_limit(fields, api.limits, most)
+    prompts, made = _read_prompts(api, fields, places), list[Request]()
     for field, value in prompts.items():
         with blame(field):
-            prompt = convert_token_ids(_prompt(model, api, fields, field, value, contract))
+            prompt = convert_token_ids(_read_prompt(model, api, fields, field, value, contract))
             check_ids(contract, prompt)
             check_room(contract, len(prompt), 1)
         with blame(limit, f"{limit} of {field}" if len(prompts) > 1 else limit):
@@ -141,7 +141,7 @@ def _requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | Non
     return made
 
 
-def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
+def _find_limit(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) -> tuple[str, int | None]:
     """Returns the field that limits the new tokens, and its value: None if no limit is given, or llama.cpp's -1."""
     fields = {name: fields[name] for name in limits if fields.get(name, -1) != -1}
     given = [*fields] or [limits[0]]
@@ -156,7 +156,7 @@ def _room(fields: Mapping[str, Any], limits: tuple[str, ...], most: int | None) 
     return name, wanted
 
 
-def _prompts(api: Api, fields: Mapping[str, Any], places: int) -> dict[str, Any]:
+def _read_prompts(api: Api, fields: Mapping[str, Any], places: int) -> dict[str, Any]:
     """Returns a body's prompts by field name. A list of texts or of lists of token ids is one prompt per entry."""
     given = fields.get(api.prompt)
     if api is not COMPLETIONS or not isinstance(given, list) or not any(isinstance(one, str | list) for one in given):
@@ -169,7 +169,7 @@ def _prompts(api: Api, fields: Mapping[str, Any], places: int) -> dict[str, Any]
     return {f"{api.prompt}[{place}]": one for place, one in enumerate(given)}
 
 
-def _prompt(
+def _read_prompt(
     model: Model, api: Api, fields: Mapping[str, Any], field: str, prompt: Any, contract: Contract
 ) -> Ints | list[int]:
     tokenizer = model.tokenizer
@@ -190,7 +190,7 @@ def _prompt(
     raise Refusal(400, f"{field} has to be {what}, and not empty", field)
 
 
-def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
+def _read_stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
     stop = fields.get("stop", [])
     stops = [stop] if isinstance(stop, str) else stop
     if not isinstance(stops, list) or len(stops) > STOPS or not all(isinstance(s, str) and s for s in stops):
@@ -198,13 +198,13 @@ def _stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
+def _read_logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
     """Returns whether log-probabilities are requested, and whether the top-1 token's are too."""
     if not chat:
         top = None if fields.get("logprobs") is False else _read_whole(fields, "logprobs")
         _check_at_most_one("logprobs", top, drawn)
         return top is not None, top == 1
-    wanted, top = _flag(fields, "logprobs"), _read_whole(fields, "top_logprobs")
+    wanted, top = _read_flag(fields, "logprobs"), _read_whole(fields, "top_logprobs")
     _check_at_most_one("top_logprobs", top, drawn)
     if top and not wanted:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
@@ -220,33 +220,33 @@ def _check_at_most_one(name: str, value: int | None, drawn: bool) -> None:
         raise Refusal(400, f"{name} is {value}; only the top-1 token is returned, so expected 0 or 1", name)
 
 
-def _usage(fields: Mapping[str, Any], stream: bool) -> bool:
+def _read_usage(fields: Mapping[str, Any], stream: bool) -> bool:
     options = fields.get("stream_options", {})
     if not isinstance(options, dict):
-        raise Refusal(400, f"stream_options is {json_type(options)}; expected an object", "stream_options")
+        raise Refusal(400, f"stream_options is {name_json_type(options)}; expected an object", "stream_options")
     for key, value in options.items():  # obfuscation only pads chunks against eavesdroppers
         if key not in ("include_usage", "include_obfuscation") and value not in (None, False):
             raise Refusal(400, f"stream_options.{key} is not supported here; leave it out", "stream_options")
-    wanted = _flag({k: v for k, v in options.items() if v is not None}, "include_usage")
+    wanted = _read_flag({k: v for k, v in options.items() if v is not None}, "include_usage")
     if wanted and not stream:
         raise Refusal(400, "stream_options needs stream to be true", "stream_options")
     return wanted
 
 
-def _canvas(fields: Mapping[str, Any], stream: bool) -> bool:
-    canvas = _flag(fields, "stream_canvas")
+def _read_canvas(fields: Mapping[str, Any], stream: bool) -> bool:
+    canvas = _read_flag(fields, "stream_canvas")
     if canvas and not stream:
         raise Refusal(400, "stream_canvas needs stream to be true", "stream_canvas")
     return canvas
 
 
-def _threshold(model: Model, fields: Mapping[str, Any], mode: str | None) -> float | None:
+def _read_threshold(model: Model, fields: Mapping[str, Any], mode: str | None) -> float | None:
     if "threshold" not in fields:
         return None
     if mode != "block":
         raise Refusal(400, f"a threshold was given with mode {mode}, which has no gate; send one of them", "threshold")
     try:
-        return model.gate.check_threshold(_number(fields, "threshold", 0.0), model.contract.vocab)
+        return model.gate.check_threshold(_read_number(fields, "threshold", 0.0), model.contract.vocab)
     except UserError as error:
         raise Refusal(400, str(error), "threshold") from None
 
@@ -254,11 +254,11 @@ def _threshold(model: Model, fields: Mapping[str, Any], mode: str | None) -> flo
 def _read(fields: Mapping[str, Any], name: str, expected: Expected, default: Any) -> Any:
     value = fields.get(name, default)
     if not expected.holds(value):
-        raise Refusal(400, f"{name} is {json_type(value)}; expected {expected.text}", name)
+        raise Refusal(400, f"{name} is {name_json_type(value)}; expected {expected.text}", name)
     return value
 
 
-def _flag(fields: Mapping[str, Any], name: str) -> bool:
+def _read_flag(fields: Mapping[str, Any], name: str) -> bool:
     return bool(_read(fields, name, FLAG, False))
 
 
@@ -267,7 +267,7 @@ def _read_whole(fields: Mapping[str, Any], name: str) -> int | None:
     return None if value is None else int(value)
 
 
-def _number(fields: Mapping[str, Any], name: str, default: float) -> float:
+def _read_number(fields: Mapping[str, Any], name: str, default: float) -> float:
     try:
         return float(_read(fields, name, NUMBER, default))
     except OverflowError:

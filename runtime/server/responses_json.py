@@ -42,7 +42,7 @@ class ResponsesReply:
             "created_at": int(time.time()),
             "model": model,
             "temperature": ask.options.temperature,
-            "metadata": _metadata(body.get("metadata")),
+            "metadata": _read_metadata(body.get("metadata")),
             **repeated,
             **FIXED,
             **{name: body[name] for name in ECHOED if ask.decision is not None and body.get(name) is not None},
@@ -50,33 +50,33 @@ class ResponsesReply:
         self._text, self._numbers, self._begun = "", count(), False  # _begun: whether a message has begun
         self._sure = ask.decision is None or not ask.decision.functions  # whether a message must come, not a call
 
-    def whole(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
+    def make_body(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
         """Returns the body of a non-streamed reply. answers: the blocks and the End of the one answer."""
         [(finished, end)] = answers
         self._text = "".join(block.text for block in finished)
         return self._finish(end)
 
-    def opening(self) -> list[dict[str, Any]]:
+    def make_opening(self) -> list[dict[str, Any]]:
         """Returns the events that a stream begins with."""
-        begun = self._response("in_progress", [])
+        begun = self._make_response("in_progress", [])
         return [
-            self._event("response.created", response=begun),
-            self._event("response.in_progress", response=begun),
+            self._make_event("response.created", response=begun),
+            self._make_event("response.in_progress", response=begun),
             *(self._begin_message() if self._sure else ()),
         ]
 
-    def chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
+    def make_chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
         """Returns a stream's events for an event of its one answer; an unfinished block gives none. index: 0."""
         if isinstance(event, Finished):
             self._text += event.text
             delta = {"delta": event.text, "logprobs": []}
             if not event.text:
                 return []
-            return [*self._begin_message(), self._event("response.output_text.delta", **self._place, **delta)]
+            return [*self._begin_message(), self._make_event("response.output_text.delta", **self._place, **delta)]
         if isinstance(event, Failure):
             error = {"code": "invalid_prompt" if event.mistake else "server_error", "message": event.message}
-            return [self._event("response.failed", response=self._response("failed", [], error=error))]
-        return [] if isinstance(event, ShownBlock) else self._closing(event)
+            return [self._make_event("response.failed", response=self._make_response("failed", [], error=error))]
+        return [] if isinstance(event, ShownBlock) else self._make_closing(event)
 
     def _begin_message(self) -> list[dict[str, Any]]:
         """Returns the events before the first text; none if they have been sent."""
@@ -84,22 +84,22 @@ class ResponsesReply:
             return []
         self._begun = True
         return [
-            self._event("response.output_item.added", output_index=0, item=self._message("in_progress", [])),
-            self._event("response.content_part.added", **self._place, part=_part("")),
+            self._make_event("response.output_item.added", output_index=0, item=self._make_message("in_progress", [])),
+            self._make_event("response.content_part.added", **self._place, part=_make_part("")),
         ]
 
-    def _closing(self, end: End) -> list[dict[str, Any]]:
+    def _make_closing(self, end: End) -> list[dict[str, Any]]:
         response = self._finish(end)
         item = response["output"][0]
         if item["type"] == "function_call":
-            return [*self._write_call(item), self._event(f"response.{response['status']}", response=response)]
-        part = _part(self._text)
+            return [*self._write_call(item), self._make_event(f"response.{response['status']}", response=response)]
+        part = _make_part(self._text)
         return [
             *self._begin_message(),
-            self._event("response.output_text.done", **self._place, text=self._text, logprobs=[]),
-            self._event("response.content_part.done", **self._place, part=part),
-            self._event("response.output_item.done", output_index=0, item=item),
-            self._event(f"response.{response['status']}", response=response),
+            self._make_event("response.output_text.done", **self._place, text=self._text, logprobs=[]),
+            self._make_event("response.content_part.done", **self._place, part=part),
+            self._make_event("response.output_item.done", output_index=0, item=item),
+            self._make_event(f"response.{response['status']}", response=response),
         ]
 
     def _write_call(self, item: dict[str, Any]) -> list[dict[str, Any]]:
@@ -107,10 +107,10 @@ class ResponsesReply:
         place, arguments = {"item_id": item["id"], "output_index": 0}, item["arguments"]
         begun = {**item, "arguments": "", "status": "in_progress"}
         return [
-            self._event("response.output_item.added", output_index=0, item=begun),
-            self._event("response.function_call_arguments.delta", **place, delta=arguments),
-            self._event("response.function_call_arguments.done", **place, arguments=arguments),
-            self._event("response.output_item.done", output_index=0, item=item),
+            self._make_event("response.output_item.added", output_index=0, item=begun),
+            self._make_event("response.function_call_arguments.delta", **place, delta=arguments),
+            self._make_event("response.function_call_arguments.done", **place, arguments=arguments),
+            self._make_event("response.output_item.done", output_index=0, item=item),
         ]
 
     def _finish(self, end: End) -> dict[str, Any]:
@@ -125,18 +125,18 @@ class ResponsesReply:
         cut = end.finish == "length"
         status = "incomplete" if cut else "completed"
         details = {"reason": "max_output_tokens"} if cut else None
-        output = [self._call(end, status) or self._message(status, [_part(self._text)])]
+        output = [self._make_call(end, status) or self._make_message(status, [_make_part(self._text)])]
         own = make_own_fields(self._ask, self._cached, end)
-        return self._response(status, output, incomplete_details=details, usage=usage) | {"blockstep": own}
+        return self._make_response(status, output, incomplete_details=details, usage=usage) | {"blockstep": own}
 
-    def _response(self, status: str, output: list[Any], **changes: Any) -> dict[str, Any]:
+    def _make_response(self, status: str, output: list[Any], **changes: Any) -> dict[str, Any]:
         empty = {"error": None, "incomplete_details": None, "usage": None}
         return {**self._head, "status": status, "output": output, **empty, **changes}
 
-    def _message(self, status: str, content: list[Any]) -> dict[str, Any]:
+    def _make_message(self, status: str, content: list[Any]) -> dict[str, Any]:
         return {"id": self._item, "type": "message", "status": status, "role": "assistant", "content": content}
 
-    def _call(self, end: End, status: str) -> dict[str, Any] | None:
+    def _make_call(self, end: End, status: str) -> dict[str, Any] | None:
         """Returns the function call as an output item, None if no function is called."""
         if end.decided is None or end.decided.function is None:
             return None
@@ -144,7 +144,7 @@ class ResponsesReply:
         ids = {"id": self._item.replace("msg_", "fc_"), "call_id": self._item.replace("msg_", "call_")}
         return {**ids, "type": "function_call", "status": status, **called}
 
-    def _event(self, kind: str, **fields: Any) -> dict[str, Any]:
+    def _make_event(self, kind: str, **fields: Any) -> dict[str, Any]:
         return {"type": kind, "sequence_number": next(self._numbers), **fields}
 
 
@@ -163,11 +163,11 @@ def make_writable(body: Mapping[str, Any]) -> dict[str, Any]:
     return {**body, **nested}
 
 
-def _part(text: str) -> dict[str, Any]:
+def _make_part(text: str) -> dict[str, Any]:
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
-def _metadata(given: Any) -> dict[str, str]:
+def _read_metadata(given: Any) -> dict[str, str]:
     """Returns the request's metadata, {} if it is not an object of at most 16 short texts (OpenAI's reference)."""
     if not isinstance(given, dict) or len(given) > PAIRS:
         return {}

@@ -32,7 +32,7 @@ class Service:
     intake: Intake = field(default_factory=Intake)
     started: int = field(default_factory=lambda: int(time.time()))
 
-    def card(self) -> dict[str, Any]:
+    def make_card(self) -> dict[str, Any]:
         """Returns the model's entry in /v1/models, with what the page at / needs to know of the gate."""
         contract, gate, unit = self.model.contract, asdict(self.model.gate), self.model.gate.unit
         own = {"engine": self.model.engine, "block": contract.block, "capacity": contract.capacity, "gate": gate}

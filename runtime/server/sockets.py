@@ -25,7 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on {host}, port {port} ({error}); give another --host or --port") from None
 
 
-def url_of(place: socket.socket) -> str:
+def format_url(place: socket.socket) -> str:
     """Returns the URL of a listening socket."""
     host, port = place.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

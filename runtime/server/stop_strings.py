@@ -50,12 +50,12 @@ class _Prefix:
 
     def extend(self, character: str) -> bool:
         """Takes the next character; returns whether it completes the string. Not to be called again after that."""
-        self.length = self._next(self.length, character)
+        self.length = self._find_next(self.length, character)
         if self.length == len(self._borders):
-            self._borders.append(self._next(self._borders[-1], character))
+            self._borders.append(self._find_next(self._borders[-1], character))
         return self.length == len(self._string)
 
-    def _next(self, length: int, character: str) -> int:
+    def _find_next(self, length: int, character: str) -> int:
         while length and self._string[length] != character:
             length = self._borders[length]
         return length + (self._string[length] == character)

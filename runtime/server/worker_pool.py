@@ -89,7 +89,7 @@ class Workers:
         if self._closed:
             raise Refusal(503, "the server is shutting down; send the request to another one", code="draining")
         if len(self._jobs) + self.running + count > self.most:
-            raise self._full(count)
+            raise self._make_full_refusal(count)
 
     def withdraw(self, job: Job) -> None:
         """Withdraws a job: it leaves the queue now, or its worker after the current step."""
@@ -108,7 +108,7 @@ class Workers:
         for thread in self._threads:
             thread.join()
 
-    def _full(self, count: int) -> Refusal:
+    def _make_full_refusal(self, count: int) -> Refusal:
         expected = self._mean * (len(self._jobs) + count) / self._places
         # The standard header has whole seconds; OpenAI's clients read retry-after-ms first.
         wait = {"retry-after": f"{max(1, math.ceil(expected))}", "retry-after-ms": f"{max(10, round(1000 * expected))}"}
@@ -129,12 +129,12 @@ class Workers:
         job.started = time.perf_counter()
         return job
 
-    def threshold(self, job: Job) -> Threshold | None:
+    def choose_threshold(self, job: Job) -> Threshold | None:
         """Returns the threshold for a job's steps: the request's own, or the workers'."""
         own = job.ask.options.threshold
         return self._threshold if own is None else own
 
-    def done(self, job: Job) -> None:
+    def record_end(self, job: Job) -> None:
         """Notes that a job has ended."""
         with self._changed:
             self.running -= 1
@@ -152,7 +152,7 @@ class Workers:
             LOG.error("an answer failed", exc_info=error)
         # Some mistakes in a decision show only while it runs, such as a value with a token that the model bars.
         job.deliver(Failure(message, mistake=isinstance(error, UserError) and job.ask.decision is not None))
-        self.done(job)
+        self.record_end(job)
 
 
 class SoloDecoder:
@@ -166,11 +166,11 @@ class SoloDecoder:
     def run(self, workers: Workers) -> None:
         while (job := workers.take(wait=True)) is not None:
             try:
-                answer(self._model, job.ask, workers.threshold(job), lambda: job.wanted, job.deliver)
+                answer(self._model, job.ask, workers.choose_threshold(job), lambda: job.wanted, job.deliver)
             except Exception as error:  # one request's failure must not end the thread
                 workers.fail(job, error)
             else:
-                workers.done(job)
+                workers.record_end(job)
 
 
 class BatchDecoder:
@@ -216,7 +216,7 @@ class BatchDecoder:
         """Ends jobs that are not wanted any more, and fills free places. Returns whether the batch has jobs."""
         for number in [number for number, (job, _) in self._jobs.items() if not job.wanted]:
             self._end(workers, number)
-        while self._batch.free and (job := self._next(workers)) is not None:
+        while self._batch.free and (job := self._take_next(workers)) is not None:
             self._start(workers, job)
         return bool(self._jobs)
 
@@ -226,7 +226,7 @@ class BatchDecoder:
         except Exception as error:
             workers.fail(job, error)
 
-    def _next(self, workers: Workers) -> Job | None:
+    def _take_next(self, workers: Workers) -> Job | None:
         """Returns the next job, None if there is none now. A decision that has to wait for the batch's KV cache is
         held, and no other job overtakes it."""
         job, self._held = self._held or workers.take(wait=not self._jobs), None
@@ -244,13 +244,13 @@ class BatchDecoder:
 
         if job.ask.decision is not None:
             try:
-                decided = decide(self._decider, job.ask, workers.threshold(job), still_wanted)
+                decided = decide(self._decider, job.ask, workers.choose_threshold(job), still_wanted)
             finally:
                 if not self._own_cache:
                     self._batch.release()
             if hand_out_decision(decided, job.wanted, job.deliver):
-                return workers.done(job)
-        work = PendingAnswer(self._model, job.ask, workers.threshold(job), job.deliver, decided)
+                return workers.record_end(job)
+        work = PendingAnswer(self._model, job.ask, workers.choose_threshold(job), job.deliver, decided)
         self._jobs[self._batch.add(work.request)] = job, work
         return None
 
@@ -269,7 +269,7 @@ class BatchDecoder:
         self._batch.drop(number)
         job, work = self._jobs.pop(number)
         work.end()
-        workers.done(job)
+        workers.record_end(job)
 
 
 def choose_decoders(model: Model, workers: int | None, slots: int | None, device: str = "cpu") -> Sequence[Decoder]:

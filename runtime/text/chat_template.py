@@ -41,7 +41,7 @@ def render(template: str, messages: Sequence[Message], arguments: Arguments | No
         return _render(template, messages, arguments or {})
     except Exception as error:  # a template is a program, and may raise anything
         raise UserError(
-            f"the bundle's chat template fails ({_line(error)}); correct it, or go without it (--raw)"
+            f"the bundle's chat template fails ({_format_line(error)}); correct it, or go without it (--raw)"
         ) from None
 
 
@@ -57,7 +57,7 @@ def check(template: str) -> None:
             _render(template, messages, {})
             return
         except Exception as error:
-            reasons.append(_line(error))
+            reasons.append(_format_line(error))
     raise UserError(
         f"the checkpoint's chat template cannot be rendered ({reasons[0]}), which transformers refuses too; correct "
         "chat_template.jinja or chat_template in tokenizer_config.json, or take it out"
@@ -102,7 +102,7 @@ def add_defaults(template: str, arguments: Arguments) -> str:
     # The newline is not printed (trim_blocks). It puts the template's own text at the start of a line, since
     # lstrip_blocks strips only there.
     lines = "".join(
-        f"{{% if {name} is not defined %}}{{% set {name} = {_literal(value)} %}}{{% endif %}}\n"
+        f"{{% if {name} is not defined %}}{{% set {name} = {_format_literal(value)} %}}{{% endif %}}\n"
         for name, value in arguments.items()
     )
     return lines + template
@@ -115,10 +115,10 @@ def reads(template: str, name: str) -> bool:
 
 def _render(template: str, messages: Sequence[Message], arguments: Arguments) -> str:
     given = {**_copy_plain(arguments), "tools": None, "documents": None, "add_generation_prompt": True}
-    return str(_compile(template).render({**given, "messages": [_message(message) for message in messages]}))
+    return str(_compile(template).render({**given, "messages": [_copy_message(message) for message in messages]}))
 
 
-def _message(message: Message) -> dict[str, Any]:
+def _copy_message(message: Message) -> dict[str, Any]:
     """Returns a copy without null values, which templates would print as `none`, and with reasoning under both names
     that templates read."""
     found = {key: _copy_plain(value) for key, value in message.items() if value is not None}
@@ -140,16 +140,16 @@ def _copy_plain(value: Any) -> Any:
     raise TypeError(f"a message or argument holds {type(value).__name__}; expected JSON values")
 
 
-def _literal(value: Any) -> str:
+def _format_literal(value: Any) -> str:
     """Returns a JSON value as a literal of jinja2: as in JSON, except for null, which is none."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{_literal(key)}: {_literal(each)}" for key, each in value.items()) + "}"
+        return "{" + ", ".join(f"{_format_literal(key)}: {_format_literal(each)}" for key, each in value.items()) + "}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_literal, value)) + "]"
+        return "[" + ", ".join(map(_format_literal, value)) + "]"
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
 
 
-def _line(error: Exception) -> str:
+def _format_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300] or type(error).__name__  # cut, as it may quote a stranger's message
 
 
@@ -179,14 +179,14 @@ def _compile(template: str) -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _generation()]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _make_generation()]
     )
-    environment.globals |= _globals()
+    environment.globals |= _make_globals()
     environment.filters["tojson"] = _to_json
     return environment.from_string(template)
 
 
-def _generation() -> Any:
+def _make_generation() -> Any:
     """Returns the jinja2 extension for `{% generation %} ... {% endgeneration %}`, which renders the body.
 
     Trainers find the assistant's turns by these tags.
@@ -209,7 +209,7 @@ def _generation() -> Any:
     return Generation
 
 
-def _globals() -> dict[str, Any]:
+def _make_globals() -> dict[str, Any]:
     """Returns the names that transformers adds to jinja2's, and replacements of jinja2's `dict` and `namespace`.
 
     The originals have methods and attributes that a stranger's template should not reach.
@@ -237,10 +237,10 @@ def _globals() -> dict[str, Any]:
         if isinstance(name, str) and name.startswith("_"):
             raise SecurityError(f"{name!r} begins with an underscore, which a namespace's values may not")
 
-    return {"raise_exception": raise_exception, "strftime_now": _now, "dict": _Dict(), "namespace": Values}
+    return {"raise_exception": raise_exception, "strftime_now": _format_now, "dict": _Dict(), "namespace": Values}
 
 
-def _now(format: str) -> str:
+def _format_now(format: str) -> str:
     return datetime.now().strftime(format)
 
 

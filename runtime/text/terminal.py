@@ -35,7 +35,7 @@ class Lines:
 
     def draw(self, step: Step) -> None:
         self._steps += 1
-        drawn = tokens_text(self._tokenizer, [], step, end_of_canvas(step, self._eos_ids, self._before))
+        drawn = decode_tokens(self._tokenizer, [], step, find_end_of_canvas(step, self._eos_ids, self._before))
         text = "".join(text for text, _ in drawn).replace("\n", NEWLINE)
         accepted = int(step.accepted.sum())
         print(f"step {self._steps}  block {step.block + 1}  |{text}|  +{accepted} tokens", file=self._out, flush=True)
@@ -57,7 +57,7 @@ class Screen:
         size = shutil.get_terminal_size()
         finished = step.result is not None or not step.open.any()
         # One column stays free: after a full line, the cursor would be between two lines.
-        lines = wrap(self._line + self._canvas(step), max(1, size.columns - 1))
+        lines = wrap(self._line + self._make_cells(step), max(1, size.columns - 1))
         if not finished:
             shown = lines[-max(1, size.lines - 1) :]  # the cursor cannot go above the screen's first line
         else:
@@ -67,8 +67,8 @@ class Screen:
         self._out.flush()
         self._drawn = 1 if finished else len(shown)
 
-    def _canvas(self, step: Step) -> list[StyledCharacter]:
-        last, head, cells = end_of_canvas(step, self._eos_ids, self._before), self._head, []
+    def _make_cells(self, step: Step) -> list[StyledCharacter]:
+        last, head, cells = find_end_of_canvas(step, self._eos_ids, self._before), self._head, []
         if step.result is None and not step.open.any():
             tokens = head + step.tokens[step.given :].tolist()
             self._head = find_unfinished(self._tokenizer, tokens)  # shown with the next block
@@ -76,18 +76,18 @@ class Screen:
             last -= len(self._head)
             if last < step.given:
                 return []
-        for text, places in tokens_text(self._tokenizer, head, step, last):
-            cells += [(char, self._style(step, places)) for char in text]
+        for text, places in decode_tokens(self._tokenizer, head, step, last):
+            cells += [(char, self._choose_style(step, places)) for char in text]
         return cells
 
-    def _style(self, step: Step, places: list[int]) -> str:
+    def _choose_style(self, step: Step, places: list[int]) -> str:
         if step.open[places].any():
             return DIM
         fresh = BOLD if step.accepted[places].any() and step.result is None else ""
-        return fresh + color(float(step.confidence[places].min(initial=1)))
+        return fresh + choose_color(float(step.confidence[places].min(initial=1)))
 
 
-def view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> Lines | Screen:
+def make_view(tokenizer: Tokenizer, contract: Contract, out: TextIO) -> Lines | Screen:
     """Returns a redrawn screen if `out` is a terminal that can show it, else plain lines, as also with NO_COLOR."""
     able = out.isatty() and os.environ.get("TERM", "dumb") != "dumb" and "NO_COLOR" not in os.environ
     return (Screen if able else Lines)(tokenizer, contract, out)
@@ -100,7 +100,7 @@ def show_steps(steps: Iterable[Step], view: Lines | Screen) -> Iterator[Step]:
         yield step
 
 
-def summary(result: Result) -> str:
+def format_summary(result: Result) -> str:
     """Returns one line: forward passes, tokens per forward pass, seconds, the forward passes that one token per step
     would take, the seed if there is one, and a note if there was no KV cache."""
     tokens = len(result.token_ids)
@@ -112,7 +112,7 @@ def summary(result: Result) -> str:
     )
 
 
-def end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
+def find_end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
     """Returns where the canvas's text ends: at the answer's end, an end token with no mask before it, or the canvas's
     width.
 
@@ -125,7 +125,7 @@ def end_of_canvas(step: Step, eos_ids: tuple[int, ...], before: int) -> int:
     return step.given + int(ends[0]) if len(ends) else len(step.open)
 
 
-def tokens_text(tokenizer: Tokenizer, head: list[int], step: Step, last: int) -> Iterator[tuple[str, list[int]]]:
+def decode_tokens(tokenizer: Tokenizer, head: list[int], step: Step, last: int) -> Iterator[tuple[str, list[int]]]:
     """Yields the canvas up to `last` as (text, positions); adjacent tokens that are parts of characters are joined.
 
     head: the tokens of a character that the block before left unfinished; they have no positions.
@@ -165,7 +165,7 @@ def _make_printable(char: str) -> str:
     return " " if char.isspace() else UNREADABLE
 
 
-def color(confidence: float) -> str:
+def choose_color(confidence: float) -> str:
     """Returns the color of a confidence: green from 0.9 on, yellow from 0.6 on, red below."""
     return GREEN if confidence >= 0.9 else YELLOW if confidence >= 0.6 else RED
 
@@ -175,7 +175,7 @@ def wrap(cells: list[StyledCharacter], columns: int) -> list[list[StyledCharacte
     lines: list[list[StyledCharacter]] = [[]]
     used = 0
     for char, style in cells:
-        width = columns_of(char)
+        width = count_columns(char)
         if char == "\n" or used + width > columns:
             lines.append([])
             used = 0
@@ -185,7 +185,7 @@ def wrap(cells: list[StyledCharacter], columns: int) -> list[list[StyledCharacte
     return lines
 
 
-def columns_of(char: str) -> int:
+def count_columns(char: str) -> int:
     """Returns how many columns a character takes: 0 for combining ones, 2 for wide ones."""
     if unicodedata.category(char) in ("Mn", "Me", "Cf"):
         return 0

@@ -82,7 +82,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of token ids; special tokens have none."""
-        with library("the tokenizer fails on token ids"):
+        with translate_errors("the tokenizer fails on token ids"):
             return str(self._plain.decode([int(token) for token in ids], skip_special_tokens=True))
 
     def stream(self) -> TextStream:
@@ -104,7 +104,7 @@ class Tokenizer:
                 raise UserError(
                     f"the text has half a surrogate pair at character {error.start}; expected Unicode, give valid UTF-8"
                 ) from None
-        with library("the tokenizer fails on this text"):
+        with translate_errors("the tokenizer fails on this text"):
             return [encoding.ids for encoding in engine.encode_batch_fast(texts, add_special_tokens=False)]
 
 
@@ -161,7 +161,7 @@ def read_engine(source: Path | str, what: str | None = None, advice: str = "expo
     what = what or f"{'the text' if isinstance(source, str) else source} is not a tokenizer"
     if not isinstance(source, str) and source.is_file() and source.stat().st_size > LARGEST:
         raise UserError(f"{what} (more than {LARGEST >> 20} MB); {advice}")
-    with library(what, advice):
+    with translate_errors(what, advice):
         engine = Engine.from_str(source if isinstance(source, str) else source.read_text(encoding="utf-8-sig"))
         engine.no_truncation()  # truncation would silently drop the end of a prompt
         engine.no_padding()
@@ -169,7 +169,7 @@ def read_engine(source: Path | str, what: str | None = None, advice: str = "expo
 
 
 @contextmanager
-def library(what: str, advice: str = "export it again") -> Iterator[None]:
+def translate_errors(what: str, advice: str = "export it again") -> Iterator[None]:
     """Turns any failure of the library tokenizers into a UserError: its errors share no class, and its panics are not
     Exceptions."""
     try:

@@ -24,9 +24,9 @@ from typing import Any
 from runtime.cli import DONE, Parser, expect, parse_counts, print_json, run
 from runtime.engines.ort.threads import count_physical_cores
 from runtime.errors import UserError
-from runtime.perf.conditions import find_version, processor_name
+from runtime.perf.conditions import find_version, read_processor_name
 from runtime.perf.local_cpu import measure_processor as this_machine
-from runtime.perf.op_counts import SHAPES, parse_shape, shape_of
+from runtime.perf.op_counts import SHAPES, parse_shape, read_shape
 from train.storage.output_files import check_file, replace_file
 
 from . import answers, host, page, plot, step
@@ -38,7 +38,7 @@ PACKAGES = ("numpy", "torch", "onnxruntime", "llama-cpp-python", "gguf")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run(lambda: bench(options(argv)))
+    return run(lambda: bench(parse_options(argv)))
 
 
 def bench(args: argparse.Namespace) -> int:
@@ -51,13 +51,13 @@ def bench(args: argparse.Namespace) -> int:
         print(f"== {name}", file=sys.stderr, flush=True)
         report[name] = add_conditions(MEASURE[name], args)
         write(where["json"], json.dumps(report, indent=1) + "\n")
-        write(where["md"], page.text(report))
+        write(where["md"], page.format_text(report))
     if args.plot and report.get("step", {}).get("rows"):
         plot.draw(where["png"], report["step"]["rows"])
     if args.json:
         print_json({name: report[name] for name in args.only})
     else:
-        print(page.text({name: report[name] for name in args.only}))
+        print(page.format_text({name: report[name] for name in args.only}))
     return DONE
 
 
@@ -84,22 +84,22 @@ def add_conditions(
     found = measure(args)
     versions = {"python": platform.python_version(), **{name: find_version(name) for name in PACKAGES}}
     conditions = {
-        "cpu": processor_name(), "cores": count_physical_cores(), "threads": args.threads, "load": load,
+        "cpu": read_processor_name(), "cores": count_physical_cores(), "threads": args.threads, "load": load,
         "versions": versions, "seconds": time.perf_counter() - started,
     }  # fmt: skip
     return {"conditions": conditions, **found}
 
 
-def steps(args: argparse.Namespace) -> dict[str, Any]:
+def measure_steps(args: argparse.Namespace) -> dict[str, Any]:
     """Measures the section `step`."""
-    shape = shape_of(args.shape, "--shape") if args.shape else SHAPES["qwen3-0.6b"]
+    shape = read_shape(args.shape, "--shape") if args.shape else SHAPES["qwen3-0.6b"]
     print("measuring this machine ...", file=sys.stderr, flush=True)
-    device = this_machine(processor_name(), args.threads)
+    device = this_machine(read_processor_name(), args.threads)
     plan = step.Plan(shape, args.widths, args.pasts, args.rounds, args.steps, args.threads, args.contenders)
     with TemporaryDirectory(dir=args.scratch) as folder:
         found = step.measure(plan, device, Path(folder))
     # Measured again: if the machine became slower or faster during the race, so did its limits.
-    again = this_machine(processor_name(), args.threads)
+    again = this_machine(read_processor_name(), args.threads)
     after = {"bandwidth": again.bandwidth, "rates": dict(again.rates)}
     return {"device": {**asdict(replace(device, rates=dict(device.rates))), "after": after}, **found}
 
@@ -116,13 +116,13 @@ def measure_host(args: argparse.Namespace) -> dict[str, Any]:
 
 
 MEASURE: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "step": steps,
+    "step": measure_steps,
     "answers": measure_answers,
     "host": measure_host,
 }
 
 
-def sections(text: str) -> tuple[str, ...]:
+def parse_sections(text: str) -> tuple[str, ...]:
     """Parses a comma-separated list of sections; returns the names in the order of the report."""
     words = {word.strip() for word in text.split(",")}
     if not words <= {*SECTIONS}:
@@ -130,10 +130,10 @@ def sections(text: str) -> tuple[str, ...]:
     return tuple(name for name in SECTIONS if name in words)
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     p = Parser(prog="python -m samples.bench", description=(__doc__ or "").splitlines()[0])
     known = ", ".join(SECTIONS)
-    p.add_argument("--only", type=expect(sections, f"some of {known}"), default=SECTIONS, metavar="NAME,...",
+    p.add_argument("--only", type=expect(parse_sections, f"some of {known}"), default=SECTIONS, metavar="NAME,...",
         help=f"sections of {known} (default: all; step needs 20 GB of memory and 6 GB of disk)")  # fmt: skip
     p.add_argument("--out", type=Path, default=SAMPLES / "results",
         help="folder to write bench.json, bench.md and bench.png to (default: samples/results)")  # fmt: skip

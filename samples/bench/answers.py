@@ -34,11 +34,11 @@ def measure(threads: int | None, count: int, repeat: int, options: Sequence[str]
             raise SystemExit(done.returncode)
         report: dict[str, Any] = json.loads(out.read_text(encoding="utf-8"))
     for task in report["tasks"].values():
-        task["goals"] = list(goals(task))
+        task["goals"] = list(make_goals(task))
     return report
 
 
-def goals(task: dict[str, Any]) -> Iterator[Entry]:
+def make_goals(task: dict[str, Any]) -> Iterator[Entry]:
     """Yields the goals of a task: ratios of the sums, with the spread over the prompts; accuracies."""
     rows = task["contenders"]
     ms = {name: np.array(row["ms"]) for name, row in rows.items()}

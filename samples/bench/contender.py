@@ -33,7 +33,7 @@ class Stepper(Protocol):
         """Prepares for steps of that cell; fills the KV cache if the step's speed depends on that."""
 
     def step(self) -> None:
-        """Runs one forward pass over `tokens(width)`, which is timed."""
+        """Runs one forward pass over `make_tokens(width)`, which is timed."""
 
     def best(self) -> Ints:
         """Returns the top-1 tokens [width] of the last step, taken from its logits if need be. Not timed."""
@@ -61,7 +61,7 @@ class Contender:
         return (self.ours or cell.capacity is None) and self.past in (None, cell.past)
 
 
-def tokens(width: int) -> Ints:
+def make_tokens(width: int) -> Ints:
     """Returns the ids that every contender's step takes, the same for all. int64 [width]"""
     return np.arange(width, dtype=np.int64) * 7 % 50 + 2
 
@@ -71,7 +71,7 @@ def serve(pipe: Connection, contender: Contender) -> None:
     try:
         started = time.perf_counter()
         stepper = contender.make(**contender.options)
-        pipe.send({"seconds": time.perf_counter() - started, **stepper.about(), "peak_mb": peak_mb()})
+        pipe.send({"seconds": time.perf_counter() - started, **stepper.about(), "peak_mb": read_peak_mb()})
         placed = None
         while True:
             cell, count = pipe.recv()
@@ -80,14 +80,14 @@ def serve(pipe: Connection, contender: Contender) -> None:
                 for _ in range(WARMUP):
                     stepper.step()
                 placed = cell
-            pipe.send(turn(stepper, count))
+            pipe.send(take_turn(stepper, count))
     except EOFError:
         return
     except Exception as error:  # libraries have their own types, some of which cannot be pickled
         pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
 
 
-def turn(stepper: Stepper, count: int) -> dict[str, Any]:
+def take_turn(stepper: Stepper, count: int) -> dict[str, Any]:
     """Runs `count` timed steps after an untimed one; returns their milliseconds and the last step's tokens."""
     time.sleep(PAUSE)
     stepper.step()
@@ -96,10 +96,10 @@ def turn(stepper: Stepper, count: int) -> dict[str, Any]:
         started = time.perf_counter()
         stepper.step()
         ms.append(1000 * (time.perf_counter() - started))
-    return {"ms": ms, "tokens": stepper.best().tolist(), "peak_mb": peak_mb()}
+    return {"ms": ms, "tokens": stepper.best().tolist(), "peak_mb": read_peak_mb()}
 
 
-def peak_mb() -> float:
+def read_peak_mb() -> float:
     """Returns this process's peak memory in MB (1e6 bytes). Only Linux reports it correctly for a process started by
     another one."""
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -117,7 +117,7 @@ def close(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def together(url: str, asked: Sequence[Wanted], count: int, seconds: float) -> list[Client]:
+def run_clients(url: str, asked: Sequence[Wanted], count: int, seconds: float) -> list[Client]:
     """Runs `count` clients for `seconds`; returns them."""
     over = threading.Event()
     clients = [Client(urlsplit(url).netloc, asked, i * 5, over) for i in range(count)]
@@ -131,7 +131,7 @@ def together(url: str, asked: Sequence[Wanted], count: int, seconds: float) -> l
     return clients
 
 
-def summary(clients: Sequence[Client], seconds: float) -> dict[str, Any]:
+def summarize(clients: Sequence[Client], seconds: float) -> dict[str, Any]:
     """Returns what the clients saw; times in seconds."""
     times = sorted(took for client in clients for took in client.times) or [0.0]
     differ = [text for client in clients for text in client.differ]
@@ -160,7 +160,7 @@ def main() -> int:
     line += [] if args.engine is None else ["--engine", args.engine]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         url, started = json.loads(server.stdout.readline())["url"], time.perf_counter()  # type: ignore[union-attr]
-        report = summary(together(url, asked, args.clients, args.seconds), time.perf_counter() - started)
+        report = summarize(run_clients(url, asked, args.clients, args.seconds), time.perf_counter() - started)
         server.terminate()
         report["exit_code"] = server.wait(120)
     print(json.dumps(report))

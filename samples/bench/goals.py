@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.perf.latency import percentiles
+from runtime.perf.latency import compute_percentiles
 
 Entry = dict[str, Any]
 
@@ -23,7 +23,7 @@ def judge(
     value: the figure if it is not the median, such as a ratio of sums. most, least: the upper or the lower bound, at
     most one of them; with neither, `reached` is None. more: further keys of the entry.
     """
-    found = percentiles(np.asarray(each, np.float64))
+    found = compute_percentiles(np.asarray(each, np.float64))
     figure = found.median if value is None else float(value)
     reached = None
     if most is not None or least is not None:
@@ -31,12 +31,12 @@ def judge(
     return {"what": what, "value": figure, **asdict(found), "most": most, "least": least, "reached": reached, **more}
 
 
-def verdict(entry: Entry) -> str:
+def format_verdict(entry: Entry) -> str:
     """Returns `reached`, `missed`, or nothing without a bound."""
     return "" if entry["reached"] is None else "reached" if entry["reached"] else "missed"
 
 
-def bound(entry: Entry) -> str:
+def format_bound(entry: Entry) -> str:
     """Returns the bound after ≤ or ≥, nothing without a bound."""
     if entry["most"] is not None:
         return f"≤ {entry['most']:g}"

@@ -107,7 +107,7 @@ def run_json(*command: str) -> tuple[int, dict[str, Any], str]:
         return code, {}, last
 
 
-def machine() -> list[str]:
+def describe_machine() -> list[str]:
     """Returns the GPU as its driver reports it, and the versions of what is installed."""
     lines = [f"{platform.platform()}, Python {platform.python_version()}"]
     if tool := shutil.which("nvidia-smi"):
@@ -125,7 +125,7 @@ def machine() -> list[str]:
     return lines
 
 
-def ort_targets() -> Iterator[Target | Row]:
+def list_ort_targets() -> Iterator[Target | Row]:
     """Yields ONNX Runtime's engines: on the CPU, for comparison, and those that CUDA has kernels for."""
     from runtime.engines.ort.ort_cuda import KERNELS
     from runtime.engines.registry import KINDS
@@ -145,13 +145,13 @@ def ort_targets() -> Iterator[Target | Row]:
     try:
         KINDS["ort"].import_library("cuda")
     except UserError as error:
-        yield missing("ONNX Runtime, CUDA", ", ".join(KERNELS["cuda"]["standard"]), str(error))
+        yield make_missing_row("ONNX Runtime, CUDA", ", ".join(KERNELS["cuda"]["standard"]), str(error))
         return
     for dialect, precisions in KERNELS["cuda"].items():
         yield from (target(dialect, precision, "cuda") for precision in precisions)
 
 
-def trt_targets() -> Iterator[Target | Row]:
+def list_trt_targets() -> Iterator[Target | Row]:
     """Yields an engine per precision and installed TensorRT, or the reason why there are none."""
     from export.precisions import PRECISIONS
     from export.trt_engines.gpu_support import find_library
@@ -162,20 +162,20 @@ def trt_targets() -> Iterator[Target | Row]:
     for flavor, engine in FLAVORS.items():
         try:
             find_library(flavor)
-            if (gpu := load_cuda().gpu()) is None:
+            if (gpu := load_cuda().find_gpu()) is None:
                 raise UserError("no NVIDIA driver, or no GPU, was found")
         except UserError as error:
-            yield missing(engine, f"all {len(PRECISIONS)}", str(error))
+            yield make_missing_row(engine, f"all {len(PRECISIONS)}", str(error))
             continue
         for row in PRECISIONS.values():
             export = ("export.trt", "--ckpt", CKPT, "--out", bundle, "--flavor", flavor, "--precision", row.name)
             export += ("--compute-capability", str(gpu.capability)) if flavor == "rtx" else ()
-            export += ("--data", str(calibration())) if row.calibrated else ()
+            export += ("--data", str(write_calibration())) if row.calibrated else ()
             verify = ("export.verify", bundle, "--ckpt", CKPT, "--prompts", str(PROMPTS), "--engine")
             yield Target(engine, row.name, export, verify, graphs=True)
 
 
-def calibration() -> Path:
+def write_calibration() -> Path:
     """Writes prompts of the sample tasks, from the split that students are trained on; returns the file's path."""
     from train.tasks import choose_tasks
 
@@ -187,7 +187,7 @@ def calibration() -> Path:
     return file
 
 
-def missing(engine: str, precision: str, reason: str) -> Row:
+def make_missing_row(engine: str, precision: str, reason: str) -> Row:
     return Row(engine, precision, NOT_HERE + " ".join(reason.split()))
 
 
@@ -251,7 +251,7 @@ def step_time(found: dict[str, Any]) -> float:
     return float(steps[len(steps) // 2]["ms"]["median"])
 
 
-def page(rows: Sequence[Row], tests: tuple[int, str], note: str) -> str:
+def format_page(rows: Sequence[Row], tests: tuple[int, str], note: str) -> str:
     """Returns the page: the summary, the machine, the tests, then the details of each row."""
     head = ("engine", "precision", "verified", "ms per step", "with CUDA graphs", "tokens per second")
     lines = ["# blockstep GPU report", ""]
@@ -259,7 +259,15 @@ def page(rows: Sequence[Row], tests: tuple[int, str], note: str) -> str:
     lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row.cells()) + " |" for row in rows]
     code, printed = tests
     last = (printed.splitlines() or [""])[-1].strip("= ")
-    lines += ["", MESSAGE, "", f"GPU tests: {last}" + (f" (exit code {code})" if code else ""), "", *machine(), note]
+    lines += [
+        "",
+        MESSAGE,
+        "",
+        f"GPU tests: {last}" + (f" (exit code {code})" if code else ""),
+        "",
+        *describe_machine(),
+        note,
+    ]
     for row in rows:
         if row.details:
             state = " (wrong)" if row.wrong else ""
@@ -267,7 +275,7 @@ def page(rows: Sequence[Row], tests: tuple[int, str], note: str) -> str:
     return "\n".join([*lines, "", f"## {GPU_TESTS}", "", "```text", printed, "```", ""])
 
 
-def options(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m samples.bench.gpu_report",
         description=(
@@ -286,7 +294,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def why_not(no_install: bool) -> str:
+def explain_obstacle(no_install: bool) -> str:
     """Returns why this Python cannot make the report, "" if it can."""
     if not no_install and Path(sys.prefix) != OWN_PYTHON:
         return f"{sys.executable} is not what make gpu-report installs into; run that, or give --no-install"
@@ -300,20 +308,20 @@ def why_not(no_install: bool) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Writes the page and prints it; returns 1 if something is wrong, 2 if nothing can be run."""
-    args = options(argv)
-    if reason := why_not(args.no_install):
+    args = parse_options(argv)
+    if reason := explain_obstacle(args.no_install):
         print(f"error: {reason}", file=sys.stderr)
         return MISTAKE
     shutil.rmtree(FOLDER, ignore_errors=True)
     FOLDER.mkdir(parents=True)
-    targets = [*ort_targets(), *trt_targets()]
+    targets = [*list_ort_targets(), *list_trt_targets()]
     rows = [target if isinstance(target, Row) else report(target) for target in targets]
     tests = (DONE, "not run: pytest is not installed")
     if find_spec("pytest") is not None:
         code, printed, last = run("pytest", GPU_TESTS, "-m", "gpu", "-rA", "-s", "-p", "no:cacheprovider")
         tests = code, printed or last
     used = "nothing was installed for it" if args.no_install else "installed by make gpu-report"
-    text = page(rows, tests, f"Python packages: {used}")
+    text = format_page(rows, tests, f"Python packages: {used}")
     (FOLDER / "report.md").write_text(text, encoding="utf-8")
     print(text)
     print(f"{FOLDER / 'report.md'}: docs/parity.md says where to send it", file=sys.stderr)

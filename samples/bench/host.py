@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from runtime import Answer, Model, load
 from runtime.bundle.store import read
-from runtime.perf.latency import percentiles
+from runtime.perf.latency import compute_percentiles
 
 from .goals import Entry, judge
 from .ratios import LOOP_US, PARTS
@@ -56,12 +56,14 @@ def measure(bundle: Path, threads: int, starts: int, install: bool) -> dict[str,
     install: whether a runtime-only environment is made with pip, and its size measured.
     """
     rows = [run_fresh(bundle, threads) for _ in tqdm(range(starts), unit="start", disable=None)]
-    made: dict[str, Any] = {name: asdict(percentiles(np.array([row[name] for row in rows]))) for name in rows[0]}
+    made: dict[str, Any] = {
+        name: asdict(compute_percentiles(np.array([row[name] for row in rows]))) for name in rows[0]
+    }
     answers = bench(bundle, threads)["answers"]
     made |= {name: answers[name] for name in ("host_ms_per_forward", "open_ms", "tokens_per_second")}
-    engine = read(bundle).engine()
+    engine = read(bundle).find_engine()
     made["threads"] = measure_shared_session(bundle, threads)
-    made["goals"] = list(goals(made))
+    made["goals"] = list(make_goals(made))
     made["bundle_mb"] = sum(file.stat().st_size for file in bundle.iterdir()) / 1e6
     made["engine"] = {"name": engine.name, "mb": sum((bundle / name).stat().st_size for name in engine.files) / 1e6}
     return made | ({"install": install_size()} if install else {})
@@ -90,7 +92,7 @@ def measure_shared_session(bundle: Path, threads: int) -> dict[str, Any]:
     return {"threads": THREADS, "answers_a_second": {"one": rates[1], "all": rates[THREADS]}}
 
 
-def goals(made: dict[str, Any]) -> Iterator[Entry]:
+def make_goals(made: dict[str, Any]) -> Iterator[Entry]:
     """Yields the goals for the host's own time per forward pass, and for threads that share a session."""
     host = made["host_ms_per_forward"]
     yield judge("the host's loop, µs per forward pass", [1000 * host[part] for part in PARTS], most=LOOP_US)
@@ -102,7 +104,7 @@ def goals(made: dict[str, Any]) -> Iterator[Entry]:
 def run_fresh(bundle: Path, threads: int) -> dict[str, float]:
     """Runs one process; returns milliseconds from start to end, those of its stages, and its peak memory in MB."""
     started = time.perf_counter()
-    told = python("-c", FRESH, str(bundle), str(threads), str(PROMPT))
+    told = run_python("-c", FRESH, str(bundle), str(threads), str(PROMPT))
     whole = 1000 * (time.perf_counter() - started)
     stages: dict[str, float] = json.loads(told)
     return {"whole_ms": whole, **stages}
@@ -111,11 +113,11 @@ def run_fresh(bundle: Path, threads: int) -> dict[str, float]:
 def bench(bundle: Path, threads: int) -> dict[str, Any]:
     """Returns the report of runtime.bench."""
     words = ("--threads", str(threads), "--json", "--prompt", PROMPT.read_text(encoding="utf-8"))
-    report: dict[str, Any] = json.loads(python("-m", "runtime.bench", str(bundle), *words).splitlines()[-1])
+    report: dict[str, Any] = json.loads(run_python("-m", "runtime.bench", str(bundle), *words).splitlines()[-1])
     return report
 
 
-def python(*words: str) -> str:
+def run_python(*words: str) -> str:
     """Runs this Python; returns what it prints. Raises SystemExit with its code if it fails, its error on stderr."""
     done = subprocess.run([sys.executable, *words], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -126,7 +128,7 @@ def python(*words: str) -> str:
 def install_size() -> dict[str, Any]:
     """Returns MB of what `pip install '.[cpu]'` adds to a bare Python, by folder and in all; the reason if it fails."""
     with TemporaryDirectory() as folder:
-        python("-m", "venv", "--without-pip", folder)
+        run_python("-m", "venv", "--without-pip", folder)
         there = Path(folder) / "bin" / "python"
         words = ["--python", str(there), "install", "--quiet", "--no-compile", "-c", "constraints.txt", ".[cpu]"]
         line = [sys.executable, "-m", "pip", "--disable-pip-version-check", *words]
@@ -134,11 +136,11 @@ def install_size() -> dict[str, Any]:
         if done.returncode:
             return {"left_out": " ".join(done.stderr.split())[-300:]}
         packages = next((Path(folder) / "lib").glob("python*/site-packages"))
-        sizes = {path.name: size(path) / 1e6 for path in sorted(packages.iterdir())}
+        sizes = {path.name: count_bytes(path) / 1e6 for path in sorted(packages.iterdir())}
         largest = dict(sorted(sizes.items(), key=lambda item: -item[1])[:8])
         return {"mb": sum(sizes.values()), "largest_mb": largest}
 
 
-def size(path: Path) -> int:
+def count_bytes(path: Path) -> int:
     """Returns the bytes of a file, or of all files in a folder."""
     return path.stat().st_size if path.is_file() else sum(f.stat().st_size for f in path.rglob("*") if f.is_file())

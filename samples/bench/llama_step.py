@@ -15,7 +15,7 @@ import numpy as np
 
 from runtime.backend import Floats, Ints
 
-from .contender import Cell, tokens
+from .contender import Cell, make_tokens
 
 CHUNK = 256  # tokens decoded at once while the KV cache is filled
 LONGEST = 2048  # KV-cache capacity in positions
@@ -48,12 +48,12 @@ class Context:
             self.past = past
         while self.past < past:
             width = min(CHUNK, past - self.past)
-            self.decode(tokens(width), every=False)
+            self.decode(make_tokens(width), every=False)
             self.past += width
 
     def step(self, width: int) -> Any:
         """Returns the address of the logits in llama.cpp's own memory; leaves the KV cache as it was."""
-        self.decode(tokens(width), every=True)
+        self.decode(make_tokens(width), every=True)
         logits = llama.llama_get_logits(self.context)  # waits for them
         llama.llama_memory_seq_rm(self.memory, 0, self.past, -1)
         return logits

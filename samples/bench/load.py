@@ -90,7 +90,7 @@ class Client:
         self.forwards += answer["blockstep"]["forwards"]
 
 
-def together(
+def run_clients(
     load: Load, count: int, seconds: float, server: psutil.Process, end: bool
 ) -> tuple[list[Client], list[int]]:
     """Runs `count` clients for `seconds`; returns them, and the server's memory in bytes, read every half second.
@@ -114,7 +114,7 @@ def together(
     return clients, memory
 
 
-def summary(clients: Sequence[Client], load: Load, seconds: float) -> dict[str, Any]:
+def summarize(clients: Sequence[Client], load: Load, seconds: float) -> dict[str, Any]:
     """Returns the figures of one round; times in seconds."""
     answers = [answer for client in clients for answer in client.answers]
     times = sorted(took for _, _, took in answers) or [0.0]
@@ -154,8 +154,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             url, process = json.loads(server.stdout.readline())["url"], psutil.Process(server.pid)  # type: ignore[union-attr]
             for number, (count, seconds) in enumerate(rounds, 1):
                 work, started = Load(url, prompts, solo), time.perf_counter()
-                clients, memory = together(work, count, seconds, process, end=number == len(rounds))
-                reports.append(summary(clients, work, time.perf_counter() - started))
+                clients, memory = run_clients(work, count, seconds, process, end=number == len(rounds))
+                reports.append(summarize(clients, work, time.perf_counter() - started))
                 reports[-1]["right"] = score_answers(task, problems, clients)
                 everyone += clients
             code = server.wait(120)

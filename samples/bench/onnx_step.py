@@ -10,9 +10,9 @@ from runtime.backend import Forward, Ints, Proposal
 from runtime.contract import Contract
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend
-from runtime.perf.latency import canvas
+from runtime.perf.latency import make_canvas_step
 
-from .contender import Cell, tokens
+from .contender import Cell, make_tokens
 
 
 class OnnxStep:
@@ -24,8 +24,8 @@ class OnnxStep:
         self.proposal: Proposal
 
     def place(self, cell: Cell) -> None:
-        made = canvas(replace(self.contract, block=cell.width), cell.past)
-        self.forward = replace(made, input_ids=tokens(cell.width)[None])
+        made = make_canvas_step(replace(self.contract, block=cell.width), cell.past)
+        self.forward = replace(made, input_ids=make_tokens(cell.width)[None])
         self.backend.capacity = 0  # otherwise a long KV cache from an earlier cell would stay
         self.backend.open(1, cell.capacity or cell.past + cell.width)
 

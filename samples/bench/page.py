@@ -5,27 +5,27 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .goals import bound, verdict
+from .goals import format_bound, format_verdict
 
 Report = dict[str, Any]
 
 
-def text(report: Report) -> str:
+def format_text(report: Report) -> str:
     """Returns the page, with the sections that were measured."""
-    return "\n".join(_text(report)) + "\n"
+    return "\n".join(_format_lines(report)) + "\n"
 
 
-def _text(report: Report) -> Iterator[str]:
+def _format_lines(report: Report) -> Iterator[str]:
     yield "# The bench"
     yield ""
     yield "Made by `make bench`; every figure is in `bench.json` next to it."
-    for name, section in (("step", step), ("answers", answers), ("host", host)):
+    for name, section in (("step", step), ("answers", format_answers), ("host", format_host)):
         if name in report:
             yield ""
             yield from section(report[name])
 
 
-def conditions(section: Report) -> str:
+def format_conditions(section: Report) -> str:
     """Returns the conditions that a section was measured under, as one line."""
     c = section["conditions"]
     versions = ", ".join(f"{name} {version}" for name, version in c["versions"].items() if version)
@@ -35,7 +35,7 @@ def conditions(section: Report) -> str:
     )
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yields a Markdown table, its first column aligned left, the others right."""
     yield f"| {' | '.join(heads)} |"
     yield "|---" + "|---:" * (len(heads) - 1) + "|"
@@ -51,7 +51,7 @@ def step(section: Report) -> Iterator[str]:
     yield (
         f"{shape['layers']} layers of {shape['hidden']}, vocabulary {shape['vocab']:,}, random weights. "
         f"{section['rounds']} rounds in which every contender, in a process of its own, took "
-        f"{section['steps_a_round']} timed steps in turn. {conditions(section)}"
+        f"{section['steps_a_round']} timed steps in turn. {format_conditions(section)}"
     )
     yield (
         f"This machine reads {local['bandwidth']:.1f} GB/s and multiplies "
@@ -59,57 +59,57 @@ def step(section: Report) -> Iterator[str]:
         + " TOP/s (`python -m runtime.roofline`); *limit*: the larger of reading and multiplying at that speed."
     )
     yield ""
-    yield from judgments(section["ratios"])
+    yield from format_judgments(section["ratios"])
     yield "\nllama.cpp attends fused or not, whichever is faster at that place; PyTorch compiles at one past."
     for past in sorted({row["past"] for row in section["rows"]}):
         yield f"\nMilliseconds per step after {past} tokens, median (tenth to ninetieth percentile); B 1 is a token"
         yield "of autoregressive decoding:\n"
-        yield from _steps([row for row in section["rows"] if row["past"] == past and row["capacity"] is None])
+        yield from _format_steps([row for row in section["rows"] if row["past"] == past and row["capacity"] is None])
     yield ""
     heads = ["", "MB at most", "seconds to make", "host, ms per forward pass", "tokens as PyTorch fp32"]
-    yield from table(heads, list(_parts(section)))
+    yield from format_table(heads, list(_format_parts(section)))
     for name, reason in section["left_out"].items():
         yield f"\n{name} was left out: {reason}"
 
 
-def judgments(entries: Sequence[Report]) -> Iterator[str]:
+def format_judgments(entries: Sequence[Report]) -> Iterator[str]:
     """Yields goals next to what was measured, with the machine's limit if that is known."""
     limits = any("limit" in entry for entry in entries)
     heads = ["", "measured", "p10 to p90", "aim", "", *(["at this machine's limit"] if limits else [])]
-    yield from table(heads, [_judgment(entry, limits) for entry in entries])
+    yield from format_table(heads, [_format_judgment(entry, limits) for entry in entries])
 
 
-def _judgment(entry: Report, limits: bool) -> list[str]:
+def _format_judgment(entry: Report, limits: bool) -> list[str]:
     who = f"{entry['contender']}, " if "contender" in entry else ""
-    spread = "" if entry["p10"] == entry["p90"] else f"{figure(entry['p10'])} to {figure(entry['p90'])}"
-    line = [who + entry["what"], figure(entry["value"]), spread, bound(entry), verdict(entry)]
-    return [*line, *([figure(entry["limit"])] if limits else [])]
+    spread = "" if entry["p10"] == entry["p90"] else f"{format_figure(entry['p10'])} to {format_figure(entry['p90'])}"
+    line = [who + entry["what"], format_figure(entry["value"]), spread, format_bound(entry), format_verdict(entry)]
+    return [*line, *([format_figure(entry["limit"])] if limits else [])]
 
 
-def figure(value: float) -> str:
+def format_figure(value: float) -> str:
     """Formats a number with two decimals, below 1 with three significant digits, from 100 on without decimals."""
     if abs(value) >= 100:
         return f"{value:.0f}"
     return f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
-def _steps(rows: Sequence[Report]) -> Iterator[str]:
+def _format_steps(rows: Sequence[Report]) -> Iterator[str]:
     widths = sorted({row["width"] for row in rows})
     cells = {(row["contender"], row["width"]): row for row in rows}
     lines = []
     for name in dict.fromkeys(row["contender"] for row in rows):
         found = [cells.get((name, width)) for width in widths]
-        lines.append([name, *map(_ms, found)])
+        lines.append([name, *map(_format_ms, found)])
         if any(row and "limit_ms" in row for row in found):
             lines.append([f"*limit of {name}*", *(f"*{row['limit_ms']:.1f}*" if row else "" for row in found)])
-    yield from table(["", *(f"B {width}" for width in widths)], lines)
+    yield from format_table(["", *(f"B {width}" for width in widths)], lines)
 
 
-def _ms(row: Report | None) -> str:
+def _format_ms(row: Report | None) -> str:
     return f"{row['ms']['median']:.1f} ({row['ms']['p10']:.1f}–{row['ms']['p90']:.1f})" if row else ""
 
 
-def _parts(section: Report) -> Iterator[list[str]]:
+def _format_parts(section: Report) -> Iterator[list[str]]:
     same = {entry["contender"]: f"{entry['same']} of {entry['of']}" for entry in section["same_tokens"]}
     for name, about in section["contenders"].items():
         host = section["host_ms_per_forward"].get(name)
@@ -117,25 +117,25 @@ def _parts(section: Report) -> Iterator[list[str]]:
         yield [name, f"{about['peak_mb']:,.0f}", f"{about['seconds']:.1f}", loop, same.get(name, "")]
 
 
-def answers(section: Report) -> Iterator[str]:
+def format_answers(section: Report) -> Iterator[str]:
     """Yields the section `answers`: one table per task."""
     yield "## Whole answers"
     yield ""
     yield (
         f"{section['prompts']} prompts per task of the split `{section['split']}`, one at a time, the fastest of "
-        f"{section['repeat']} runs of each. {conditions(section)}"
+        f"{section['repeat']} runs of each. {format_conditions(section)}"
     )
     for name, task in section["tasks"].items():
         yield f"\n`{name}`:\n"
         heads = ["", "ms per answer", "median", "forward passes", "ms per forward pass", "tokens per second", "right"]
-        yield from table(heads, [_answer(who, row) for who, row in task["contenders"].items()])
+        yield from format_table(heads, [_answer(who, row) for who, row in task["contenders"].items()])
         for f, precision in ((task["factors"], "fp32"), (task["factors_int8"], "int8")):
             yield (
                 f"\nIn {precision} {f['whole']:.1f} × faster than {f['teacher']}: "
                 f"{f['forwards']:.2f} (forward passes) × {f['cache']:.2f} (a forward pass through the KV cache) × "
                 f"{f['engine']:.2f} (engine); {f['against_baseline']:.2f} × faster than the autoregressive baseline.\n"
             )
-        yield from judgments(task["goals"])
+        yield from format_judgments(task["goals"])
 
 
 def _answer(name: str, row: Report) -> list[str]:
@@ -144,11 +144,12 @@ def _answer(name: str, row: Report) -> list[str]:
     return [name, *(f"{value:.2f}" for value in figures), f"{row['tokens_a_second']:.0f}", right]
 
 
-def host(section: Report) -> Iterator[str]:
+def format_host(section: Report) -> Iterator[str]:
     """Yields the section `host`: one table."""
     yield "## The runtime next to the engine"
     yield ""
-    yield f"The sample student, {section['engine']['name']}; {section['starts']} fresh processes. {conditions(section)}"
+    name, starts = section["engine"]["name"], section["starts"]
+    yield f"The sample student, {name}; {starts} fresh processes. {format_conditions(section)}"
     yield ""
     spreads = {
         "whole process: start, one answer, end": ("whole_ms", "ms"), "import": ("import_ms", "ms"),
@@ -164,6 +165,6 @@ def host(section: Report) -> Iterator[str]:
     if "mb" in section.get("install", {}):
         first = ", ".join(f"{name} {mb:.0f}" for name, mb in list(section["install"]["largest_mb"].items())[:4])
         rows.append(["runtime-only installation", f"{section['install']['mb']:.0f} MB", first])
-    yield from table(["", "median", "tenth to ninetieth percentile, or parts"], rows)
+    yield from format_table(["", "median", "tenth to ninetieth percentile, or parts"], rows)
     yield ""
-    yield from judgments(section["goals"])
+    yield from format_judgments(section["goals"])

@@ -14,28 +14,31 @@ def main(argv: Sequence[str] | None = None) -> int:
     p = argparse.ArgumentParser(description=__doc__)
     p.add_argument("--out", type=Path, required=True, help="Markdown file to write; sizes in MB of 10^6 bytes")
     args = p.parse_args(argv)
-    parts = sorted(distributions(), key=size, reverse=True)
+    parts = sorted(distributions(), key=count_bytes, reverse=True)
     lines = [
         "# A runtime-only install", "",
         "What `pip install '.[cpu]'` brings beside blockstep itself, written by `make bom`; CycloneDX in `bom.json`. "
         f"Python {'.'.join(platform.python_version_tuple()[:2])}, {platform.system()} {platform.machine()}.", "",
         "| | version | licence | MB |", "|---|---|---|---|",
-        *(f"| {part.metadata['Name']} | {part.version} | {license(part)} | {size(part) / 1e6:.1f} |" for part in parts),
-        f"| **{len(parts)} packages** | | | **{sum(map(size, parts)) / 1e6:.0f}** |", "",
+        *(
+            f"| {part.metadata['Name']} | {part.version} | {read_license(part)} | {count_bytes(part) / 1e6:.1f} |"
+            for part in parts
+        ),
+        f"| **{len(parts)} packages** | | | **{sum(map(count_bytes, parts)) / 1e6:.0f}** |", "",
     ]  # fmt: skip
     args.out.write_text("\n".join(lines), encoding="utf-8")
     print(lines[-2])
     return 0
 
 
-def size(part: Distribution) -> int:
+def count_bytes(part: Distribution) -> int:
     """Returns the bytes of a package's files, compiled ones included."""
     return sum(
         Path(str(file.locate())).stat().st_size for file in part.files or () if Path(str(file.locate())).is_file()
     )
 
 
-def license(part: Distribution) -> str:
+def read_license(part: Distribution) -> str:
     """Returns the license in the package's own words: its SPDX expression, else its classifier, else its field."""
     values = part.metadata
     named = [text.split(" :: ")[-1] for text in values.get_all("Classifier") or () if text.startswith("License")]

@@ -31,7 +31,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     figure = Figure(figsize=SIZE, dpi=DOTS, layout="constrained")
     FigureCanvasAgg(figure)
     lines, bars = figure.subplots(1, 2, width_ratios=(1.1, 1))
-    by_width(lines, shown, colors, past)
+    plot_by_width(lines, shown, colors, past)
     lines.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     lines.yaxis.set_major_formatter(ScalarFormatter())
     lines.minorticks_off()
@@ -42,7 +42,7 @@ def draw(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     replace_file(path, lambda temporary: figure.savefig(temporary, format="png"))
 
 
-def by_width(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], past: int) -> None:
+def plot_by_width(axes: Any, shown: Sequence[dict[str, Any]], colors: dict[str, str], past: int) -> None:
     """Plots milliseconds over tokens, both logarithmic, the spread as a band."""
     for name, color in colors.items():
         each = sorted((row for row in shown if row["contender"] == name), key=lambda row: row["width"])

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from runtime.perf.latency import percentiles
+from runtime.perf.latency import compute_percentiles
 
 from .contender import Cell, Contender, serve
 
@@ -71,7 +71,7 @@ def race(contenders: Sequence[Contender], groups: Sequence[Sequence[Cell]], roun
             runner.best[cell] = told["tokens"]
             runner.about["peak_mb"] = told["peak_mb"]
         standing = [runner for runner in runners if runner.contender.name not in failed]
-        rows = [row for runner in standing for row in summary(runner)]
+        rows = [row for runner in standing for row in summarize(runner)]
         return Result(rows, {runner.contender.name: runner.about for runner in standing}, failed)
 
 
@@ -120,12 +120,13 @@ def answer(runner: Runner) -> Any:
         return f"its process ended with code {runner.process.exitcode}, which a lack of memory does too"
 
 
-def summary(runner: Runner) -> Iterator[dict[str, Any]]:
+def summarize(runner: Runner) -> Iterator[dict[str, Any]]:
     """Yields a runner's rows, one per cell."""
     for cell, times in runner.times.items():
         ms = np.array(times)  # [rounds, steps]
         yield {
             "contender": runner.contender.name, "ours": runner.contender.ours, "precision": runner.contender.precision,
-            **asdict(cell), "ms": asdict(percentiles(ms)), "rounds": np.median(ms, axis=1).tolist(), "count": ms.size,
+            **asdict(cell), "ms": asdict(compute_percentiles(ms)), "rounds": np.median(ms, axis=1).tolist(),
+            "count": ms.size,
             "best": runner.best[cell],
         }  # fmt: skip

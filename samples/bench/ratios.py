@@ -40,96 +40,96 @@ LONG, SHORT = 4096, 256  # KV-cache capacities
 MIDDLE, FAR = 256, 1024  # pasts (tokens) at which steps, and attention alone, are judged
 
 
-def ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
+def compute_ratios(rows: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
     """Yields, goal by goal, the ratios of each of our precisions whose rows were measured.
 
     Each is an entry of `goals.judge` over the rounds; its `limit` is the ratio that our step would have at this
     machine's limit.
     """
     ours = [row for row in rows if row["ours"]]
-    each = [rows_by_name(ours, name) for name in dict.fromkeys(row["contender"] for row in ours)]
+    each = [select_rows(ours, name) for name in dict.fromkeys(row["contender"] for row in ours)]
     for goal in GOALS:
         for mine in each:
-            yield from against_rival(mine, rows, goal)
+            yield from compare_with_engine(mine, rows, goal)
     for mine in each:
-        yield from against_limit(mine)
+        yield from compare_with_limit(mine)
     for mine in each:
-        yield from of_capacity(mine)
+        yield from compare_capacities(mine)
     for mine in each:
-        yield from of_past(mine, shape, device)
+        yield from compare_pasts(mine, shape, device)
     for mine in each:
-        yield from of_width(mine)
-    yield from of_candidates(ours)
+        yield from compare_widths(mine)
+    yield from compare_candidates(ours)
 
 
-def against_rival(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
+def compare_with_engine(mine: Sequence[Row], rows: Sequence[Row], goal: Goal) -> Iterator[Row]:
     """Yields the ratio of our step's time to that of the goal's engine."""
-    row, theirs = find_row(mine, goal.width, goal.past), find_row(rows_by_name(rows, goal.rival), goal.width, goal.past)
+    row, theirs = find_row(mine, goal.width, goal.past), find_row(select_rows(rows, goal.rival), goal.width, goal.past)
     if row and theirs:
         what = f"B {goal.width}, past {goal.past}, over {goal.rival}"
         limit = row["limit_ms"] / theirs["ms"]["median"]
-        yield judge(what, times(row) / times(theirs), most=goal.most, contender=row["contender"], limit=limit)
+        yield judge(what, read_times(row) / read_times(theirs), most=goal.most, contender=row["contender"], limit=limit)
 
 
-def against_limit(mine: Sequence[Row]) -> Iterator[Row]:
+def compare_with_limit(mine: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of the widest step after MIDDLE tokens to the machine's limit."""
     width = find_widest(mine)
     if row := find_row(mine, width, MIDDLE):
         what = f"B {width}, past {MIDDLE}, over this machine's limit"
-        each = times(row) / row["limit_ms"]
+        each = read_times(row) / row["limit_ms"]
         yield judge(what, each, most=OVER_LIMIT, contender=row["contender"], limit=1.0)
 
 
-def of_capacity(mine: Sequence[Row]) -> Iterator[Row]:
+def compare_capacities(mine: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of a step at a long KV-cache capacity to one at a short: unused room should cost nothing."""
     width = find_widest(mine)
     long, short = (find_row(mine, width, 0, capacity) for capacity in (LONG, SHORT))
     if long and short:
         what = f"B {width}, past 0, capacity {LONG} over {SHORT}"
-        each = times(long) / times(short)
+        each = read_times(long) / read_times(short)
         yield judge(what, each, most=OVER_SHORT, contender=long["contender"], limit=1.0)
 
 
-def of_past(mine: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
+def compare_pasts(mine: Sequence[Row], shape: ModelShape, device: Device) -> Iterator[Row]:
     """Yields the ratio of what FAR tokens of past add to a step to the least time that attending to them takes."""
     width = find_widest(mine)
     far, near = find_row(mine, width, FAR), find_row(mine, width, 0)
     if far and near:
-        loads = [device.work(shape, far["precision"], Pass(1, width, past, width)) for past in (FAR, 0)]
+        loads = [device.count_work(shape, far["precision"], Pass(1, width, past, width)) for past in (FAR, 0)]
         added = ForwardWork(0, loads[0].attention - loads[1].attention, 0, loads[0].cache - loads[1].cache)
-        least = device.ms(added, far["precision"])
+        least = device.estimate_ms(added, far["precision"])
         what = f"B {width}, what past {FAR} adds over the limit of that attention ({least:.2f} ms)"
-        each = (times(far) - times(near)) / least
+        each = (read_times(far) - read_times(near)) / least
         yield judge(what, each, most=OVER_ATTENTION, contender=far["contender"], limit=1.0)
 
 
-def of_width(mine: Sequence[Row]) -> Iterator[Row]:
+def compare_widths(mine: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of the widest step to a step of one token: with more tokens per pass, blocks are cheaper."""
     width = find_widest(mine)
     wide, one = find_row(mine, width, MIDDLE), find_row(mine, 1, MIDDLE)
     if wide and one and width > 1:
         what = f"B {width}, past {MIDDLE}, over its own autoregressive forward pass (B 1)"
         limit = wide["limit_ms"] / one["limit_ms"]
-        yield judge(what, times(wide) / times(one), contender=wide["contender"], limit=limit)
+        yield judge(what, read_times(wide) / read_times(one), contender=wide["contender"], limit=limit)
 
 
-def of_candidates(rows: Sequence[Row]) -> Iterator[Row]:
+def compare_candidates(rows: Sequence[Row]) -> Iterator[Row]:
     """Yields the ratio of the widest step of a graph for candidates, which gets none, to that of a graph without."""
-    mine, plain = rows_by_name(rows, WITH_CANDIDATES), rows_by_name(rows, PLAIN)
+    mine, plain = select_rows(rows, WITH_CANDIDATES), select_rows(rows, PLAIN)
     if mine and plain:
         row, other = find_row(mine, find_widest(mine), MIDDLE), find_row(plain, find_widest(plain), MIDDLE)
         if row and other:
             what = f"B {row['width']}, past {MIDDLE}, exported for decisions and given no candidates, over {PLAIN}"
-            yield judge(what, times(row) / times(other), contender=WITH_CANDIDATES, limit=1.0)
+            yield judge(what, read_times(row) / read_times(other), contender=WITH_CANDIDATES, limit=1.0)
 
 
-def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:
+def compare_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[Row]:
     """Yields the host's own time per forward pass, and its ratio to the widest step after MIDDLE tokens.
 
     host: ms as p10, median, p90.
     """
     for name, ms in host.items():
-        mine = rows_by_name(rows, name)
+        mine = select_rows(rows, name)
         each = [1000 * ms[part] for part in PARTS]
         yield judge("the host's loop, µs per forward pass", each, most=LOOP_US, contender=name, limit=0.0)
         if mine and (row := find_row(mine, find_widest(mine), MIDDLE)):
@@ -138,7 +138,7 @@ def of_loop(rows: Sequence[Row], host: dict[str, dict[str, float]]) -> Iterator[
             yield judge(what, each, most=LOOP, contender=name, limit=0.0)
 
 
-def rows_by_name(rows: Sequence[Row], name: str) -> list[Row]:
+def select_rows(rows: Sequence[Row], name: str) -> list[Row]:
     return [row for row in rows if row["contender"] == name]
 
 
@@ -152,6 +152,6 @@ def find_row(rows: Sequence[Row], width: int, past: int, capacity: int | None = 
     return next((row for row in rows if (row["width"], row["past"], row["capacity"]) == wanted), None)
 
 
-def times(row: Row) -> NDArray[np.float64]:
+def read_times(row: Row) -> NDArray[np.float64]:
     """Returns milliseconds, the median per round. [rounds]"""
     return np.array(row["rounds"])

@@ -34,12 +34,12 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
-from runtime.perf.conditions import find_version, processor_name
+from runtime.perf.conditions import find_version, read_processor_name
 from train import open_checkpoint, tasks
 from train.checkpoint import Checkpoint
-from train.data.batches import canvas_for, survey
+from train.data.batches import choose_canvas, survey
 from train.storage.output_files import replace_file
-from train.torch_backend import TorchBackend, contract_of, limit_threads
+from train.torch_backend import TorchBackend, derive_contract, limit_threads
 
 SAMPLES = Path(__file__).resolve().parents[1]
 ONE_A_STEP = GateSpec(rule="count", min=1)
@@ -75,8 +75,10 @@ class InTorch:
     def backend(self, way: str, canvas: int) -> TorchBackend:
         """Returns a backend in fp32 or bf16 autocast; with `full` attention, over `canvas` tokens."""
         kind, precision = way.split()
-        contract = replace(contract_of(self.saved), canvas=canvas)
-        backend = TorchBackend(self.saved.build(), contract, bf16=precision == "bf16", barred=self.saved.missing_ids())
+        contract = replace(derive_contract(self.saved), canvas=canvas)
+        backend = TorchBackend(
+            self.saved.build(), contract, bf16=precision == "bf16", barred=self.saved.list_missing_ids()
+        )
         backend.model = self.forwards[kind]  # type: ignore[assignment]
         return backend
 
@@ -91,7 +93,7 @@ def read(path: Path, ways: Sequence[str]) -> InTorch:
     return InTorch(saved, forwards)
 
 
-def bundle_of(models: Path, name: str, spare: Path, precision: str = "fp32") -> Path:
+def find_bundle(models: Path, name: str, spare: Path, precision: str = "fp32") -> Path:
     """Returns the bundle next to a checkpoint, or exports one into `spare` if there is none in that precision."""
     made = models / f"{name}.bundle"
     if precision != "fp32" or not made.is_dir():
@@ -101,7 +103,7 @@ def bundle_of(models: Path, name: str, spare: Path, precision: str = "fp32") -> 
     return made
 
 
-def contenders(
+def make_contenders(
     teacher: InTorch, student: InTorch, engines: Sequence[Model], ways: Sequence[str], canvas: int,
     threshold: float | None,
 ) -> list[Contender]:  # fmt: skip
@@ -159,7 +161,7 @@ def measure(
     }
 
 
-def factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, Any]:
+def compute_factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, Any]:
     """Returns the speedup of the exported student over the teacher's fastest way in PyTorch, and its three factors.
 
     precision: INT8 for student and baseline in int8.
@@ -184,7 +186,7 @@ def factors(rows: dict[str, dict[str, Any]], precision: str = "") -> dict[str, A
     }
 
 
-def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] | None:
+def find_accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] | None:
     """Returns train.evaluate's accuracy for a contender's model, attention and gate on a task, or None.
 
     Of several reports, the one on the most problems counts.
@@ -195,19 +197,19 @@ def accuracy(contender: Contender, task: str, reports: Path) -> dict[str, Any] |
         if report.get("task") != task or Path(report["model"]).stem != contender.model:
             continue
         alike = report["attention"] == contender.backend.contract.attention
-        alike &= decides(parse_gate(report["gate"])) == decides(contender.gate)
+        alike &= list_deciding_values(parse_gate(report["gate"])) == list_deciding_values(contender.gate)
         if alike and (best is None or report["problems"] > best["problems"]):
             best = {"report": path.name, **{name: report[name] for name in REPORTED}}
     return best
 
 
-def decides(gate: GateSpec) -> dict[str, Any]:
+def list_deciding_values(gate: GateSpec) -> dict[str, Any]:
     """Returns the values of a gate that its rule reads."""
     unread = () if gate.unit else ("threshold", "comparator")
     return {name: value for name, value in asdict(gate).items() if name not in unread}
 
 
-def table(task: str, rows: dict[str, dict[str, Any]], products: Sequence[dict[str, Any]]) -> None:
+def print_table(task: str, rows: dict[str, dict[str, Any]], products: Sequence[dict[str, Any]]) -> None:
     print(f"\n{task}: {'':24}{'ms/answer':>11}{'forward passes':>16}{'ms per pass':>13}{'tokens/s':>10}")
     for name, row in rows.items():
         print(
@@ -221,28 +223,28 @@ def table(task: str, rows: dict[str, dict[str, Any]], products: Sequence[dict[st
 def compare(args: argparse.Namespace, ways: Sequence[str], spare: Path) -> dict[str, Any]:
     """Returns canvas, contenders with their conditions, and factors of each task; prints a table per task."""
     teacher, student = (read(args.models / f"{name}.pt", ways) for name in ("teacher", "student"))
-    bundles = [bundle_of(args.models, name, spare) for name in ("student", "baseline", "teacher")]
-    bundles += [bundle_of(args.models, name, spare, "int8") for name in ("student", "baseline")]
+    bundles = [find_bundle(args.models, name, spare) for name in ("student", "baseline", "teacher")]
+    bundles += [find_bundle(args.models, name, spare, "int8") for name in ("student", "baseline")]
     tokenizer, decoding = student.saved.read_tokenizer(), student.saved.decoding
     made = {}
     for task in tasks.choose_tasks("math,code"):
-        canvas = canvas_for(survey([task], tokenizer, decoding.eos_ids[0]), decoding.block)
+        canvas = choose_canvas(survey([task], tokenizer, decoding.eos_ids[0]), decoding.block)
         chosen = task.problems(SPLIT, args.count, SEED)
         prompts = [np.array(tokenizer.encode(problem.prompt).ids, np.int64) for problem in chosen]
         engines = [load(bundle, threads=args.threads) for bundle in bundles]
-        found = contenders(teacher, student, engines, ways, canvas, args.threshold)
+        found = make_contenders(teacher, student, engines, ways, canvas, args.threshold)
         rows = measure(found, prompts, canvas, args.repeat)
-        products = factors(rows), factors(rows, INT8)
-        table(task.name, rows, products)
+        products = compute_factors(rows), compute_factors(rows, INT8)
+        print_table(task.name, rows, products)
         entries = {
-            c.name: {**rows[c.name], "gate": asdict(c.gate), "accuracy": accuracy(c, task.name, args.reports)}
+            c.name: {**rows[c.name], "gate": asdict(c.gate), "accuracy": find_accuracy(c, task.name, args.reports)}
             for c in found
         }
         made[task.name] = {"canvas": canvas, "contenders": entries, "factors": products[0], "factors_int8": products[1]}
     return made
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Measures both tasks and writes the report."""
     ways = [way.strip() for way in args.ways.split(",")]
     if min(args.count, args.repeat, 1 if args.threads is None else args.threads) < 1 or not set(ways) <= {*WAYS}:
@@ -255,7 +257,7 @@ def command(args: argparse.Namespace) -> int:
         made = compare(args, ways, Path(spare))
     versions = {name: find_version(name) for name in PACKAGES}
     conditions = {
-        "cpu": processor_name(),
+        "cpu": read_processor_name(),
         "threads": torch.get_num_threads(),
         "versions": versions,
         "repeat": args.repeat,
@@ -267,7 +269,7 @@ def command(args: argparse.Namespace) -> int:
     return DONE
 
 
-def parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """Returns the command's parser."""
     p = Parser(prog="python -m samples.bench.speed", description=(__doc__ or "").splitlines()[0])
     p.add_argument("--models", type=Path, default=SAMPLES,
@@ -301,7 +303,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    return run_command(lambda: command(parser().parse_args(argv)))
+    return run_command(lambda: execute(make_parser().parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ class RandomWeights(Mapping[str, Tensor]):
         return len(self.sizes)
 
 
-def standin(shape: ModelShape) -> Checkpoint:
+def make_standin(shape: ModelShape) -> Checkpoint:
     """Returns a checkpoint of that shape. Every id is a token, so only the mask is barred."""
     config = ModelConfig(
         shape.vocab, shape.hidden, shape.layers, shape.heads, shape.kv_heads, shape.head_dim, shape.ffn,
@@ -53,10 +53,10 @@ def standin(shape: ModelShape) -> Checkpoint:
         alignment="absolute", attention="block_causal", shift=False, block=BLOCK, canvas=BLOCK, context=CONTEXT,
         mask_id=shape.vocab - 1, eos_ids=(0,), pad_id=1, gate={"rule": "count", "min": 1},
     )  # fmt: skip
-    return Checkpoint(config, decoding, RandomWeights(config), tokenizer(shape.vocab))
+    return Checkpoint(config, decoding, RandomWeights(config), make_tokenizer(shape.vocab))
 
 
-def tokenizer(vocab: int) -> str:
+def make_tokenizer(vocab: int) -> str:
     """Returns a tokenizer of `vocab` words, as JSON."""
     words = {str(number): number for number in range(vocab)}
     model = {"type": "WordLevel", "vocab": words, "unk_token": "0"}

@@ -19,11 +19,11 @@ from runtime.perf.data_sheets import Device
 from runtime.perf.op_counts import WEIGHT_SIZES, ModelShape, Pass
 
 from .contender import Cell, Contender
-from .loop_cost import host_ms
+from .loop_cost import measure_host_ms
 from .onnx_step import OnnxStep
 from .race import race
-from .ratios import LONG, MIDDLE, SHORT, WITH_CANDIDATES, of_loop, ratios
-from .standin import standin
+from .ratios import LONG, MIDDLE, SHORT, WITH_CANDIDATES, compare_loop, compute_ratios
+from .standin import make_standin
 from .torch_step import TorchStep
 
 TORCH = (("fp32", False), ("bf16", False), ("bf16", True))
@@ -70,19 +70,19 @@ def measure(plan: Plan, device: Device, folder: Path) -> dict[str, Any]:
         *make_llama_contenders(plan, folder, missing),
     ]
     result = race(entered, plan.groups, plan.rounds, plan.steps)
-    rows = [{**row, **limit(plan.shape, row, device)} for row in result.rows]
-    host = loops([each for each in entered if each.ours and each.name in result.about], missing)
+    rows = [{**row, **compute_limit(plan.shape, row, device)} for row in result.rows]
+    host = measure_loops([each for each in entered if each.ours and each.name in result.about], missing)
     return {
         "shape": asdict(plan.shape), "rounds": plan.rounds, "steps_a_round": plan.steps, "contenders": result.about,
-        "left_out": missing | result.failed, "same_tokens": list(agreement(rows)),
-        "ratios": [*ratios(rows, plan.shape, device), *of_loop(rows, host)], "host_ms_per_forward": host,
+        "left_out": missing | result.failed, "same_tokens": list(count_agreement(rows)),
+        "ratios": [*compute_ratios(rows, plan.shape, device), *compare_loop(rows, host)], "host_ms_per_forward": host,
         "rows": [{name: value for name, value in row.items() if name != "best"} for row in rows],
     }  # fmt: skip
 
 
 def export_contenders(plan: Plan, folder: Path) -> Iterator[Contender]:
     """Yields this project in every precision that export.onnx writes, and a graph for candidates that gets none."""
-    source = standin(plan.shape)
+    source = make_standin(plan.shape)
     kinds = [(precision, 0) for precision in ort_graph.ORT_PRECISIONS] + [("fp32", CANDIDATES)]
     for precision, candidates in kinds:
         name = WITH_CANDIDATES if candidates else f"blockstep {precision}"
@@ -119,33 +119,33 @@ def make_llama_contenders(plan: Plan, folder: Path, missing: dict[str, str]) -> 
     for name, kind in names.items():
         print(f"writing {name} ...", file=sys.stderr, flush=True)
         model = folder / f"{kind}.gguf"
-        gguf_file.write(standin(plan.shape), kind, model)
+        gguf_file.write(make_standin(plan.shape), kind, model)
         yield Contender(name, LlamaStep, {"model": str(model), "vocab": plan.shape.vocab, "threads": plan.threads})
 
 
-def loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[str, float]]:
+def measure_loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[str, dict[str, float]]:
     """Returns host milliseconds per forward pass, by name; each in a process of its own, one after the other."""
     found = {}
     for contender in tqdm(ours, unit="engine", desc="host", disable=None):
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             try:
-                found[contender.name] = pool.submit(host_ms, **contender.options).result()
+                found[contender.name] = pool.submit(measure_host_ms, **contender.options).result()
             except Exception as error:  # an error here must not lose the race's results
                 reason = " ".join(str(error).split())[:300]
                 missing[f"the host's loop over {contender.name}"] = f"{type(error).__name__}: {reason}"
     return found
 
 
-def limit(shape: ModelShape, row: dict[str, Any], device: Device) -> dict[str, float]:
+def compute_limit(shape: ModelShape, row: dict[str, Any], device: Device) -> dict[str, float]:
     """Returns the least ms that this machine needs for a row of ours, in its precision; nothing for other engines."""
     if row["precision"] not in WEIGHT_SIZES:
         return {}
-    load = device.work(shape, row["precision"], Pass(1, row["width"], row["past"], row["width"]))
-    memory, compute = device.memory_ms(load), device.compute_ms(load, row["precision"])
+    load = device.count_work(shape, row["precision"], Pass(1, row["width"], row["past"], row["width"]))
+    memory, compute = device.estimate_memory_ms(load), device.estimate_compute_ms(load, row["precision"])
     return {"memory_ms": memory, "compute_ms": compute, "limit_ms": max(memory, compute)}
 
 
-def agreement(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def count_agreement(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Yields, per contender, how many top-1 tokens of a step with an empty KV cache equal those of PyTorch in fp32.
 
     This shows that all contenders do the same work.

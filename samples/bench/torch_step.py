@@ -15,8 +15,8 @@ from runtime.backend import Ints
 from runtime.perf.op_counts import ModelShape
 from train.transformer.network import Transformer
 
-from .contender import Cell, tokens
-from .standin import standin
+from .contender import Cell, make_tokens
+from .standin import make_standin
 
 
 class FixedCache:
@@ -42,12 +42,12 @@ class TorchStep:
         torch.set_num_threads(threads)
         self.shape, self.compiled = shape, compiled
         self.dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
-        self.model: Transformer = standin(shape).build().to(self.dtype)
+        self.model: Transformer = make_standin(shape).build().to(self.dtype)
         self.run = self.predict
 
     def place(self, cell: Cell) -> None:
         self.cache = FixedCache(self.shape, self.dtype, cell.past, cell.width)
-        self.ids = torch.from_numpy(tokens(cell.width))[None]
+        self.ids = torch.from_numpy(make_tokens(cell.width))[None]
         self.positions = cell.past + torch.arange(cell.width)[None]
         self.visible = torch.full((1, cell.width), cell.past + cell.width)
         if self.compiled:

@@ -22,7 +22,7 @@ from runtime.cli import DONE, Parser, parse_at_least_1, port, run
 from runtime.engines.ort.threads import count_physical_cores
 from runtime.engines.registry import choose_engines
 from runtime.errors import UserError
-from runtime.serve import options as server_options
+from runtime.serve import parse_options as server_options
 from runtime.server.sockets import listen
 
 STORE = 100 << 20  # bytes of Ray's object store, which we do not use
@@ -32,10 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     cut = given.index("--") if "--" in given else len(given)
-    return run(lambda: fleet(options(given[:cut]), given[cut + 1 :]))
+    return run(lambda: serve_fleet(parse_options(given[:cut]), given[cut + 1 :]))
 
 
-def options(argv: Sequence[str]) -> argparse.Namespace:
+def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     p = Parser(prog="python -m samples.ray_serve",
         description=(
                 "Serves a bundle on several replicas with Ray Serve, in the HTTP API of blockstep serve, whose options "
@@ -47,7 +47,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
         metavar="BUNDLE",
         help="bundle, a folder that blockstep export onnx wrote, at that path on every machine",
     )
-    add("--replicas", type=span, default=(2, 2), metavar="LEAST:MOST",
+    add("--replicas", type=parse_span, default=(2, 2), metavar="LEAST:MOST",
         help="range of the number of replicas, which follows the load; or one number (default: 2)")  # fmt: skip
     add("--ongoing", type=parse_at_least_1, default=4, metavar="N",
         help=(
@@ -73,7 +73,7 @@ def options(argv: Sequence[str]) -> argparse.Namespace:
     return p.parse_args(argv)
 
 
-def span(text: str) -> tuple[int, int]:
+def parse_span(text: str) -> tuple[int, int]:
     """Parses LEAST:MOST, or one number for both."""
     least, _, most = text.partition(":")
     found = parse_at_least_1(least), parse_at_least_1(most or least)
@@ -82,7 +82,7 @@ def span(text: str) -> tuple[int, int]:
     return found
 
 
-def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
+def serve_fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
     """Starts Ray on this machine, or joins a cluster, and serves until SIGTERM or Ctrl-C."""
     server = [args.bundle, "--threads", str(max(1, int(args.cpus))), "--host", args.host, *given]
     asked = server_options(server)
@@ -98,7 +98,7 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
         import ray
         from ray import serve
 
-        from .app import application
+        from .app import make_application
     except ModuleNotFoundError as error:
         raise UserError(f"{error.name} is not installed; pip install 'blockstep[serve,ray]'") from None
     stop, out = threading.Event(), sys.stdout
@@ -109,7 +109,9 @@ def fleet(args: argparse.Namespace, given: Sequence[str]) -> int:
         try:
             try:
                 serve.start(http_options={"host": args.host, "port": args.port})
-                serve.run(application(server, *args.replicas, args.ongoing, args.cpus, args.gpus), name="blockstep")
+                serve.run(
+                    make_application(server, *args.replicas, args.ongoing, args.cpus, args.gpus), name="blockstep"
+                )
             except (RuntimeError, TimeoutError) as error:
                 where = "Ray's session_latest/logs/serve"
                 raise UserError(f"the replicas could not start ({error}); {where} has more") from None

@@ -30,7 +30,7 @@ class Replica:
             raise RuntimeError("a device has failed; the log names the call")
 
 
-def application(
+def make_application(
     argv: Sequence[str], least: int, most: int, ongoing: int, cpus: float, gpus: float
 ) -> serve.Application:
     """Returns an application with `least` to `most` replicas, scaled to `ongoing` requests per replica.

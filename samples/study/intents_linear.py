@@ -17,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, command_parser, option, print_json
+from runtime.cli import DONE, make_cli_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
-from runtime.perf.conditions import find_version, processor_name
+from runtime.perf.conditions import find_version, read_processor_name
 from train.cli_options import parse_numbers
-from train.evaluation.intervals import proportion
+from train.evaluation.intervals import estimate_proportion
 from train.storage.output_files import check_file, replace_file
 from train.tasks import Problem, intents
 
@@ -34,13 +34,13 @@ INSTALL = "samples.study.intents_linear needs scikit-learn, which is not install
 Labels = dict[str, list[str]]
 
 
-def labels_of(problems: Sequence[Problem], fields: Sequence[str]) -> Labels:
+def collect_labels(problems: Sequence[Problem], fields: Sequence[str]) -> Labels:
     """Returns the right value of each field as JSON, problem by problem."""
     values = [json.loads(problem.answer) for problem in problems]
     return {field: [json.dumps(each[field]) for each in values] for field in fields}
 
 
-def vectorizer() -> Any:
+def make_vectorizer() -> Any:
     """Returns the features: TF-IDF of words and marks, and of characters. Raises UserError without scikit-learn."""
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -52,7 +52,7 @@ def vectorizer() -> Any:
     return make_union(words, characters)
 
 
-def classifier(regularization: float) -> Any:
+def make_classifier(regularization: float) -> Any:
     """Returns an untrained linear classifier of one field."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
@@ -61,7 +61,7 @@ def classifier(regularization: float) -> Any:
     return OneVsRestClassifier(one)
 
 
-def shares(given: Labels, right: Labels) -> dict[str, Any]:
+def compute_shares(given: Labels, right: Labels) -> dict[str, Any]:
     """Returns the shares of problems in which each field, all slots, and all fields are right, with 95 % intervals."""
     verdicts = {name: [a == b for a, b in zip(given[name], right[name], strict=True)] for name in given}
     named = {"intent_accuracy" if name == "intent" else f"slot_{name}": each for name, each in verdicts.items()}
@@ -70,34 +70,34 @@ def shares(given: Labels, right: Labels) -> dict[str, Any]:
         named |= {"slots_accuracy": slots, "exact": [a and b for a, b in zip(slots, verdicts["intent"], strict=True)]}
     found = dict[str, Any]()
     for name, each in named.items():
-        share = proportion(each)
+        share = estimate_proportion(each)
         found[name], found[f"{name}_95"] = round(share.mean, 5), [round(share.low, 5), round(share.high, 5)]
     return found
 
 
 def measure(size: int, count: int, fields: Sequence[str], regularization: float, seed: int = 0) -> dict[str, Any]:
     """Returns the figures of classifiers learned from `size` utterances, on `count` of each held-out split."""
-    started, features = time.process_time(), vectorizer()
-    train = [*intents.problems("train", size, seed)]
-    held_out = {split: [*intents.problems(split, count, seed)] for split in SPLITS}
+    started, features = time.process_time(), make_vectorizer()
+    train = [*intents.sample_problems("train", size, seed)]
+    held_out = {split: [*intents.sample_problems(split, count, seed)] for split in SPLITS}
     known = features.fit_transform([problem.prompt for problem in train])
     seen = {split: features.transform([each.prompt for each in problems]) for split, problems in held_out.items()}
-    learned, given = labels_of(train, fields), {split: Labels() for split in SPLITS}
+    learned, given = collect_labels(train, fields), {split: Labels() for split in SPLITS}
     models = list[Any]()
     for field in fields:
         values = {*learned[field]}
-        model = classifier(regularization).fit(known, learned[field]) if len(values) > 1 else None
+        model = make_classifier(regularization).fit(known, learned[field]) if len(values) > 1 else None
         models += [model] if model else []
         for split, rows in seen.items():
             guesses = model.predict(rows) if model else [*values] * len(held_out[split])
             given[split][field] = [str(each) for each in guesses]
-    results = {split: shares(given[split], labels_of(held_out[split], fields)) for split in SPLITS}
+    results = {split: compute_shares(given[split], collect_labels(held_out[split], fields)) for split in SPLITS}
     seconds = round(time.process_time() - started, 1)
-    spent = milliseconds(features, models, held_out["test"][:TIMED])
+    spent = measure_milliseconds(features, models, held_out["test"][:TIMED])
     return {"size": size, "features": known.shape[1], "cpu_seconds": seconds, "ms": spent, **results}
 
 
-def milliseconds(features: Any, models: Sequence[Any], problems: Sequence[Problem]) -> float:
+def measure_milliseconds(features: Any, models: Sequence[Any], problems: Sequence[Problem]) -> float:
     """Returns the median time in which all classifiers answer one utterance, features included."""
     times = []
     for problem in problems:
@@ -109,7 +109,7 @@ def milliseconds(features: Any, models: Sequence[Any], problems: Sequence[Proble
     return round(statistics.median(times), 3)
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Measures every size, prints a line for each, and writes the report."""
     if args.out:
         check_file(args.out)
@@ -119,16 +119,16 @@ def command(args: argparse.Namespace) -> int:
     sizes = [int(size) for size in parse_numbers(args.sizes, "--sizes")]
     if min(sizes) < 1:
         raise UserError(f"--sizes is {args.sizes}; expected numbers of utterances, as {SIZES}")
-    vectorizer()
+    make_vectorizer()
     fields, rows = intents.FIELDS if args.slots else intents.FIELDS[:1], []
     for size in sizes:
         row = measure(size, args.count, fields, args.regularization)
         rows.append(row)
         for split in SPLITS:
-            main = [f"{name} {row[split][name]:.4f} {row[split][f'{name}_95']}" for name in names_of(row[split])]
+            main = [f"{name} {row[split][name]:.4f} {row[split][f'{name}_95']}" for name in list_names(row[split])]
             print(f"{size:>7} {split:<13} {', '.join(main)}", file=sys.stderr if args.json else sys.stdout, flush=True)
     report = {"count": args.count, "regularization": args.regularization, "rows": rows} | {
-        "scikit-learn": find_version("scikit-learn"), "cpu": processor_name()
+        "scikit-learn": find_version("scikit-learn"), "cpu": read_processor_name()
     }  # fmt: skip
     if args.out:
         text = json.dumps(report, indent=1) + "\n"
@@ -138,7 +138,7 @@ def command(args: argparse.Namespace) -> int:
     return DONE
 
 
-def names_of(figures: dict[str, Any]) -> list[str]:
+def list_names(figures: dict[str, Any]) -> list[str]:
     """Returns the names of the figures that are printed."""
     return [name for name in ("intent_accuracy", "slots_accuracy", "exact") if name in figures]
 
@@ -162,8 +162,8 @@ OPTIONS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    p = command_parser("samples.study.intents_linear", (__doc__ or "").splitlines()[0], OPTIONS)
-    return run_command(lambda: command(p.parse_args(argv)))
+    p = make_cli_parser("samples.study.intents_linear", (__doc__ or "").splitlines()[0], OPTIONS)
+    return run_command(lambda: execute(p.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -25,16 +25,16 @@ from typing import Any, cast
 from tqdm import tqdm
 
 from runtime.bundle import manifest
-from runtime.cli import DONE, command_parser, option
+from runtime.cli import DONE, make_cli_parser, option
 from runtime.cli import run as run_command
 from runtime.decisions.form import Form, Probability
 from runtime.errors import UserError
 from runtime.model import Model
 from runtime.open_bundle import load
-from runtime.perf.conditions import processor_name
+from runtime.perf.conditions import read_processor_name
 from train.evaluation.decisions import find_right_indices
-from train.evaluation.intervals import estimate_paired_difference, proportion
-from train.evaluation.temperature import calibration, collect
+from train.evaluation.intervals import estimate_paired_difference, estimate_proportion
+from train.evaluation.temperature import collect, measure_calibration
 from train.storage.output_files import check_file, replace_file
 from train.tasks import Problem, intents
 
@@ -106,7 +106,7 @@ def answer(model: Model, way: Way, problem: Problem, form: Form, to: Outcomes) -
 
 def measure(models: Mapping[str, Model], ways: Sequence[Way], problems: Sequence[Problem]) -> dict[Way, Outcomes]:
     """Answers every utterance in every way, utterance by utterance."""
-    form, found = intents.form(), {way: Outcomes() for way in ways}
+    form, found = intents.make_form(), {way: Outcomes() for way in ways}
     for problem in tqdm(problems, unit="utterance", mininterval=2):
         for before, way in zip([None, *ways], ways, strict=False):
             if before is None or before.model != way.model:
@@ -116,7 +116,7 @@ def measure(models: Mapping[str, Model], ways: Sequence[Way], problems: Sequence
     return found
 
 
-def verdicts(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, list[bool]]:
+def grade_by_part(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, list[bool]]:
     """Returns by SHOWN which utterances are right."""
     given = [intents.read_answer(text) or {} for text in texts]
     right = [json.loads(problem.answer) for problem in problems]
@@ -132,12 +132,12 @@ def verdicts(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, lis
     }
 
 
-def row_of(way: Way, model: Model, found: Outcomes, problems: Sequence[Problem], first: Sequence[bool]) -> Row:
+def make_row(way: Way, model: Model, found: Outcomes, problems: Sequence[Problem], first: Sequence[bool]) -> Row:
     """Returns a way's figures. first: which whole forms of the first way are right, for the paired difference."""
     row: Row = {"model": way.model, "how": way.how, "problems": len(problems)}
-    by_name = verdicts(problems, found.texts)
+    by_name = grade_by_part(problems, found.texts)
     for name, right in by_name.items():
-        share = proportion(right)
+        share = estimate_proportion(right)
         row |= {name: round(share.mean, 5), f"{name}_95": [round(share.low, 5), round(share.high, 5)]}
     apart = estimate_paired_difference(by_name["exact"], first)
     row["exact_to_first"] = [round(value, 5) for value in (apart.mean, apart.low, apart.high)]
@@ -147,11 +147,13 @@ def row_of(way: Way, model: Model, found: Outcomes, problems: Sequence[Problem],
     row["cpu_ms"] = round(statistics.fmean(found.cpu_milliseconds), 3)
     if way.how != TEXT:
         decided = collect(found.probabilities, found.right)
-        row["calibration"] = [calibration(decided, heat).as_dict() for heat in (1.0, model.decision_temperature)]
+        row["calibration"] = [
+            measure_calibration(decided, heat).as_dict() for heat in (1.0, model.decision_temperature)
+        ]
     return row
 
 
-def markdown(report: Mapping[str, Any]) -> Iterator[str]:
+def format_tables(report: Mapping[str, Any]) -> Iterator[str]:
     """Yields the tables, one per split."""
     yield INTRO.format(report["count"], report["cpu"])
     for split, rows in report["splits"].items():
@@ -159,14 +161,17 @@ def markdown(report: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {' | '.join(HEADS)} |"
         yield f"|{'---|' * len(HEADS)}"
         for place, row in enumerate(rows):
-            shares = [f"{percent(row[name])} ({' to '.join(map(percent, row[f'{name}_95']))})" for name in SHOWN]
-            mean, low, high = map(percent, row["exact_to_first"])
+            shares = [
+                f"{format_percent(row[name])} ({' to '.join(map(format_percent, row[f'{name}_95']))})" for name in SHOWN
+            ]
+            mean, low, high = map(format_percent, row["exact_to_first"])
             apart = f"{mean} ({low} to {high})" if place else ""
             cells = [row["model"], row["how"], shares[0], apart, *shares[1:], f"{row['within_schema']:,}"]
             yield f"| {' | '.join(cells)} | {row['forwards']:.2f} | {row['ms']:.2f} |"
         for row in report["linear"]:
             shares = [
-                f"{percent(row[split][name])} ({' to '.join(map(percent, row[split][f'{name}_95']))})" for name in SHOWN
+                f"{format_percent(row[split][name])} ({' to '.join(map(format_percent, row[split][f'{name}_95']))})"
+                for name in SHOWN
             ]
             cells = [f"linear classifiers, {row['size']:,} utterances", "", shares[0], "", *shares[1:], "all", ""]
             yield f"| {' | '.join(cells)} | {row['ms']:.2f} |"
@@ -177,13 +182,13 @@ def markdown(report: Mapping[str, Any]) -> Iterator[str]:
         for row in rows:
             if "calibration" in row:
                 before, after = row["calibration"]
-                errors = [percent(each["expected_calibration_error"], 2) for each in (before, after)]
+                errors = [format_percent(each["expected_calibration_error"], 2) for each in (before, after)]
                 likelihoods = [f"{-each['negative_log_likelihood']:.4f}" for each in (before, after)]
                 cells = [split, row["model"], row["how"], f"{after['temperature']:.3f}", *errors, *likelihoods]
                 yield f"| {' | '.join(cells)} |"
 
 
-def percent(share: float, digits: int = 1) -> str:
+def format_percent(share: float, digits: int = 1) -> str:
     """Returns a share as a percentage."""
     return f"{100 * share:.{digits}f}"
 
@@ -214,7 +219,7 @@ def read_linear(path: Path) -> list[Row]:
     return rows
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Measures, writes the report and its page, and prints the page."""
     check_file(args.out)
     if args.out.suffix != ".json":
@@ -223,19 +228,19 @@ def command(args: argparse.Namespace) -> int:
         raise UserError(f"--count is {args.count}; expected at least one utterance per split")
     linear = read_linear(args.linear) if args.linear else []
     models, ways = open_models(args.runs)
-    report: dict[str, Any] = {"count": args.count, "cpu": processor_name(), "linear": linear, "splits": {}}
+    report: dict[str, Any] = {"count": args.count, "cpu": read_processor_name(), "linear": linear, "splits": {}}
     report["engines"] = {
         name: {engine.name: engine.model for engine in manifest.read(args.runs / f"{name}.bundle").engines}
         for name in ("student", "baseline")
     }
     for split in SPLITS:
-        problems = [*intents.problems(split, args.count, 0)]
+        problems = [*intents.sample_problems(split, args.count, 0)]
         found = measure(models, ways, problems)
-        first = verdicts(problems, found[ways[0]].texts)["exact"]
-        report["splits"][split] = [row_of(way, models[way.model], found[way], problems, first) for way in ways]
+        first = grade_by_part(problems, found[ways[0]].texts)["exact"]
+        report["splits"][split] = [make_row(way, models[way.model], found[way], problems, first) for way in ways]
     values = json.dumps(report, indent=1) + "\n"
     replace_file(args.out, lambda path: path.write_text(values, encoding="utf-8"))
-    text = "\n".join(markdown(report)) + "\n"
+    text = "\n".join(format_tables(report)) + "\n"
     replace_file(args.out.with_suffix(".md"), lambda path: path.write_text(text, encoding="utf-8"))
     print(text)
     return DONE
@@ -251,8 +256,8 @@ OPTIONS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    p = command_parser("samples.study.intents_table", (__doc__ or "").splitlines()[0], OPTIONS)
-    return run_command(lambda: command(p.parse_args(argv)))
+    p = make_cli_parser("samples.study.intents_table", (__doc__ or "").splitlines()[0], OPTIONS)
+    return run_command(lambda: execute(p.parse_args(argv)))
 
 
 if __name__ == "__main__":

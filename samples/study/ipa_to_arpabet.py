@@ -30,9 +30,9 @@ SYLLABIC = "\u0329"  # the mark under a consonant that is a syllable
 UNKNOWN = "?"  # a sound that is in neither table counts as a wrong phoneme
 
 
-def arpabet(text: str) -> tuple[str, ...]:
+def convert_to_arpabet(text: str) -> tuple[str, ...]:
     """Returns the ARPAbet phonemes of an IPA transcription; a stress mark applies to the next vowel."""
-    kept = "".join(each for each in with_schwa(text) if each in STRESS or each in TABLE or not is_mark(each))
+    kept = "".join(each for each in insert_schwa(text) if each in STRESS or each in TABLE or not is_mark(each))
     found, mark, place = [], "0", 0
     while place < len(kept):
         if kept[place] in STRESS:
@@ -48,7 +48,7 @@ def arpabet(text: str) -> tuple[str, ...]:
     return tuple(found)
 
 
-def with_schwa(text: str) -> str:
+def insert_schwa(text: str) -> str:
     """Returns the text with a schwa before each syllabic consonant, as the dictionary writes them (`button`: AH0 N)."""
     for place in reversed([i for i, each in enumerate(text) if each == SYLLABIC and i]):
         text = f"{text[: place - 1]}ə{text[place - 1 : place]}{text[place + 1 :]}"

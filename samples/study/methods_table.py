@@ -18,14 +18,14 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle import strict_json
-from runtime.cli import DONE, add_options, command_parser, option, run
+from runtime.cli import DONE, add_options, make_cli_parser, option, run
 from runtime.errors import UserError
 from train.evaluation.intervals import Interval, estimate_paired_difference
 from train.storage.output_files import replace_file
 
 from . import study_figures
 from .modes import read_records
-from .recipe_table import BASELINE, Report, estimate_difference, percent, read_reports, record
+from .recipe_table import BASELINE, Report, estimate_difference, format_percent, read_reports, record
 
 TITLES = {
     BASELINE: "autoregressive baseline",
@@ -75,14 +75,14 @@ class Row:
         return all(cell.get("to_baseline", (0, 0, 0))[1] >= TARGET for cell in self.cells.values())
 
 
-def rows_of(task: str, reports: Mapping[str, Mapping[str, Report]], times: Mapping[str, list[float]]) -> list[Row]:
+def make_rows(task: str, reports: Mapping[str, Mapping[str, Report]], times: Mapping[str, list[float]]) -> list[Row]:
     """Returns the rows of a task in the order of TITLES. reports: by split and model; times: seconds by model."""
     rows = []
     for name in TITLES:
         found = {split: reports[split][name] for split in SPLITS if name in reports.get(split, {})}
         if not found:
             continue
-        cells = {split: cell_of(name, report, reports[split].get(BASELINE)) for split, report in found.items()}
+        cells = {split: make_cell(name, report, reports[split].get(BASELINE)) for split, report in found.items()}
         report = next(iter(found.values()))
         gate, gated = report["gate"], report.get("mode", "block") == "block"
         blocks = gated and name not in (BASELINE, "teacher") and gate["rule"] == "threshold"
@@ -94,7 +94,7 @@ def rows_of(task: str, reports: Mapping[str, Mapping[str, Report]], times: Mappi
     return rows
 
 
-def cell_of(name: str, report: Report, baseline: Report | None) -> Cell:
+def make_cell(name: str, report: Report, baseline: Report | None) -> Cell:
     """Returns a model's figures on one split."""
     cell: Cell = {"accuracy": report["accuracy"], "accuracy_95": report["accuracy_95"]}
     cell |= {"forwards": report["forwards"], "problems": report["problems"]}
@@ -125,21 +125,23 @@ def compare_with_controls(reports: Mapping[str, Mapping[str, Report]]) -> dict[s
     return found
 
 
-def times_of(path: Path, task: str) -> dict[str, list[float]]:
-    """Returns the seconds of each model's answers to a task in its default mode, the first one measured, by model.
+def read_times(path: Path, task: str) -> dict[str, list[float]]:
+    """Returns the seconds of answers to a task, by row; none without the file.
 
-    There are none without the file.
+    A model that drafts for itself has a row per mode; of others the default mode counts, which is measured first.
     """
     found: dict[str, list[float]] = {}
     default: dict[str, str] = {}
     for each in read_records(path):
-        name = each["way"].rpartition(":")[0]
-        if each["task"] == task and each["way"] == default.setdefault(name, each["way"]):
-            found.setdefault(name, []).append(each["seconds"])
+        name, _, mode = each["way"].rpartition(":")
+        first = default.setdefault(name, mode)
+        row = name if mode == ("block" if f"{name}-speculative" in TITLES else first) else f"{name}-{mode}"
+        if each["task"] == task and row in TITLES:
+            found.setdefault(row, []).append(each["seconds"])
     return found
 
 
-def summary(tables: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+def format_summary(tables: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     """Yields a table of all tasks on the held-out families."""
     heads = [""]
     for task in tables:
@@ -152,14 +154,14 @@ def summary(tables: Mapping[str, Sequence[Row]]) -> Iterator[str]:
             continue
         cells = [title]
         for row in found:
-            right, apart = accuracy_texts(row.cells[HELD_OUT])
+            right, apart = format_accuracy(row.cells[HELD_OUT])
             spent = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
             cells += [f"{right} ({apart})" if apart else right, f"{row.cells[HELD_OUT]['forwards']:.2f}", spent]
         yield f"| {' | '.join(cells)} |"
     yield ""
 
 
-def table(rows: Sequence[Row]) -> Iterator[str]:
+def format_table(rows: Sequence[Row]) -> Iterator[str]:
     """Yields one task's table."""
     splits = [split for split in SPLITS if any(split in row.cells for row in rows)]
     heads = ["", "threshold"]
@@ -171,7 +173,7 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     for row in rows:
         cells = [TITLES[row.name] + ("" if row.holds else " ✗"), "" if row.threshold is None else f"{row.threshold:g}"]
         for split in splits:
-            cells += accuracy_texts(row.cells.get(split))
+            cells += format_accuracy(row.cells.get(split))
         forwards = [cell["forwards"] for cell in row.cells.values()]
         cells.append(f"{sum(forwards) / len(forwards):.2f}")
         cells += ["" if value is None else f"{value:.1f}" for value in (row.milliseconds, row.faster)]
@@ -179,17 +181,19 @@ def table(rows: Sequence[Row]) -> Iterator[str]:
     yield ""
 
 
-def accuracy_texts(cell: Cell | None) -> list[str]:
+def format_accuracy(cell: Cell | None) -> list[str]:
     """Returns a split's accuracy and its difference to the baseline as texts."""
     if cell is None:
         return ["", ""]
     apart = ""
     if "to_baseline" in cell:
         apart = "{:+.1f}, {:+.1f} to {:+.1f}".format(*(100 * value for value in cell["to_baseline"]))
-    return [percent(cell["accuracy"]), apart]
+    return [format_percent(cell["accuracy"]), apart]
 
 
-def page(tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str, Any]], made: Cell) -> Iterator[str]:
+def format_page(
+    tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str, Any]], made: Cell
+) -> Iterator[str]:
     """Yields the page."""
     counts = sorted({cell["problems"] for rows in tables.values() for row in rows for cell in row.cells.values()})
     yield "# The study: methods of distillation, their controls, the autoregressive baseline\n"
@@ -201,10 +205,10 @@ def page(tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str
         f"of `{HELD_OUT}`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
     )
     yield f"On `{HELD_OUT}`, whose families of problems no model has seen:\n"
-    yield from summary(tables)
+    yield from format_summary(tables)
     for task, rows in tables.items():
         yield f"## {task}\n"
-        yield from table(rows)
+        yield from format_table(rows)
     if controls:
         yield "## What each method's own term adds\n"
         yield "| method | to its control, points | forward passes | of the control | problems |"
@@ -231,10 +235,10 @@ def draw(runs: Path, names: Sequence[str], out: Path) -> None:
         if base.exists():
             report = strict_json.read(base)
             curves[TITLES[BASELINE]] = [(report["forwards"], 100 * report["accuracy"])]
-        study_figures.curves(out / f"study-{task}.png", curves, "forward passes per answer", f"{task}: right, %")
+        study_figures.plot_curves(out / f"study-{task}.png", curves, "forward passes per answer", f"{task}: right, %")
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Writes study.json, study.md and a figure per task, and prints the page."""
     reports = read_reports(args.runs)
     names = list(dict.fromkeys(split.partition(" ")[0] for split in reports))
@@ -243,9 +247,9 @@ def command(args: argparse.Namespace) -> int:
     tables = {}
     for task in names:
         own = {split.partition(" ")[2]: models for split, models in reports.items() if split.startswith(f"{task} ")}
-        tables[task] = rows_of(task, own, times_of(args.runs / "times.jsonl", task))
+        tables[task] = make_rows(task, own, read_times(args.runs / "times.jsonl", task))
     controls, made = compare_with_controls(reports), record(args.runs)
-    text = "\n".join(page(tables, controls, made))
+    text = "\n".join(format_page(tables, controls, made))
     kept = {"tables": {task: [asdict(row) for row in rows] for task, rows in tables.items()}, "controls": controls}
     values = json.dumps({**kept, "record": made}, indent=1) + "\n"
     args.out.mkdir(parents=True, exist_ok=True)
@@ -258,9 +262,9 @@ def command(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    parser = command_parser("samples.study.methods_table", (__doc__ or "").splitlines()[0])
+    parser = make_cli_parser("samples.study.methods_table", (__doc__ or "").splitlines()[0])
     add_options(parser, OPTIONS)
-    return run(lambda: command(parser.parse_args(argv)))
+    return run(lambda: execute(parser.parse_args(argv)))
 
 
 OPTIONS = (

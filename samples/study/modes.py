@@ -23,8 +23,8 @@ from typing import Any
 from tqdm import tqdm
 
 from runtime.bundle import manifest
-from runtime.cli import DONE, FAILED, add_options, command_parser, option, run
-from runtime.decoding.block_layout import room_for_answer
+from runtime.cli import DONE, FAILED, add_options, make_cli_parser, option, run
+from runtime.decoding.block_layout import count_room_for_answer
 from runtime.decoding.loop import generate
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
@@ -32,7 +32,7 @@ from runtime.model import Model
 from runtime.open_bundle import load
 from train import tasks
 from train.cli_options import parse_numbers
-from train.evaluation.intervals import proportion
+from train.evaluation.intervals import estimate_proportion
 
 CHUNK = 25  # problems that are graded and written together
 CAUSAL, SPECULATIVE = "causal", "speculative"
@@ -54,7 +54,7 @@ class Way:
         return f"{self.model}:{self.mode}{separate}{narrow}"
 
 
-def ways_of(name: str, model: Model, widths: Sequence[int]) -> list[Way]:
+def list_ways(name: str, model: Model, widths: Sequence[int]) -> list[Way]:
     """Returns the modes of a model, and its speculative one with blocks of other widths.
 
     Raises UserError for a width that is not from 2 tokens to the model's block.
@@ -70,7 +70,7 @@ def answer(model: Model, way: Way, problem: tasks.Problem) -> Record:
     """Returns the answer to one problem: its tokens and text, forward passes and CPU seconds."""
     backend, own = model.backend, model.contract
     ids = model.tokenizer.encode_chat(problem.prompt)
-    wanted = max(1, min(own.canvas, room_for_answer(own, len(ids))))
+    wanted = max(1, min(own.canvas, count_room_for_answer(own, len(ids))))
     request = Request(ids, DecodeOptions(wanted, mode=way.mode, fused=way.fused))
     if way.width is not None:
         backend.contract = replace(own, block=way.width, canvas=own.canvas // way.width * way.width)  # type: ignore[misc]
@@ -96,7 +96,7 @@ def measure(
     out: Path,
 ) -> None:
     """Answers the problems that `out` lacks; appends one line per problem and way, after every CHUNK problems."""
-    known = known_answers(out, files, split)
+    known = read_known_answers(out, files, split)
     problems = {task.name: list(task.problems(split, count, 0)) for task in chosen}
     with tqdm(total=count * len(chosen), unit="problem", mininterval=5) as bar:
         for first in range(0, count, CHUNK):
@@ -120,7 +120,7 @@ def measure(
                         file.write(json.dumps({**line, "right": bool(right)}) + "\n")
 
 
-def known_answers(out: Path, files: Mapping[str, str], split: str) -> set[tuple[str, str, int]]:
+def read_known_answers(out: Path, files: Mapping[str, str], split: str) -> set[tuple[str, str, int]]:
     """Returns task, way and number of the problems that have been answered.
 
     files: of each model, named by its content. Raises UserError for answers of another file, or to another split.
@@ -144,7 +144,7 @@ def read_records(out: Path) -> list[Record]:
         raise UserError(f"{out} is not what this tool wrote ({error}); remove it, or its last line") from None
 
 
-def table(records: Sequence[Record]) -> Iterator[str]:
+def format_table(records: Sequence[Record]) -> Iterator[str]:
     """Yields the table: each way's accuracy, forward passes, and CPU time relative to that of the first causal way."""
     for task in dict.fromkeys(record["task"] for record in records):
         own = [record for record in records if record["task"] == task]
@@ -153,7 +153,7 @@ def table(records: Sequence[Record]) -> Iterator[str]:
         yield f"| {task} | problems | right, % (95 %) | forward passes | tokens per forward pass | CPU time to {base} |"
         yield "|---|---|---|---|---|---|"
         for way, rows in by_way.items():
-            share = proportion([row["right"] for row in rows])
+            share = estimate_proportion([row["right"] for row in rows])
             forwards = sum(row["forwards"] for row in rows)
             tokens = sum(len(row["tokens"]) for row in rows)
             both = {row["problem"] for row in rows} & {row["problem"] for row in by_way[base]}
@@ -165,7 +165,7 @@ def table(records: Sequence[Record]) -> Iterator[str]:
         yield ""
 
 
-def differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
+def count_differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
     """Returns how many speculative answers can be compared with a causal one, and the records of those that differ."""
     causal = {
         (r["task"], r["way"].rpartition(":")[0], r["problem"]): r["tokens"]
@@ -182,7 +182,7 @@ def differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
     return compared, apart
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Measures, prints the table, and reports whether speculative answers are the causal ones."""
     widths = [int(width) for width in parse_numbers(args.widths, "--widths")] if args.widths else []
     models, files = dict[str, Model](), dict[str, str]()
@@ -190,16 +190,16 @@ def command(args: argparse.Namespace) -> int:
         if bundle.stem in models:
             raise UserError(f"two bundles are called {bundle.stem}; rename one")
         models[bundle.stem] = load(bundle, threads=1, allow_spinning=False)
-        files[bundle.stem] = manifest.read(bundle).engine().model
+        files[bundle.stem] = manifest.read(bundle).find_engine().model
     asked = set(args.modes.split(",")) if args.modes else None
-    ways = [way for name, model in models.items() for way in ways_of(name, model, widths)]
+    ways = [way for name, model in models.items() for way in list_ways(name, model, widths)]
     if strange := sorted((asked or set()) - {way.mode for way in ways}):
         raise UserError(f"--modes has {strange[0]}; expected some of {', '.join(sorted({way.mode for way in ways}))}")
     ways = [way for way in ways if asked is None or way.mode in asked]
     measure(models, files, ways, tasks.choose_tasks(args.task, None), args.split, args.count, args.out)
     records = read_records(args.out)
-    print("\n".join(table(records)))
-    compared, apart = differing(records)
+    print("\n".join(format_table(records)))
+    compared, apart = count_differing(records)
     print(f"{len(apart)} of {compared} speculative answers differ from the causal ones")
     for record in apart:
         print(f"differs: {record['way']} on problem {record['problem']} of {record['task']}", file=sys.stderr)
@@ -208,9 +208,9 @@ def command(args: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    parser = command_parser("samples.study.modes", (__doc__ or "").splitlines()[0])
+    parser = make_cli_parser("samples.study.modes", (__doc__ or "").splitlines()[0])
     add_options(parser, OPTIONS)
-    return run(lambda: command(parser.parse_args(argv)))
+    return run(lambda: execute(parser.parse_args(argv)))
 
 
 OPTIONS = (

@@ -25,16 +25,16 @@ from typing import Any
 from tqdm import tqdm
 
 from runtime.bundle import store
-from runtime.cli import DONE, command_parser, option, print_json
+from runtime.cli import DONE, make_cli_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
-from runtime.perf.conditions import processor_name
+from runtime.perf.conditions import read_processor_name
 from train import tasks
 from train.evaluation.evaluation_run import measure_task
 from train.storage.output_files import check_file, replace_file
-from train.tasks.pronunciation import dictionary, split_by_stem, words_of
+from train.tasks.pronunciation import list_words, read_dictionary, split_by_stem
 
-from .ipa_to_arpabet import arpabet
+from .ipa_to_arpabet import convert_to_arpabet
 
 WORKER = Path(__file__).with_name("rival_worker.py")
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
@@ -85,7 +85,7 @@ RIVALS = {
 }
 
 
-def held_out_words() -> list[tasks.Problem]:
+def list_held_out_words() -> list[tasks.Problem]:
     """Returns every held-out word once."""
     return list(tasks.choose_tasks("pronounce")[0].problems("test", sys.maxsize, SEED))
 
@@ -120,8 +120,8 @@ def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
     Trains only if a model of exactly this lexicon is missing. Raises UserError if the package is not installed or its
     training fails.
     """
-    words = words_of("train", split_by_stem)
-    lexicon = "".join(f"{word} {phonemes}\n" for word in words for phonemes in dictionary()[word])
+    words = list_words("train", split_by_stem)
+    lexicon = "".join(f"{word} {phonemes}\n" for word in words for phonemes in read_dictionary()[word])
     stem = folder / f"phonetisaurus-{hashlib.sha256(lexicon.encode()).hexdigest()[:8]}"
     model, listed, seconds = (stem.with_suffix(suffix) for suffix in (".fst", ".dict", ".seconds"))
     if not seconds.is_file():
@@ -153,10 +153,10 @@ def measure_rival(name: str, python: Path, work: Path, problems: Sequence[tasks.
     )
     texts = found.pop("answers")
     if rival.ipa:
-        texts = [" ".join(arpabet(text)) for text in texts]
+        texts = [" ".join(convert_to_arpabet(text)) for text in texts]
     return {
         "name": name, "ours": False, "ranked": not rival.ipa, "stress": rival.stress, "data": rival.data,
-        "train_seconds": seconds, **rates(problems, texts), **found,
+        "train_seconds": seconds, **compute_rates(problems, texts), **found,
     }  # fmt: skip
 
 
@@ -172,7 +172,7 @@ def measure_ours(bundle: Path, engine: str, python: Path, problems: Sequence[tas
     answers = found.pop("answers")
     row = {
         "name": engine, "ours": True, "ranked": True, "stress": True, "data": "our train split", "train_seconds": None,
-        **rates(problems, answers), **found,
+        **compute_rates(problems, answers), **found,
     }  # fmt: skip
     whole = len(words) // SENTENCE * SENTENCE
     spoken = run_worker(python, "blockstep", words[:whole], *options, "--together", SENTENCE)
@@ -184,18 +184,18 @@ def measure_ours(bundle: Path, engine: str, python: Path, problems: Sequence[tas
     return row
 
 
-def rates(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> dict[str, Any]:
+def compute_rates(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> dict[str, Any]:
     """Returns error rates with intervals, and which words are wrong, in the order of the problems."""
     figures, wrong = measure_task(tasks.choose_tasks("pronounce")[0], problems, texts)
     return {**figures, "per_problem": wrong}
 
 
-def conditions() -> dict[str, Any]:
+def describe_conditions() -> dict[str, Any]:
     """Returns the conditions of timings: one core of this processor, and its load."""
-    return {"cpu": processor_name(), "load": round(os.getloadavg()[0], 2)}
+    return {"cpu": read_processor_name(), "load": round(os.getloadavg()[0], 2)}
 
 
-def earlier(path: Path, words: str) -> dict[str, Any]:
+def read_earlier(path: Path, words: str) -> dict[str, Any]:
     """Returns the report in a file, or an empty one. Raises UserError if the file is of other words, or no report."""
     if not path.exists():
         return {"task": "pronounce", "split": "test", "seed": SEED, "words": words, "rows": {}, "left_out": {}}
@@ -214,8 +214,8 @@ def earlier(path: Path, words: str) -> dict[str, Any]:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measures what was requested, writes each row as it comes, and returns the report."""
     check_file(args.out)
-    problems = held_out_words()
-    report = earlier(args.out, hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16])
+    problems = list_held_out_words()
+    report = read_earlier(args.out, hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16])
     engines = [engine.name for engine in store.read(args.ours).engines] if args.ours else []
     chosen = args.only or ([] if engines else list(RIVALS))
     for name in tqdm([*chosen, *engines], unit="rival", disable=None):
@@ -229,7 +229,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             print(f"{name} is left out: {error}", file=sys.stderr)
         else:
             report["left_out"].pop(name, None)
-            report["rows"][name] = {**row, "conditions": conditions()}
+            report["rows"][name] = {**row, "conditions": describe_conditions()}
         text = json.dumps(report, separators=(",", ":")) + "\n"
         replace_file(args.out, lambda temporary, text=text: temporary.write_text(text, encoding="utf-8"))
     return report
@@ -262,11 +262,11 @@ OPTIONS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    p = command_parser("samples.study.pronounce_rivals", (__doc__ or "").splitlines()[0], OPTIONS)
-    return run_command(lambda: command(p.parse_args(argv)))
+    p = make_cli_parser("samples.study.pronounce_rivals", (__doc__ or "").splitlines()[0], OPTIONS)
+    return run_command(lambda: execute(p.parse_args(argv)))
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Measures and prints a line per row."""
     report = run(args)
     rows = {name: {k: v for k, v in row.items() if k != "per_problem"} for name, row in report["rows"].items()}

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, command_parser, option, print_json
+from runtime.cli import DONE, make_cli_parser, option, print_json
 from runtime.cli import run as run_command
 from runtime.errors import UserError
 from train.evaluation.intervals import estimate_paired_difference
@@ -70,7 +70,7 @@ LOADS = """
 Row = dict[str, Any]
 
 
-def model_row(name: str, report: Mapping[str, Any]) -> Row:
+def make_model_row(name: str, report: Mapping[str, Any]) -> Row:
     """Returns a model's row, from its evaluation report. Raises UserError if the report is of another task."""
     if MAIN not in report:
         raise UserError(f"the report of {name} has no {MAIN}; evaluate the task pronounce again, with this version")
@@ -83,7 +83,7 @@ def model_row(name: str, report: Mapping[str, Any]) -> Row:
     return row
 
 
-def cost(row: Mapping[str, Any]) -> Row:
+def compute_cost(row: Mapping[str, Any]) -> Row:
     """Returns time, memory and disk of a row of pronounce_rivals; also time in a batch, if the program has batches."""
     sizes = {name: part["bytes"] for name, part in row["packages"].items()}
     found: Row = {
@@ -101,26 +101,26 @@ def cost(row: Mapping[str, Any]) -> Row:
     return found
 
 
-def rows_of(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
+def make_rows(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
     """Returns the rows of our models, in the order in which they were evaluated, then those of the other programs."""
-    rows = [model_row(name, report) for name, report in read_reports(runs).get("test", {}).items()]
+    rows = [make_model_row(name, report) for name, report in read_reports(runs).get("test", {}).items()]
     here = {row["name"]: row for row in rows}
     for name, measured in rivals["rows"].items():
         if name not in here:
             here[name] = {key: value for key, value in measured.items() if key not in ("packages", "sentences")}
             rows.append(here[name])
-        here[name] |= cost(measured)
+        here[name] |= compute_cost(measured)
     same = rivals["rows"].get(SAME_DATA)
     for row in rows:
         row["wrong"] = row.pop("per_problem")[MAIN]
         if same and row["ranked"] and row["name"] != SAME_DATA:
-            row["to_same_data"] = difference(row, same)
+            row["to_same_data"] = compute_difference(row, same)
     for row in rows:
         del row["wrong"]
     return rows
 
 
-def difference(row: Row, same: Row) -> list[float]:
+def compute_difference(row: Row, same: Row) -> list[float]:
     """Returns by how much a row's share of wrong words exceeds that of `same`, with its 95 % interval.
 
     Raises UserError if the rows have different numbers of words.
@@ -134,27 +134,27 @@ def difference(row: Row, same: Row) -> list[float]:
     return [round(value, 5) for value in (found.mean, found.low, found.high)]
 
 
-def text(rows: Sequence[Row], rivals: Mapping[str, Any]) -> Iterator[str]:
+def format_page(rows: Sequence[Row], rivals: Mapping[str, Any]) -> Iterator[str]:
     """Yields the page's lines."""
     in_order = sorted(rows, key=lambda row: row[MAIN])
     yield INTRO.format(rows[0]["words"])
     heads = ("", *ERROR_HEADS, f"to {SAME_DATA}", "trained on")
-    yield from table(heads, [accuracy(row) for row in in_order if row["ranked"]])
-    if apart := [other(row) for row in in_order if not row["ranked"]]:
+    yield from format_table(heads, [format_accuracy(row) for row in in_order if row["ranked"]])
+    if apart := [format_other(row) for row in in_order if not row["ranked"]]:
         yield IPA
-        yield from table(("", *ERROR_HEADS, "made from"), apart)
+        yield from format_table(("", *ERROR_HEADS, "made from"), apart)
     yield COSTS.format(SENTENCE)
-    yield from table(COST_HEADS, [costs(row) for row in rows])
+    yield from format_table(COST_HEADS, [format_costs(row) for row in rows])
     if loads := [row["conditions"]["load"] for row in rows if "conditions" in row]:
         cpu = next(row["conditions"]["cpu"] for row in rows if "conditions" in row)
         yield LOADS.format(cpu, min(loads), max(loads))
     yield "\n## Published, on other splits\n"
-    yield from table(("", "words wrong, %", "data", "source"), PUBLISHED)
+    yield from format_table(("", "words wrong, %", "data", "source"), PUBLISHED)
     for name, reason in rivals["left_out"].items():
         yield f"\n{name} was left out: {reason}"
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Yields a Markdown table with text aligned left and figures aligned right."""
     yield f"| {' | '.join(heads)} |"
     yield "".join("|---" if head in WORDS else "|---:" for head in heads) + "|"
@@ -162,20 +162,20 @@ def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
         yield f"| {' | '.join(row)} |"
 
 
-def accuracy(row: Row) -> list[str]:
+def format_accuracy(row: Row) -> list[str]:
     """Returns the cells of a ranked row; ours in bold type."""
     name = f"**{row['name']}**" if row["ours"] else row["name"]
     apart = row.get("to_same_data")
     found = f"{100 * apart[0]:+.1f} ({100 * apart[1]:+.1f} to {100 * apart[2]:+.1f})" if apart else ""
-    return [name, *errors(row), found, origin(row)]
+    return [name, *format_errors(row), found, describe_origin(row)]
 
 
-def other(row: Row) -> list[str]:
+def format_other(row: Row) -> list[str]:
     """Returns the cells of a row that is not ranked."""
-    return [row["name"], *errors(row), origin(row)]
+    return [row["name"], *format_errors(row), describe_origin(row)]
 
 
-def errors(row: Row) -> Iterator[str]:
+def format_errors(row: Row) -> Iterator[str]:
     """Yields the error rates in percent, those with stress only if the answers have it."""
     for rate in RATES:
         if not row["stress"] and not rate.endswith("without_stress"):
@@ -185,14 +185,14 @@ def errors(row: Row) -> Iterator[str]:
         yield f"{100 * row[rate]:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if low is not None else "")
 
 
-def origin(row: Row) -> str:
+def describe_origin(row: Row) -> str:
     """Returns what a row was trained on, and how many of the test words its own lexicon has."""
     known = f"; its lexicon has {row['known']:,} of these words" if row.get("known") else ""
     trained = f"; {row['train_seconds'] / 60:.0f} minutes of one core" if row.get("train_seconds") else ""
     return row["data"] + known + trained
 
 
-def costs(row: Row) -> list[str]:
+def format_costs(row: Row) -> list[str]:
     """Returns the cells of forward passes, time, memory and sizes, empty if not measured."""
     name = row["name"] + (" \\*" if row.get("program_per_call") else "")
     one, batch, sentence = (row.get(key) for key in ("ms_per_word", "ms_per_word_batch", "ms_per_sentence"))
@@ -205,7 +205,7 @@ def costs(row: Row) -> list[str]:
     return [name, *(format(value * unit, digits) if value else "" for value, unit, digits in figures)]
 
 
-def plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
+def select_plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     """Returns milliseconds per word (in a batch, if every call starts a program) and percent of words wrong."""
     found = {}
     for row in rows:
@@ -227,16 +227,19 @@ def read_rivals(path: Path) -> dict[str, Any]:
     return found
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Writes the page, its figures as JSON, and the plot."""
     rivals = read_rivals(args.rivals)
-    rows = rows_of(args.runs, rivals)
-    page = "\n".join(text(rows, rivals)) + "\n"
+    rows = make_rows(args.runs, rivals)
+    page = "\n".join(format_page(rows, rivals)) + "\n"
     values = json.dumps({"rows": rows, "left_out": rivals["left_out"]}, indent=1) + "\n"
     for name, content in (("pronounce.md", page), ("pronounce.json", values)):
         replace_file(args.out / name, lambda path, content=content: path.write_text(content, encoding="utf-8"))
-    study_figures.points(
-        args.out / "pronounce.png", plotted(rows), "milliseconds per word, one core", "words wrong without stress, %"
+    study_figures.plot_points(
+        args.out / "pronounce.png",
+        select_plotted(rows),
+        "milliseconds per word, one core",
+        "words wrong without stress, %",
     )
     if args.json:
         print_json({"rows": rows})
@@ -260,8 +263,8 @@ OPTIONS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code."""
-    p = command_parser("samples.study.pronounce_table", (__doc__ or "").splitlines()[0], OPTIONS)
-    return run_command(lambda: command(p.parse_args(argv)))
+    p = make_cli_parser("samples.study.pronounce_table", (__doc__ or "").splitlines()[0], OPTIONS)
+    return run_command(lambda: execute(p.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from runtime.cli import DONE, Parser, run
 from runtime.errors import UserError
-from runtime.perf.conditions import find_version, processor_name
+from runtime.perf.conditions import find_version, read_processor_name
 from train.evaluation.evaluation_run import read_evaluation
 from train.evaluation.intervals import Interval, estimate_paired_difference
 from train.storage.output_files import replace_file
@@ -54,7 +54,7 @@ def read_reports(runs: Path) -> dict[str, dict[str, Report]]:
     return found
 
 
-def row_of(name: str, report: Report, baseline: Report | None) -> dict[str, Any]:
+def make_row(name: str, report: Report, baseline: Report | None) -> dict[str, Any]:
     """Returns the row of a model on a split: accuracy, its task's rates, forward passes, difference to the baseline."""
     row: dict[str, Any] = {"model": name, "accuracy": report["accuracy"], "accuracy_95": report["accuracy_95"]}
     row |= {rate: report[rate] for rate in RATES if rate in report}
@@ -73,7 +73,7 @@ def estimate_difference(ours: Report, theirs: Report) -> Interval:
     return estimate_paired_difference(right[0][:shared], right[1][:shared])
 
 
-def markdown(split: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def format_table(split: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Yields the table of one split, in percent."""
     rates = [rate for rate in RATES if rate in rows[0]]
     names = (rate.replace("_", " ") for rate in rates)
@@ -83,20 +83,20 @@ def markdown(split: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     yield f"|{'---|' * len(heads)}"
     for row in rows:
         low, high = row["accuracy_95"]
-        cells = [row["model"], f"{percent(row['accuracy'])} ({percent(low)} to {percent(high)})"]
-        cells += [percent(row[rate]) for rate in rates]
+        cells = [row["model"], f"{format_percent(row['accuracy'])} ({format_percent(low)} to {format_percent(high)})"]
+        cells += [format_percent(row[rate]) for rate in rates]
         cells.append(f"{row['forwards']:.2f}")
-        cells.append("{} ({} to {})".format(*map(percent, row["to_baseline"])) if "to_baseline" in row else "")
+        cells.append("{} ({} to {})".format(*map(format_percent, row["to_baseline"])) if "to_baseline" in row else "")
         yield f"| {' | '.join(cells)} |"
     yield ""
 
 
-def percent(share: float) -> str:
+def format_percent(share: float) -> str:
     """Returns a share as a percentage with one digit."""
     return f"{100 * share:.1f}"
 
 
-def stage_minutes(runs: Path) -> dict[str, float]:
+def read_stage_minutes(runs: Path) -> dict[str, float]:
     """Returns the minutes that each finished stage took."""
     with open(runs / "stages.tsv", encoding="utf-8", newline="") as file:
         return {name: round(int(seconds) / 60, 1) for name, seconds, _ in csv.reader(file, delimiter="\t")}
@@ -107,17 +107,18 @@ def record(runs: Path) -> dict[str, Any]:
     made = sorted(path for path in runs.iterdir() if path.suffix in (".pt", ".json") and path.name != "recipe.json")
     manifest = runs / "student.bundle" / "manifest.json"
     hashed = [*made, manifest] if manifest.exists() else made
-    minutes = stage_minutes(runs)
+    minutes = read_stage_minutes(runs)
     return {
-        "commit": git("rev-parse", "HEAD"), "changed": bool(git("status", "--porcelain", "--untracked-files=no")),
-        "python": platform.python_version(), "cpu": processor_name(), "cores": os.cpu_count(),
+        "commit": run_git("rev-parse", "HEAD"),
+        "changed": bool(run_git("status", "--porcelain", "--untracked-files=no")),
+        "python": platform.python_version(), "cpu": read_processor_name(), "cores": os.cpu_count(),
         "versions": {name: find_version(name) for name in PACKAGES}, "minutes": minutes,
         "total_minutes": round(sum(minutes.values()), 1),
         "sha256": {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in hashed},
     }  # fmt: skip
 
 
-def git(*words: str) -> str:
+def run_git(*words: str) -> str:
     """Returns what git prints, or nothing outside a checkout."""
     try:
         return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
@@ -125,7 +126,7 @@ def git(*words: str) -> str:
         return ""
 
 
-def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
+def list_differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """Returns the rows whose 95 % intervals of accuracy do not overlap with an earlier table's, as text."""
     found = []
     for split, rows in theirs.items():
@@ -137,18 +138,20 @@ def differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def command(args: argparse.Namespace) -> int:
+def execute(args: argparse.Namespace) -> int:
     """Writes RUNS/table.md and RUNS/recipe.json, prints the table; returns 1 if a row differs from --against."""
     tables = {
-        split: [row_of(name, report, by_model.get(BASELINE)) for name, report in by_model.items()]
+        split: [make_row(name, report, by_model.get(BASELINE)) for name, report in by_model.items()]
         for split, by_model in read_reports(args.runs).items()
     }
-    text = "\n".join(line for split, rows in tables.items() for line in markdown(split, rows))
+    text = "\n".join(line for split, rows in tables.items() for line in format_table(split, rows))
     values = json.dumps({"tables": tables, "record": record(args.runs)}, indent=1) + "\n"
     replace_file(args.runs / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     replace_file(args.runs / "recipe.json", lambda path: path.write_text(values, encoding="utf-8"))
     print(text)
-    apart = differing(tables, json.loads(args.against.read_text(encoding="utf-8"))["tables"]) if args.against else []
+    apart = (
+        list_differing(tables, json.loads(args.against.read_text(encoding="utf-8"))["tables"]) if args.against else []
+    )
     for line in apart:
         print(f"differs: {line}", file=sys.stderr)
     return 1 if apart else DONE
@@ -161,7 +164,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--against", type=Path, help="recipe.json to compare with; rows whose intervals are apart fail (default: none)"
     )
-    return run(lambda: command(parser.parse_args(argv)))
+    return run(lambda: execute(parser.parse_args(argv)))
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ class Programs:
             )
             while process.poll() is None:
                 # not getrusage, whose maximum includes this process's own memory at the program's start
-                self.peak_mb = max(self.peak_mb, peak_mb(process.pid))
+                self.peak_mb = max(self.peak_mb, read_peak_mb(process.pid))
                 time.sleep(POLL)
             if process.returncode:
                 raise RuntimeError(f"{command[0]} ended with code {process.returncode}")
@@ -82,7 +82,7 @@ class Programs:
 PROGRAMS = Programs()
 
 
-def peak_mb(process: int | str = "self") -> float:
+def read_peak_mb(process: int | str = "self") -> float:
     """Returns a process's peak memory since its program began, in MB (1e6 bytes); 0 if it has ended."""
     try:
         found = re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{process}/status").read_text())
@@ -106,7 +106,9 @@ def blockstep(model: Path | None, engine: str | None = None, together: int = 1) 
         texts: list[str] = []
         for place in range(0, len(words), together):
             asked = words[place : place + together]
-            answers, passes = one_by_one(loaded, asked) if batch is None else in_batch(loaded, batch, asked)
+            answers, passes = (
+                decode_one_by_one(loaded, asked) if batch is None else decode_in_batch(loaded, batch, asked)
+            )
             texts += answers
             forwards.append(passes)
         return texts
@@ -114,16 +116,16 @@ def blockstep(model: Path | None, engine: str | None = None, together: int = 1) 
     manifest = json.loads((model / "manifest.json").read_text())
     files = next(each["files"] for each in manifest["engines"] if each["name"] == loaded.engine)
     size = sum((model / file).stat().st_size for file in [*files, manifest["tokenizer"]["file"], "manifest.json"])
-    return Rival(predict, {**installed("blockstep", "onnxruntime"), WEIGHTS: ("", size)}, forwards=forwards)
+    return Rival(predict, {**list_installed("blockstep", "onnxruntime"), WEIGHTS: ("", size)}, forwards=forwards)
 
 
-def one_by_one(loaded: Any, words: Sequence[str]) -> tuple[list[str], int]:
+def decode_one_by_one(loaded: Any, words: Sequence[str]) -> tuple[list[str], int]:
     """Returns the answers to words and the sum of their forward passes."""
     answers = [loaded.generate(word) for word in words]
     return [answer.text for answer in answers], sum(answer.result.forwards for answer in answers)
 
 
-def in_batch(loaded: Any, batch: Any, words: Sequence[str]) -> tuple[list[str], int]:
+def decode_in_batch(loaded: Any, batch: Any, words: Sequence[str]) -> tuple[list[str], int]:
     """Returns the answers to words and the forward passes of the batch that they share. Raises any answer's error."""
     numbers = [batch.add(loaded.request(word)) for word in words]
     texts: dict[int, str] = {}
@@ -147,7 +149,7 @@ def g2p_en(model: Path | None) -> Rival:
     nltk.data.find = lambda *names, **options: None
     import_module("nltk.corpus").cmudict = SimpleNamespace(dict=dict)  # type: ignore[attr-defined]
     network = import_module("g2p_en").G2p()
-    return Rival(lambda words: [" ".join(network.predict(word)) for word in words], installed("g2p-en"))
+    return Rival(lambda words: [" ".join(network.predict(word)) for word in words], list_installed("g2p-en"))
 
 
 def phonetisaurus(model: Path | None) -> Rival:
@@ -166,7 +168,7 @@ def phonetisaurus(model: Path | None) -> Rival:
         return [found.get(word, "") for word in words]
 
     assert model is not None
-    parts = {**installed("phonetisaurus"), WEIGHTS: ("", model.stat().st_size)}
+    parts = {**list_installed("phonetisaurus"), WEIGHTS: ("", model.stat().st_size)}
     return Rival(predict, parts, batch=True, program=True)
 
 
@@ -174,7 +176,7 @@ def g2p2(model: Path | None) -> Rival:
     """Loads the English model of g2p2 from its package of Germanic languages."""
     packed = distribution("g2p2-group-germanic").locate_file("g2p2_group_germanic/en.g2p.xz")
     network = import_module("g2p2").Model.from_bytes(lzma.decompress(Path(str(packed)).read_bytes()))
-    return Rival(network.phonemize_many, installed("g2p2", "g2p2-group-germanic"), batch=True)
+    return Rival(network.phonemize_many, list_installed("g2p2", "g2p2-group-germanic"), batch=True)
 
 
 def gruut(model: Path | None) -> Rival:
@@ -186,7 +188,7 @@ def gruut(model: Path | None) -> Rival:
         lexicon = sqlite3.connect(f"file:{folder}/lexicon.db?mode=ro", uri=True)
         return len({*words} & {word for (word,) in lexicon.execute("SELECT word FROM word_phonemes")})
 
-    return Rival(lambda words: [" ".join(tag(word)) for word in words], installed("gruut"), known=known)
+    return Rival(lambda words: [" ".join(tag(word)) for word in words], list_installed("gruut"), known=known)
 
 
 def espeak_ng(model: Path | None) -> Rival:
@@ -209,7 +211,7 @@ RIVALS: dict[str, Callable[[Path | None], Rival]] = {
 }
 
 
-def installed(*names: str) -> dict[str, tuple[str, int]]:
+def list_installed(*names: str) -> dict[str, tuple[str, int]]:
     """Returns versions and bytes on disk of distributions and all their dependencies, by name."""
     found: dict[str, tuple[str, int]] = {}
     left = [*names]
@@ -223,12 +225,12 @@ def installed(*names: str) -> dict[str, tuple[str, int]]:
             if name in names:
                 raise
             continue  # needed on other systems or by other Pythons
-        found[name] = (part.version, size_of(part))
+        found[name] = (part.version, count_bytes(part))
         left += [re.split(r"[^\w.-]", wanted)[0] for wanted in part.requires or () if "extra ==" not in wanted]
     return found
 
 
-def size_of(part: Distribution) -> int:
+def count_bytes(part: Distribution) -> int:
     """Returns the bytes of a distribution's files, compiled ones included."""
     paths = [Path(str(file.locate())) for file in part.files or ()]
     return sum(path.stat().st_size for path in paths if path.is_file())
@@ -258,7 +260,7 @@ def report(
         "words_per_second": per_second,
         "words_per_second_batch": batched,
         "program_per_call": rival.program,
-        "peak_mb": PROGRAMS.peak_mb if rival.program else peak_mb(),
+        "peak_mb": PROGRAMS.peak_mb if rival.program else read_peak_mb(),
         "packages": {part: {"version": version, "bytes": size} for part, (version, size) in rival.packages.items()},
         "forwards": sum(forwards) / len(forwards) if forwards else None,
         "known": rival.known(words) if rival.known else None,

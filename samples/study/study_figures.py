@@ -17,7 +17,7 @@ UP = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)
 Curve = Sequence[tuple[float, float]]
 
 
-def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
+def plot_curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
     """Plots named lines through points (x, y): x on a log scale, y in percent as the log of the distance to 100 %.
 
     Raises UserError as `plots.plot_reliability` does.
@@ -39,7 +39,7 @@ def curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None
     plots.save(axes, path)
 
 
-def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
+def plot_bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
     """Plots a bar per name and group, with its value above it. Raises UserError as `plots.plot_reliability` does."""
     axes = plots.make_axes("", up)
     width = 0.8 / max(1, len(named))
@@ -50,7 +50,7 @@ def bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]]
     plots.save(axes, path)
 
 
-def points(path: Path, named: Mapping[str, tuple[float, float]], across: str, up: str) -> None:
+def plot_points(path: Path, named: Mapping[str, tuple[float, float]], across: str, up: str) -> None:
     """Plots a point (x, y) per name, x on a log scale, y from 0 on.
 
     Raises UserError as `plots.plot_reliability` does.

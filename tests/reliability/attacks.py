@@ -174,10 +174,10 @@ def flipped(bit: int) -> Attack:
         engine = made.engines[0]
         trust_records.remember_built(engine.files[engine.model])
         content = bytearray((made.path / engine.model).read_bytes())
-        assert admission.content(made.path, engine, trust=False) == bytes(content)
+        assert admission.read_content(made.path, engine, trust=False) == bytes(content)
         content[bit // 8] ^= 1 << bit % 8
         (made.path / engine.model).write_bytes(content)
-        admission.content(made.path, engine, trust=True)
+        admission.read_content(made.path, engine, trust=True)
 
     return attack
 
@@ -188,4 +188,4 @@ def foreign_engine(folder: Path) -> None:
     (bundle / read(bundle).engines[0].model).write_bytes(b"native code")
     rehash(bundle)
     made = read(bundle)
-    admission.content(made.path, made.engines[0], trust=False)
+    admission.read_content(made.path, made.engines[0], trust=False)

@@ -23,7 +23,7 @@ from runtime.decoding.options import DecodeOptions, Request
 from train.checkpoint import Checkpoint
 from train.open_checkpoint import load
 from train.storage.safe_torch_load import read
-from train.torch_backend import TorchBackend, contract_of
+from train.torch_backend import TorchBackend, derive_contract
 
 FULL = 4000
 SEEDS = ("student.pt", "student-without-rope-scaling.pt")
@@ -149,7 +149,7 @@ def attempt(number: int, folder: Path) -> str:
 
 def asked(made: Checkpoint) -> str:
     """What a checkpoint answers; where all that decides it is as it was, the answer has to be too."""
-    backend = TorchBackend(made.build(), contract_of(made))
+    backend = TorchBackend(made.build(), derive_contract(made))
     ids = made.read_tokenizer().encode(PROMPT, add_special_tokens=False).ids
     answer = generate(backend, Request(np.array(ids, np.int64), DecodeOptions(TOKENS)))
     sound(backend.contract, answer.token_ids, answer.finish, answer.steps)
@@ -167,5 +167,5 @@ def asked(made: Checkpoint) -> str:
 def original() -> tuple[Checkpoint, tuple[int, ...]]:
     made = load(GOLDEN / "student.pt")
     ids = made.read_tokenizer().encode(PROMPT, add_special_tokens=False).ids
-    backend = TorchBackend(made.build(), contract_of(made))
+    backend = TorchBackend(made.build(), derive_contract(made))
     return made, generate(backend, Request(np.array(ids, np.int64), DecodeOptions(TOKENS))).token_ids

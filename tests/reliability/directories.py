@@ -20,7 +20,7 @@ from tally import tallied
 from texts import COMMON, WORDS
 
 from train.huggingface.families import Overrides
-from train.huggingface.reader import model_config, read_settings
+from train.huggingface.reader import make_model_config, read_settings
 from train.huggingface.weights import read_weights
 from train.open_checkpoint import load
 
@@ -112,7 +112,7 @@ def attempt(number: int, folder: Path) -> str:
 def held_equal(folder: Path) -> None:
     """What was read of the weights is what the slow reader finds."""
     settings = read_settings(folder, Overrides())
-    weights = read_weights(folder, model_config(settings), settings.family.renames)
+    weights = read_weights(folder, make_model_config(settings), settings.family.renames)
     slow = slowly(folder / "model.safetensors")
     for name, tensor in weights.items():
         theirs = slow[f"model.{name}"]

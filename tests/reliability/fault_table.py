@@ -153,8 +153,8 @@ FAULTS = (
     Fault(
         "any name may be in the Host header",
         "runtime/server/auth.py",
-        "if self._hosts is not None and host_name",
-        "if self._hosts is None and host_name",
+        "if self._hosts is not None and parse_host_name",
+        "if self._hosts is None and parse_host_name",
         "server_openai server_command server_hostile_requests",
     ),
     Fault(
@@ -218,14 +218,14 @@ FAULTS = (
     Fault(
         "the mask token may be proposed",
         "export/graph/step_graph.py",
-        "barred[[checkpoint.decoding.mask_id, *checkpoint.missing_ids()]] = NEVER",
-        "barred[checkpoint.missing_ids()] = NEVER",
+        "barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = NEVER",
+        "barred[checkpoint.list_missing_ids()] = NEVER",
         "graph_step export_onnx graph_top_k",
     ),
     Fault(
         "ids that are no token may be proposed",
         "export/graph/step_graph.py",
-        "barred[[checkpoint.decoding.mask_id, *checkpoint.missing_ids()]] = NEVER",
+        "barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = NEVER",
         "barred[checkpoint.decoding.mask_id] = NEVER",
         "export_onnx",
     ),
@@ -261,8 +261,8 @@ FAULTS = (
     Fault(
         "a noisy block sees its own clean tokens",
         "train/masking/all_blocks.py",
-        "before = masking.begins_at(canvas, contract, positions)",
-        "before = masking.begins_at(canvas, contract, positions) + contract.block",
+        "before = masking.find_begins(canvas, contract, positions)",
+        "before = masking.find_begins(canvas, contract, positions) + contract.block",
         "masking_all_blocks",
     ),
     Fault(

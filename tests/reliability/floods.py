@@ -137,9 +137,9 @@ def flood(place: tuple[str, int], names: list[str], at_once: int) -> None:
 @contextmanager
 def serving(folder: Path) -> Iterator[tuple[str, int]]:
     """A server in a process of its own, over a model with a chat template."""
-    from speaking import speaking_bundle
+    from speaking import make_speaking_bundle
 
-    bundle = speaking_bundle(folder, "hi", ANSWER, template=TEMPLATE)
+    bundle = make_speaking_bundle(folder, "hi", ANSWER, template=TEMPLATE)
     line = [sys.executable, "-m", "runtime.serve", str(bundle), "--port", "0", "--json"]
     with (folder / "log").open("w") as log:
         server = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True)

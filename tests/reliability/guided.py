@@ -74,7 +74,7 @@ def reader(name: str, folder: Path) -> Callable[[bytes], object]:
         bundle = copied("ort.bundle", folder)
         return lambda content: ((bundle / "manifest.json").write_bytes(content), read(bundle))
     from train.huggingface.families import Overrides
-    from train.huggingface.reader import decoding_of, model_config, read_settings, read_student_file
+    from train.huggingface.reader import derive_decoding, make_model_config, read_settings, read_student_file
     from train.huggingface.tokenizer_files import read_text
 
     directory = copied("directory", folder)
@@ -83,8 +83,8 @@ def reader(name: str, folder: Path) -> Callable[[bytes], object]:
     def read_config(content: bytes) -> None:
         file.write_bytes(content)
         settings = read_settings(directory, Overrides(family="qwen3") if name == "config" else Overrides())
-        shape = model_config(settings)
-        read_student_file(directory, Overrides()) or decoding_of(settings, text, Overrides(block=4), shape)
+        shape = make_model_config(settings)
+        read_student_file(directory, Overrides()) or derive_decoding(settings, text, Overrides(block=4), shape)
 
     return read_config
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pupils import LINES, teacher_of
+from pupils import LINES, make_teacher
 
-from runtime.bundle.store import read, sha256, verify_files
+from runtime.bundle.store import hash_file, read, verify_files
 from train.data.trajectories import count_right
 from train.open_checkpoint import load
 from train.storage.student_pt import save
@@ -41,7 +41,7 @@ def jobs(given: Path) -> dict[str, Job]:
         "collect": Job("train.collect", lambda f: collect(given, f, 1), lambda f: collect(given, f), shards),
         "distil": Job(
             "train.distill to a file",
-            lambda f: save(teacher_of(16, 1), f / "student.pt"),
+            lambda f: save(make_teacher(16, 1), f / "student.pt"),
             lambda f: distill(given, f / "student.pt", 0),
             lambda f: checkpoint(f / "student.pt"),
         ),
@@ -59,10 +59,10 @@ def jobs(given: Path) -> dict[str, Job]:
 def prepare(given: Path) -> None:
     """Fills a folder with data, an untrained teacher, two students and trajectories, all of a few kilobytes."""
     (given / "own.jsonl").write_text("".join(json.dumps(line) + "\n" for line in LINES), encoding="utf-8")
-    save(teacher_of(16, 0), given / "teacher.pt")
+    save(make_teacher(16, 0), given / "teacher.pt")
     for name, seed in (("student", 2), ("older", 3)):
         how = {"attention": "block_causal", "gate": {"threshold": 0.9}, "shift": False}
-        save(teacher_of(16, seed, **how), given / f"{name}.pt")
+        save(make_teacher(16, seed, **how), given / f"{name}.pt")
     (given / "trajectories").mkdir()
     collect(given, given / "trajectories")
 
@@ -100,7 +100,7 @@ def engine(ckpt: Path, folder: Path, capability: int) -> int:
 
 def shards(folder: Path) -> dict[str, str]:
     found = sorted(folder.glob("shard-*.safetensors"))
-    return {path.name: f"{count_right(path)[1]} trajectories, {sha256(path)}" for path in found}
+    return {path.name: f"{count_right(path)[1]} trajectories, {hash_file(path)}" for path in found}
 
 
 def checkpoint(path: Path) -> dict[str, str]:

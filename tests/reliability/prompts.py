@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from reliability.section import Section
-from speaking import BYTES, SPECIAL, byte_tokenizer
+from speaking import BYTES, SPECIAL, make_byte_tokenizer
 from tqdm import tqdm
 
 from runtime import Model, load
@@ -36,7 +36,7 @@ def run(scale: float) -> Section:
     """All of it at 1, a part below. Raises AssertionError for a text that comes back otherwise, and what is no refusal
     in one line raises."""
     model, rng = load(BUNDLE, threads=1), random.Random(4)
-    single = Tokenizer(byte_tokenizer().to_str())
+    single = Tokenizer(make_byte_tokenizer().to_str())
     count = math.ceil(500 * scale)
     rows = [
         lengths(model, scale, rng),

@@ -143,7 +143,7 @@ def changed(weight: onnx.TensorProto, rng: random.Random, poison: float) -> onnx
 
 @cache
 def graph() -> onnx.ModelProto:
-    return onnx.load(BUNDLE / read(BUNDLE).engine().model)
+    return onnx.load(BUNDLE / read(BUNDLE).find_engine().model)
 
 
 def engine(model: onnx.ModelProto) -> OrtBackend:

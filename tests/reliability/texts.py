@@ -64,7 +64,7 @@ def make(number: int, folder: Path) -> Path:
 
 def attempt(number: int, folder: Path) -> str:
     made = read(make(number, folder))
-    verify_files(made, made.engine(), "always")
+    verify_files(made, made.find_engine(), "always")
     tokenizer = Tokenizer(made.tokenizer, made.chat_template)
     stream, text = tokenizer.stream(), f"{PROMPT} <|end|> naïve 😀"
     plain, chat = tokenizer.encode(text).tolist(), tokenizer.encode_chat(text).tolist()

@@ -56,7 +56,7 @@ def describe_cpu() -> dict[str, Any]:
     return {"features": sorted(name for name in found if found[name]), "saturates": saturation.u8s8_saturates()}
 
 
-def mean_norms(
+def compute_mean_norms(
     backend: Backend, read_cache: Callable[[], NDArray[Any]], answers: Sequence[Sequence[Forward]]
 ) -> NDArray[np.float64]:
     """Runs recorded forward passes and returns the mean norm of the keys and the values that they write, [2 * layers].
@@ -74,7 +74,7 @@ def mean_norms(
     return np.concatenate(norms, axis=1).mean(axis=1)
 
 
-def checks(cpu: Cpu, folder: Path) -> Iterator[tuple[str, bool, str]]:
+def run_checks(cpu: Cpu, folder: Path) -> Iterator[tuple[str, bool, str]]:
     """Yields each check's name, whether it holds, and what was found."""
     recorded = json.loads((folder / "steps.json").read_text(encoding="utf-8"))
     answers = [[Forward(*(np.array(part) for part in each)) for each in answer] for answer in recorded["answers"]]
@@ -89,20 +89,20 @@ def checks(cpu: Cpu, folder: Path) -> Iterator[tuple[str, bool, str]]:
         assert isinstance(backend, OrtBackend)
         found = has_option(backend)
         yield f"{precision}, session option", found == cpu.saturates, "is set" if found else "is not set"
-        gap = distance(backend, answers, expected)
+        gap = measure_distance(backend, answers, expected)
         yield f"{precision}, norms", gap <= BOUND, f"{gap:.1e} from PyTorch's (bound {BOUND:.0e})"
     if cpu.saturates:
         saturation.u8s8_saturates = lambda: False  # type: ignore[assignment]
         for precision in ("int8", "int4"):
-            backend = OrtBackend(bundle.path / bundle.engine(f"ort-{precision}").model, bundle.contract, threads=1)
-            gap = distance(backend, answers, recorded["norms"][precision])
+            backend = OrtBackend(bundle.path / bundle.find_engine(f"ort-{precision}").model, bundle.contract, threads=1)
+            gap = measure_distance(backend, answers, recorded["norms"][precision])
             wrong = not has_option(backend) and gap > BOUND
             yield f"{precision} without the option is wrong", wrong, f"{gap:.1e} from PyTorch's"
 
 
-def distance(backend: OrtBackend, answers: Sequence[Sequence[Forward]], expected: Sequence[float]) -> float:
+def measure_distance(backend: OrtBackend, answers: Sequence[Sequence[Forward]], expected: Sequence[float]) -> float:
     """Returns the largest relative difference of a mean norm."""
-    return float(np.abs(mean_norms(backend, lambda: backend.cache, answers) / np.array(expected) - 1).max())
+    return float(np.abs(compute_mean_norms(backend, lambda: backend.cache, answers) / np.array(expected) - 1).max())
 
 
 def has_option(backend: OrtBackend) -> bool:
@@ -129,7 +129,7 @@ def main(name: str, folder: Path) -> int:
     """Prints every check and returns the exit code."""
     load_check.SECONDS = PATIENCE
     started, failed = time.perf_counter(), 0
-    for check, right, detail in checks(CPUS[name], folder):
+    for check, right, detail in run_checks(CPUS[name], folder):
         print(f"{name}: [{'ok' if right else 'x'}] {check}: {detail}", flush=True)
         failed += not right
     print(f"{name}: {failed} checks failed, {time.perf_counter() - started:.0f} s", flush=True)

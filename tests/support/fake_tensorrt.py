@@ -15,7 +15,7 @@ import torch
 from fake_cuda import FakeCuda
 from numpy.typing import NDArray
 
-from runtime.contract import Contract, cache_names
+from runtime.contract import Contract, name_cache_part
 from train.torch_backend import TorchBackend
 from train.transformer.network import Transformer
 
@@ -94,7 +94,7 @@ class FakeEngine:
     def __init__(self, library: FakeTensorRT, plan: Plan) -> None:
         self.library, self.plan = library, plan
         self.tensors = {
-            name: value for name, value in (tensors_of(plan) | library.changes).items() if value is not None
+            name: value for name, value in (list_fake_tensors(plan) | library.changes).items() if value is not None
         }
         self.device_memory_size_v2 = plan.scratch
         self.num_io_tensors, self.num_optimization_profiles = len(self.tensors), len(plan.profiles)
@@ -281,7 +281,7 @@ class Store:
 
     def _write(self, part: int, new: torch.Tensor) -> torch.Tensor:
         """All keys or values that queries may see, position by position; `new` [batch, kv_heads, width, head_dim]."""
-        c, context, (past_name, present_name) = self.contract, self.context, cache_names(part)
+        c, context, (past_name, present_name) = self.contract, self.context, name_cache_part(part)
         cache = context._array(past_name, (c.batch, c.kv_heads, c.capacity, c.head_dim), c.dtype)
         if c.cache == "in_place":
             assert context.addresses[past_name] == context.addresses[present_name]
@@ -294,7 +294,7 @@ class Store:
         return torch.from_numpy(cache.astype(np.float32))
 
 
-def tensors_of(plan: Plan) -> dict[str, tuple[str, str, tuple[int, ...]] | None]:
+def list_fake_tensors(plan: Plan) -> dict[str, tuple[str, str, tuple[int, ...]] | None]:
     """Mode, type and shape of an engine's tensors, written out once more and not taken from the code under test."""
     c, kind = plan.contract, {"float32": "FLOAT", "float16": "HALF"}[plan.contract.dtype]
     wide, asked = (c.batch, -1), (c.batch, -1)

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from emulated import mean_norms
+from emulated import compute_mean_norms
 from numpy.typing import NDArray
 
 from export.graph.ort_graph import write_ort_graph
 from export.proof.quantized_reference import QuantizedBackend
-from export.quantization.ort_formats import formats_of
+from export.quantization.ort_formats import choose_formats
 from runtime.backend import Backend, Floats, Forward, Proposal
 from runtime.bundle.store import Bundle, read, write
 from runtime.contract import Contract
@@ -65,15 +65,15 @@ def write_sample(folder: Path) -> None:
     """Writes `student.bundle` and `steps.json` into a folder that is made."""
     source = open_checkpoint.load(SAMPLES / "student.pt")
     bundle = write_bundle(source, folder / "student.bundle")
-    reference = TorchBackend(source.build(), bundle.contract, barred=source.missing_ids())
+    reference = TorchBackend(source.build(), bundle.contract, barred=source.list_missing_ids())
     answers = record_answers(reference, bundle)
-    norms = {"fp32": mean_norms(reference, lambda: stack_cache(reference), answers)}
+    norms = {"fp32": compute_mean_norms(reference, lambda: stack_cache(reference), answers)}
     norms["fp16"] = norms["fp32"]
     for precision in ("int8", "int4"):
-        formats = formats_of("ort", precision)
+        formats = choose_formats("ort", precision)
         assert formats is not None
         arithmetic = QuantizedBackend(source, bundle.contract, formats)
-        norms[precision] = mean_norms(arithmetic, arithmetic.read_cache, answers)
+        norms[precision] = compute_mean_norms(arithmetic, arithmetic.read_cache, answers)
     passes = [
         [[part.tolist() for part in (each.input_ids, each.past_length, each.visible, each.rows)] for each in answer]
         for answer in answers
@@ -89,7 +89,7 @@ def write_bundle(source: Checkpoint, path: Path) -> Bundle:
     for precision in PRECISIONS:
         with tempfile.TemporaryDirectory(dir=path.parent) as place:
             files = write_ort_graph(source, bundle.contract, precision, Path(place))
-            base = replace(bundle.engine("ort"), reference=None)
+            base = replace(bundle.find_engine("ort"), reference=None)
             engine = replace(base, name=f"ort-{precision}", precision=precision, model=files[0].name)
             write(path, bundle.contract, engine, files, source.tokenizer, source.chat_template, bundle.provenance)
     return read(path)

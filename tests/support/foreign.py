@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors.torch import save_file
-from speaking import byte_tokenizer
+from speaking import make_byte_tokenizer
 from tokenizers import AddedToken, processors
 from torch import Tensor, nn
 
@@ -94,12 +94,12 @@ CAUSAL = {  # models that are autoregressive too
 KNOWN = {**FOREIGN, **CAUSAL}
 
 
-def family_of(name: str) -> str | None:
+def find_family(name: str) -> str | None:
     """What --family has to be for a directory that `write` made: None if its config.json tells."""
     return None if KNOWN[name].told else name
 
 
-def shape_of(foreign: Foreign, rope: dict[str, Any]) -> dict[str, Any]:
+def make_shape(foreign: Foreign, rope: dict[str, Any]) -> dict[str, Any]:
     """The keys that transformers' own configs have."""
     heads = {"num_attention_heads": 4, "num_key_value_heads": foreign.kv_heads}
     sizes = {"vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, **heads}
@@ -109,10 +109,10 @@ def shape_of(foreign: Foreign, rope: dict[str, Any]) -> dict[str, Any]:
     return {**sizes, **rest, "rope_theta": 5000.0, "rope_scaling": rope or None, "tie_word_embeddings": foreign.tied}
 
 
-def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None, sharp: float = 1.0) -> nn.Module:
+def make_stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None, sharp: float = 1.0) -> nn.Module:
     """The stock class with random weights, so large that its tokens vary, norms included; `sharp` scales its head."""
     kind = foreign.stock
-    shape = shape_of(foreign, rope or {})
+    shape = make_shape(foreign, rope or {})
     parameters = {"rope_theta": shape.pop("rope_theta"), **(shape.pop("rope_scaling") or {"rope_type": "default"})}
     config = getattr(transformers, f"{kind}Config")(**shape, rope_parameters=parameters, attn_implementation="eager")
     model: nn.Module = getattr(transformers, f"{kind}ForCausalLM")(config).eval()
@@ -126,9 +126,9 @@ def stock_model(foreign: Foreign, seed: int, rope: dict[str, Any] | None = None,
     return model
 
 
-def config_of(foreign: Foreign, ids: dict[str, int], rope: dict[str, Any]) -> dict[str, Any]:
+def make_config(foreign: Foreign, ids: dict[str, int], rope: dict[str, Any]) -> dict[str, Any]:
     """config.json in the family's own keys; token strings in it mean their ids."""
-    shape = shape_of(foreign, rope)
+    shape = make_shape(foreign, rope)
     if foreign.keys:
         shape = {foreign.keys.get(name, name): value for name, value in shape.items() if name != "hidden_act"}
     own = {k: ids[v] if isinstance(v, str) and v in ids else v for k, v in foreign.own.items()}
@@ -136,7 +136,7 @@ def config_of(foreign: Foreign, ids: dict[str, int], rope: dict[str, Any]) -> di
     return {**shape, **own, "eos_token_id": end, "pad_token_id": end, "torch_dtype": "float32"}
 
 
-def tensors_of(foreign: Foreign, model: nn.Module) -> dict[str, Tensor]:
+def rename_tensors(foreign: Foreign, model: nn.Module) -> dict[str, Tensor]:
     """The weights under the family's names."""
     found = {}
     for name, tensor in model.state_dict().items():
@@ -154,7 +154,7 @@ def write(
     """Writes the family's directory and returns the stock model with the same weights."""
     foreign = KNOWN[name]
     folder.mkdir(parents=True, exist_ok=True)
-    engine = byte_tokenizer()
+    engine = make_byte_tokenizer()
     specials = ("<|startoftext|>", foreign.mask, *foreign.ends)
     engine.add_special_tokens([AddedToken(text, special=True) for text in specials if engine.token_to_id(text) is None])
     start = ("<|startoftext|>", engine.token_to_id("<|startoftext|>"))
@@ -170,9 +170,9 @@ def write(
     if template:
         settings["chat_template"] = template
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    (folder / "config.json").write_text(json.dumps(config_of(foreign, engine.get_vocab(), rope or {}), indent=1))
-    model = stock_model(foreign, seed, rope, sharp)
-    save_file(tensors_of(foreign, model), folder / "model.safetensors", {"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(make_config(foreign, engine.get_vocab(), rope or {}), indent=1))
+    model = make_stock_model(foreign, seed, rope, sharp)
+    save_file(rename_tensors(foreign, model), folder / "model.safetensors", {"format": "pt"})
     return model
 
 
@@ -222,7 +222,9 @@ class Stock:
         return logits
 
 
-def adapter(folder: Path, model: nn.Module, pattern: str, name: str, rank: int, alpha: float, **config: Any) -> None:
+def write_adapter(
+    folder: Path, model: nn.Module, pattern: str, name: str, rank: int, alpha: float, **config: Any
+) -> None:
     """Writes a PEFT LoRA adapter over the linear layers that match, and applies it to the stock model as PEFT does."""
     foreign, tensors, targets = KNOWN[name], {}, []
     folder.mkdir()

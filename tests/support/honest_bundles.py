@@ -20,8 +20,8 @@ from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import ORT_PRECISIONS, write_ort_graph
 from export.proof import record
 from export.proof.held_out import make_recorded_requests
-from export.provenance import shape_of_model
-from export.quantization.ort_formats import formats_of
+from export.provenance import derive_shape
+from export.quantization.ort_formats import choose_formats
 from runtime.bundle.manifest import Engine
 from runtime.bundle.store import write
 from runtime.contract import Contract
@@ -51,8 +51,8 @@ def models() -> Iterator[tuple[str, Checkpoint]]:
 
 def add_engine(source: Checkpoint, contract: Contract, precision: str, path: Path) -> str:
     """Adds an engine with its recorded reference to the bundle at a path. Returns what was recorded."""
-    formats, name = formats_of("ort", precision), f"ort-{precision}"
-    origin = {"checkpoint_sha256": path.stem, "shape": asdict(shape_of_model(source.model))}
+    formats, name = choose_formats("ort", precision), f"ort-{precision}"
+    origin = {"checkpoint_sha256": path.stem, "shape": asdict(derive_shape(source.model))}
     with tempfile.TemporaryDirectory(dir=path.parent) as place:
         files = write_ort_graph(source, contract, precision, Path(place))
         engine = Engine(name, "ort", precision, "cpu", None, files[0].name, {}, {})

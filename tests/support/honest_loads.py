@@ -26,7 +26,7 @@ from runtime.engines.ort.saturation import u8s8_saturates
 from runtime.engines.registry import OpenOptions
 from runtime.errors import UserError
 from runtime.perf.conditions import find_version
-from runtime.proof.first_load import cpu_features
+from runtime.proof.first_load import read_cpu_features
 from runtime.proof.judge import judge_answers, judge_figures, judge_tokens, measure
 from runtime.proof.replay import replay
 
@@ -66,7 +66,7 @@ def loads(cpu: str, folder: Path, part: str) -> Iterator[dict[str, Any]]:
         for threads in THREADS:
             for engine in bundle.engines:
                 some = part != FIRST_LOADS and threads == 1 and engine.precision.startswith("int")
-                for whole in parts_of(bundle, engine, part == WHOLE or some):
+                for whole in choose_parts(bundle, engine, part == WHOLE or some):
                     where = {"cpu": cpu, **versions, "model": path.stem, "precision": engine.precision}
                     yield {
                         **where,
@@ -76,7 +76,7 @@ def loads(cpu: str, folder: Path, part: str) -> Iterator[dict[str, Any]]:
                     }
 
 
-def parts_of(bundle: Bundle, engine: Engine, whole: bool) -> tuple[bool, ...]:
+def choose_parts(bundle: Bundle, engine: Engine, whole: bool) -> tuple[bool, ...]:
     """Returns whether to replay the first load's part (False), the whole reference (True), or both if they differ."""
     recorded = cast(RecordedReference, engine.reference)
     if recorded.first_load == len(read_reference(bundle.path, recorded, bundle.contract).forwards):
@@ -89,7 +89,7 @@ def find_worst_share(record: dict[str, Any]) -> tuple[float, str]:
     return max((value / record["bounds"][name], name) for name, value in record["figures"].items())
 
 
-def line_of(record: dict[str, Any]) -> str:
+def format_record(record: dict[str, Any]) -> str:
     """Describes a record in one line."""
     share, name = find_worst_share(record)
     what = f"{record['model']} {record['precision']}, {record['threads']} threads, {record['passes']} forward passes"
@@ -120,13 +120,13 @@ def refusals(folder: Path) -> Iterator[tuple[str, bool, str]]:
 def main(cpu: str, folder: Path, part: str) -> int:
     """Prints a line per load and returns the exit code: 1 if an honest load is refused or a saturating one is not."""
     load_check.SECONDS = PATIENCE
-    expected, features, failed = CPUS.get(cpu), cpu_features(), 0  # nothing is known of this machine's own
+    expected, features, failed = CPUS.get(cpu), read_cpu_features(), 0  # nothing is known of this machine's own
     if expected and (expected.has not in features or expected.lacks in features):
         print(f"[x] {cpu}: {expected.has} and no {expected.lacks} expected, found {' '.join(features)}")
         return 1
     with open(folder / LOADS, "a", buffering=1, encoding="utf-8") as file:
         for record in loads(cpu, folder, part):
-            print(f"[{'x' if record['wrong'] else 'ok'}] {line_of(record)}", flush=True)
+            print(f"[{'x' if record['wrong'] else 'ok'}] {format_record(record)}", flush=True)
             file.write(json.dumps(record) + "\n")
             failed += bool(record["wrong"])
     if u8s8_saturates():

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from cffi import FFI
 
-from runtime.capi import SOURCES, declarations, find_compiler, python_flags
+from runtime.capi import SOURCES, find_compiler, find_python_flags, read_declarations
 from runtime.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -29,7 +29,7 @@ def run(*words: str | Path, **settings: Any) -> subprocess.CompletedProcess[str]
 def needs_tools() -> None:
     """Skips the test where a library cannot be built or linked."""
     try:
-        python_flags(), find_compiler()
+        find_python_flags(), find_compiler()
     except UserError as error:
         pytest.skip(str(error))
     if missing := [name for name in ("cc", "c++", "make") if shutil.which(name) is None]:
@@ -70,7 +70,7 @@ class Opened:
 
     def __init__(self, library: Path) -> None:
         self.ffi = FFI()
-        self.ffi.cdef(declarations())
+        self.ffi.cdef(read_declarations())
         self.lib = self.ffi.dlopen(str(library))
 
     def error(self) -> str:

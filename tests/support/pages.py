@@ -56,6 +56,6 @@ def find_missing_lines(expected: str, printed: str) -> list[str]:
     return missing
 
 
-def slug(heading: str) -> str:
+def make_slug(heading: str) -> str:
     """Returns the anchor that a heading has on the usual hosts."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")

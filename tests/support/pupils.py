@@ -9,7 +9,7 @@ from train.transformer.network import ModelConfig, Transformer, initialize
 LINES = [{"prompt": f"Say {n}.\n", "answer": "yes, yes!" if n % 2 else "no, not at all"} for n in range(40)]
 
 
-def teacher_of(width: int, seed: int, vocab: int = 280, **decoding: object) -> Checkpoint:
+def make_teacher(width: int, seed: int, vocab: int = 280, **decoding: object) -> Checkpoint:
     """An untrained bidirectional teacher that reads the lines' text."""
     texts = [text for line in LINES for text in line.values()]
     learned = train_tokenizer(texts, vocab)

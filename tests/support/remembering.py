@@ -17,7 +17,7 @@ NEVER = -7  # what stands in a cache where nothing was written
 TOP = 4
 
 
-def remembering_contract(batch: int, **changes: Any) -> Contract:
+def make_remembering_contract(batch: int, **changes: Any) -> Contract:
     """The contract of `Remembering`; see `tiny.contract`."""
     return contract(**{"batch": batch, "top_k": TOP, "canvas": 16, **changes})
 

@@ -23,7 +23,7 @@ from runtime.server.app import make_app
 from runtime.server.connection_limits import make_server
 from runtime.server.metrics import Counters
 from runtime.server.service import Service
-from runtime.server.sockets import listen, url_of
+from runtime.server.sockets import format_url, listen
 from runtime.server.worker_pool import BatchDecoder, SoloDecoder, Workers
 
 SAMPLES = Path(__file__).parents[2] / "samples"
@@ -69,7 +69,7 @@ def served(
     counters = Counters(queue, threshold and threshold(lambda: queue.waiting))
     service = Service(model, name, queue, counters, **settings)
     with listen("127.0.0.1", 0) as place:
-        url = url_of(place)
+        url = format_url(place)
         server = make_server(make_app(service), drain)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
         thread.start()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from runtime.contract import Contract
-from train.transformer.network import rotary_tables
+from train.transformer.network import compute_rotary_tables
 
 CLOSE = 1e-5
 
@@ -30,7 +30,7 @@ def predictions(model: Any, spec: Contract, ids: Sequence[int], both_ways: range
     for row in both_ways:
         seen[row, both_ways.start : both_ways.stop] = True
     mask = torch.where(seen, 0.0, float("-inf"))[None, None]
-    cos, sin = rotary_tables(torch.arange(length)[None, None], model.config.head_dim, model.config.rope_theta)
+    cos, sin = compute_rotary_tables(torch.arange(length)[None, None], model.config.head_dim, model.config.rope_theta)
     x = model.embed_tokens(torch.tensor([list(ids)]))
     for layer in model.layers:
         x = layer(x, cos, sin, mask, None)

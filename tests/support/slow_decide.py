@@ -34,7 +34,7 @@ class SlowDecision:
     probabilities: list[list[float]]
 
 
-def block_of(spec: Contract, prompt: int, position: int) -> tuple[int, int]:
+def find_block(spec: Contract, prompt: int, position: int) -> tuple[int, int]:
     """Where the block of a position behind the prompt begins and ends."""
     if spec.attention == "full":
         return prompt, prompt + spec.canvas
@@ -46,7 +46,7 @@ def block_of(spec: Contract, prompt: int, position: int) -> tuple[int, int]:
 def log_prob(model: Any, spec: Contract, prompt: int, ids: Ids, position: int, token: int) -> float:
     """What the model says of a token at a masked position, of the whole vocabulary but the mask token. ids: the whole
     sequence; behind it are masks."""
-    begin, end = block_of(spec, prompt, position)
+    begin, end = find_block(spec, prompt, position)
     whole = [*ids, *[spec.mask_id] * (end - len(ids))][:end]
     return math.log(float(row(model, spec, prompt, tuple(whole), position, begin, end)[token]))
 
@@ -118,7 +118,7 @@ def slow_decide(model: Any, spec: Contract, prompt: Sequence[int], form: Sequenc
 
     while waiting := [place for place in fields if place not in chosen]:
         start = lay({})[1][waiting[0]]
-        begin, end = block_of(spec, len(prompt), start)
+        begin, end = find_block(spec, len(prompt), start)
         group = waiting[:1]
         alone = spec.attention == "causal_context" and not spec.shift and start == begin
         for last in waiting[1:] if not ordered and not alone else []:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from train.transformer.network import Transformer, rotary_tables
+from train.transformer.network import Transformer, compute_rotary_tables
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def distributions(model: Transformer, contract: Contract, ids: Sequence[int], pr
     """
     seen = sees(contract, prompt, len(ids))
     mask = torch.where(seen, 0.0, float("-inf"))[None, None]  # [1, 1, length, length]
-    cos, sin = rotary_tables(torch.arange(len(ids))[None, None], model.config.head_dim, model.config.rope_theta)
+    cos, sin = compute_rotary_tables(torch.arange(len(ids))[None, None], model.config.head_dim, model.config.rope_theta)
     x = model.embed_tokens(torch.tensor([ids]))
     for layer in model.layers:
         x = layer(x, cos, sin, mask, None)

@@ -35,11 +35,11 @@ def every_other(place: int) -> float:
     return 0.95 if place % 2 == 0 else 0.3
 
 
-def ids_of(text: str) -> list[int]:
+def encode_ids(text: str) -> list[int]:
     return [BYTES + byte for byte in text.encode()]
 
 
-def byte_tokenizer() -> Engine:
+def make_byte_tokenizer() -> Engine:
     """A tokenizer whose tokens are the special ones and the single bytes, in this order."""
     # GPT-2's table of stand-ins: bytes that can be printed stand for themselves, the others for 256 and on.
     seen = [*range(33, 127), *range(161, 173), *range(174, 256)]
@@ -73,17 +73,17 @@ def says(prompt: int, answer: Sequence[int], confidence: Confidence, shift: bool
     return script
 
 
-def speaker(
+def make_speaker(
     folder: Path, prompt: str, answer: str, confidence: Confidence = sure, template: str | None = None, **changes: Any
 ) -> Model:
     """A model that answers `prompt` with `answer`."""
     spec = contract(**{"vocab": VOCAB, **changes})
-    script = says(len(ids_of(prompt)), ids_of(answer), confidence, spec.shift)
-    tokenizer = Tokenizer(save_tokenizer(byte_tokenizer(), folder), template)
+    script = says(len(encode_ids(prompt)), encode_ids(answer), confidence, spec.shift)
+    tokenizer = Tokenizer(save_tokenizer(make_byte_tokenizer(), folder), template)
     return Model(Scripted(spec, script), tokenizer, spec.gate, "scripted", "fp32")
 
 
-def speaking_bundle(
+def make_speaking_bundle(
     folder: Path, prompt: str, answer: str, confidence: Confidence = sure, template: str | None = None,
     others: str = "",
 ) -> Path:  # fmt: skip
@@ -93,14 +93,14 @@ def speaking_bundle(
     """
     top_k = len(others) + 1 if others else 0
     spec = contract(vocab=VOCAB, attention="full", canvas=40, top_k=top_k)
-    start = len(ids_of(prompt))
+    start = len(encode_ids(prompt))
     token = np.full(spec.capacity, END, np.int64)
-    token[start : start + len(ids_of(answer))] = ids_of(answer)
+    token[start : start + len(encode_ids(answer))] = encode_ids(answer)
     certain = np.array([confidence(i - start) for i in range(spec.capacity)], np.float32)
     table = {"token": token, "confidence": certain, "entropy": 1 - certain}
     if others:
         rest = np.repeat((1 - certain)[:, None] / len(others), len(others), axis=1)
-        table["top_token"] = np.concatenate((token[:, None], np.tile(ids_of(others), (len(token), 1))), axis=1)
+        table["top_token"] = np.concatenate((token[:, None], np.tile(encode_ids(others), (len(token), 1))), axis=1)
         table["top_logprob"] = np.log(np.concatenate((certain[:, None], rest), axis=1))
     nodes = [helper.make_node("Gather", [f"{name}_table", "rows"], [name]) for name in table]
     inputs = [
@@ -122,7 +122,7 @@ def speaking_bundle(
     onnx.checker.check_model(model)
     file = folder / "graph.onnx"
     file.write_bytes(content)
-    file = file.rename(folder / store.content_name("ort-fp32", ".onnx", store.sha256(file)))
+    file = file.rename(folder / store.make_content_name("ort-fp32", ".onnx", store.hash_file(file)))
     engine = store.Engine("ort-fp32", "ort", "fp32", "cpu", None, file.name, {}, {})
-    store.write(folder / "student.bundle", spec, engine, [file], byte_tokenizer().to_str(), template, {})
+    store.write(folder / "student.bundle", spec, engine, [file], make_byte_tokenizer().to_str(), template, {})
     return folder / "student.bundle"

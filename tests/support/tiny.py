@@ -137,7 +137,7 @@ class Scripted:
         if out.token.shape == forward.rows.shape:
             return out
         places = (forward.rows + c.shift - forward.input_ids.shape[1]) % c.block  # the canvas ends the forward
-        return Proposal(*(np.take_along_axis(part, places, axis=1) for part in out.parts()))
+        return Proposal(*(np.take_along_axis(part, places, axis=1) for part in out.list_arrays()))
 
     def keep(self, rows: NDArray[Any]) -> None:
         pass

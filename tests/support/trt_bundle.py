@@ -11,7 +11,7 @@ from fake_cuda import FakeCuda
 from fake_tensorrt import FakeTensorRT, Plan
 
 from runtime.bundle import trust_records
-from runtime.bundle.store import Build, Bundle, Engine, content_name, sha256, write
+from runtime.bundle.store import Build, Bundle, Engine, hash_file, make_content_name, write
 from runtime.contract import Contract
 from runtime.engines.trt.cuda import Cuda
 from runtime.engines.trt.trt_backend import TrtBackend, open_engines
@@ -36,29 +36,29 @@ def add_engine(
     folder = path.parent / "made"
     folder.mkdir(exist_ok=True)
     files = []
-    body = content_of(made) if content is None else content
+    body = make_content(made) if content is None else content
     for suffix, text in ((".engine", body), (".onnx", b"graph of %d" % made.capacity)):
         plain = folder / f"new{suffix}"
         plain.write_bytes(text)
-        files.append(plain.rename(folder / content_name(file or stem, suffix, sha256(plain))))
+        files.append(plain.rename(folder / make_content_name(file or stem, suffix, hash_file(plain))))
     if trusted:
-        trust_records.remember_built(sha256(files[0]))
+        trust_records.remember_built(hash_file(files[0]))
     engine = Engine(
         name or stem, dialect, precision, target, None, files[0].name, {}, {}, replace(made, onnx=files[1].name)
     )
     return write(path, contract, engine, files, tokenizer, None, {"checkpoint_sha256": "one"})
 
 
-def content_of(build: Build) -> bytes:
+def make_content(build: Build) -> bytes:
     return b"engine of %d for %d" % (build.capacity, build.batch)
 
 
-def plan_of(model: Transformer, contract: Contract, build: Build, cache: str) -> Plan:
+def make_fake_plan(model: Transformer, contract: Contract, build: Build, cache: str) -> Plan:
     own = replace(contract, capacity=build.capacity, batch=build.batch, dtype=build.dtype, cache=cache)
     return Plan(model, own, build.profiles, contract.block)
 
 
-def fake_backend(
+def make_fake_backend(
     folder: Path, model: Transformer, contract: Contract, *, dialect: str = "trt", capacities: tuple[int, ...] = (64,),
     batch: int = 1, profiles: tuple[tuple[int, int], ...] = PROFILES, dtype: str = "float32", graphs: bool = True,
     library: Any = None, flavor: str = "tensorrt",
@@ -72,7 +72,7 @@ def fake_backend(
         bundle = add_engine(folder / "a.bundle", contract, dialect=dialect, **changes)
     cuda = FakeCuda()
     fake = FakeTensorRT(
-        cuda, {content_of(build): plan_of(model, contract, build, cache) for build in builds}, flavor == "rtx"
+        cuda, {make_content(build): make_fake_plan(model, contract, build, cache) for build in builds}, flavor == "rtx"
     )
     if library is not None:
         library(fake)

@@ -21,7 +21,7 @@ SEED = 5
 LIBRARY = TrtLibrary("rtx", "1", (75, 80, 86, 89, 120, 121))
 
 
-def student(**changes: Any) -> Checkpoint:
+def make_student(**changes: Any) -> Checkpoint:
     """A tiny checkpoint with heads of 64, for which TensorRT has fused attention."""
     source = tiny.checkpoint(SEED)
     own = {"vocab": source.read_tokenizer().get_vocab_size(), "qk_norm": True, **changes}
@@ -30,7 +30,9 @@ def student(**changes: Any) -> Checkpoint:
     return replace(source, model=shape, weights={name: 3 * weight for name, weight in weights.items()})
 
 
-def graph(folder: Path, source: Checkpoint, dialect: str = "trt", precision: str = "fp16") -> tuple[Path, Contract]:
+def make_graph(
+    folder: Path, source: Checkpoint, dialect: str = "trt", precision: str = "fp16"
+) -> tuple[Path, Contract]:
     contract = make_export_contract(source, 64)
     return Graphs(source, contract, GraphRecipe(dialect, precision, 1, None)).write(folder)[0], contract
 

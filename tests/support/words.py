@@ -56,7 +56,7 @@ WANTED = {
 CODE = re.compile(r"`[^`\n]*`")
 
 
-def prose_of_python(text: str) -> Iterator[tuple[int, str]]:
+def read_python_prose(text: str) -> Iterator[tuple[int, str]]:
     """Yields line numbers and texts of a module's docstrings and comments."""
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -73,7 +73,7 @@ def prose_of_python(text: str) -> Iterator[tuple[int, str]]:
             yield token.start[0], token.string
 
 
-def texts_of_python(text: str) -> Iterator[tuple[int, str]]:
+def read_python_texts(text: str) -> Iterator[tuple[int, str]]:
     """Yields line numbers and texts of a module's help, descriptions and errors, without what an f-string inserts."""
     for node in ast.walk(ast.parse(text)):
         found: list[ast.expr] = []
@@ -96,7 +96,7 @@ def literals(node: ast.AST) -> Iterator[tuple[int, str]]:
             yield from literals(child)
 
 
-def prose_of_page(text: str) -> Iterator[tuple[int, str]]:
+def read_page_prose(text: str) -> Iterator[tuple[int, str]]:
     """Yields line numbers and texts of a page without its code blocks."""
     code = False
     for number, line in enumerate(text.split("\n"), start=1):
@@ -111,7 +111,7 @@ def prose(path: Path) -> list[tuple[int, str]]:
     """Returns line numbers and texts of a file's prose, without what is in backticks."""
     text = path.read_text(encoding="utf-8")
     python = path.suffix == ".py"
-    found = chain(prose_of_python(text), texts_of_python(text)) if python else prose_of_page(text)
+    found = chain(read_python_prose(text), read_python_texts(text)) if python else read_page_prose(text)
     return [(number, CODE.sub("`", line)) for number, line in found]
 
 

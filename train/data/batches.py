@@ -58,16 +58,16 @@ def count_tokens(examples: Sequence[Example]) -> int:
     return sum(len(example.prompt) + len(example.answer) for example in examples)
 
 
-def width_for(longest: int) -> int:
+def choose_width(longest: int) -> int:
     """Returns the width of a batch whose longest row has this many tokens."""
     stride = FINE if longest <= SHORT else STRIDE
     return -(-longest // stride) * stride
 
 
 def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
-    """Pads examples to one batch; `width_for` gives its width."""
+    """Pads examples to one batch; `choose_width` gives its width."""
     longest = max(len(example.prompt) + len(example.answer) for example in examples)
-    ids = torch.full((len(examples), width_for(longest)), pad_id)
+    ids = torch.full((len(examples), choose_width(longest)), pad_id)
     for row, example in enumerate(examples):
         tokens = torch.tensor(example.prompt + example.answer)
         ids[row, : len(tokens)] = tokens
@@ -89,7 +89,7 @@ def sample_different(tasks: Sequence[Task]) -> list[Problem]:
     return list({(problem.prompt, problem.answer): problem for problem in drawn}.values())
 
 
-def canvas_for(examples: Sequence[Example], block: int) -> int:
+def choose_canvas(examples: Sequence[Example], block: int) -> int:
     """Returns a canvas's length: the 99th percentile of answer lengths, end token included, in whole blocks."""
     lengths = [len(example.answer) for example in examples]
     return -(-int(np.quantile(lengths, 0.99, method="inverted_cdf")) // block) * block
@@ -118,7 +118,7 @@ class Stream:
         self.batch, self.seed, self.longest, self.answer = batch, seed, longest, answer
         self._chunk: tuple[int, list[list[Example]]] | None = None
 
-    def examples(self, step: int) -> list[Example]:
+    def select_examples(self, step: int) -> list[Example]:
         """Returns the `batch` examples of a training step, which have similar lengths."""
         chunk, place = divmod(step, CHUNK)
         if self._chunk is None or self._chunk[0] != chunk:

@@ -19,7 +19,7 @@ SHOWN = 10  # maximum of lines that a warning names
 Encode = Callable[[Sequence[str]], list[list[int]]]
 
 
-def of_checkpoint(saved: Checkpoint, raw: bool) -> Encode:
+def make_encoder(saved: Checkpoint, raw: bool) -> Encode:
     """Returns an encoder of prompts for this model; `raw` leaves its chat template out.
 
     The encoder raises UserError if the template fails or jinja2 is missing.
@@ -61,7 +61,7 @@ def find_fitting(
         raise UserError(
             f"{count} of {count} prompts leave no room in a KV-cache capacity of {contract.capacity}: {first}"
         )
-    if reasons and distributed.rank() == 0:
+    if reasons and distributed.get_rank() == 0:
         known = any(lines)
         named = name_lines([lines[place] if known else place + 1 for place in reasons], "line" if known else "problem")
         print(f"{len(reasons)} of {count} prompts are left out, {named}: {first}", file=sys.stderr)

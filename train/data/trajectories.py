@@ -40,7 +40,7 @@ class Trajectory:
     hidden: Tensor
     right: bool
 
-    def length(self) -> int:
+    def count_tokens(self) -> int:
         """Returns how many tokens prompt and answer have together."""
         return len(self.prompt) + int((self.order != NEVER_ACCEPTED).sum())
 

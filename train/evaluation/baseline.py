@@ -69,7 +69,7 @@ def find_unquantized(bundle: Path | None, engine: str | None) -> str:
     from runtime.bundle.store import read  # not at the top: only bundles need it
 
     made = read(bundle)
-    chosen = made.engine(engine)
+    chosen = made.find_engine(engine)
     plain = [each.name for each in made.find_engines() if each.precision == "fp32" and each.name != chosen.name]
     if not plain:
         raise UserError(

@@ -17,7 +17,7 @@ from train import tasks
 from train.tasks.table import TASKS
 
 from .evaluated_model import EvaluatedModel
-from .temperature import Decided, calibration, collect
+from .temperature import Decided, collect, measure_calibration
 
 Decide = Callable[[Sequence[int], Form], Sequence[Sequence[float]]]
 
@@ -64,12 +64,12 @@ def decide_with(subject: EvaluatedModel) -> Decide:
     return probabilities
 
 
-def outcomes(
+def collect_outcomes(
     task: tasks.Task, problems: Sequence[tasks.Problem], prompts: Sequence[Sequence[int]], deciding: Decide
 ) -> dict[Path, FieldOutcomes]:
     """Decides a task's form for each problem; returns each field's outcomes. Raises UserError if it has no form."""
     if task.form is None:
-        raise UserError(f"the answers of {task.name} are not filled forms; --decisions is for {names_of_forms()}")
+        raise UserError(f"the answers of {task.name} are not filled forms; --decisions is for {list_form_names()}")
     form = task.form()
     fields = [part for part in form.parts if isinstance(part, Field)]
     found = {field.path: FieldOutcomes([], []) for field in fields}
@@ -81,29 +81,29 @@ def outcomes(
     return found
 
 
-def names_of_forms() -> str:
+def list_form_names() -> str:
     """Returns the names of the tasks that have forms."""
     return ", ".join(name for name, task in TASKS.items() if task.form is not None)
 
 
-def together(found: Mapping[Path, FieldOutcomes]) -> Decided:
+def join_outcomes(found: Mapping[Path, FieldOutcomes]) -> Decided:
     """Returns the decisions of all fields in one table."""
     rows = [row for each in found.values() for row in each.probabilities]
     return collect(rows, [index for each in found.values() for index in each.right])
 
 
-def by_field(found: Mapping[Path, FieldOutcomes], temperature: float) -> dict[str, dict[str, Any]]:
+def summarize_fields(found: Mapping[Path, FieldOutcomes], temperature: float) -> dict[str, dict[str, Any]]:
     """Returns each field's share of right values, and its expected calibration error at temperature 1 and the given."""
     report = {}
     for path, each in found.items():
         decided = collect(each.probabilities, each.right)
-        before, after = calibration(decided, 1.0), calibration(decided, temperature)
+        before, after = measure_calibration(decided, 1.0), measure_calibration(decided, temperature)
         right = sum(bin_.count * bin_.right for bin_ in before.bins) / len(each.right)
         errors = {"expected_calibration_error": round(before.error, 5), "calibrated": round(after.error, 5)}
-        report[path_text(path)] = {"right": round(right, 5), **errors}
+        report[format_path(path)] = {"right": round(right, 5), **errors}
     return report
 
 
-def path_text(path: Path) -> str:
+def format_path(path: Path) -> str:
     """Returns a field's path as text, such as `intent` or `items.0`."""
     return ".".join(map(str, path))

@@ -20,7 +20,7 @@ from train.cli_options import GATE_OPTION, RAW_OPTION, add_directory_options
 from train.data import prompts
 from train.huggingface.families import Overrides
 from train.methods import table
-from train.torch_backend import TorchBackend, contract_of, limit_threads
+from train.torch_backend import TorchBackend, derive_contract, limit_threads
 
 OWN = ("--attention", "--gate")  # options that apply to .pt files too, --gate also to bundles
 BATCH = 64  # answers decoded at once in PyTorch
@@ -64,13 +64,13 @@ class EvaluatedModel:
     engine: str
 
 
-def torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | None, bf16: bool) -> TorchBackend:
+def make_torch_backend(saved: checkpoint.Checkpoint, batch: int, attention: str | None, bf16: bool) -> TorchBackend:
     """Returns a checkpoint as a batched PyTorch backend; `attention` runs its weights under another mask."""
     if attention is not None:
         modes = saved.decoding.modes if attention == saved.decoding.attention else MODES[:1]
         saved = replace(saved, decoding=replace(saved.decoding, attention=attention, modes=modes))
-    contract = contract_of(saved, batch, candidates=min(CANDIDATES, saved.vocab() - 1))
-    return TorchBackend(saved.build(), contract, bf16=bf16, barred=saved.missing_ids())
+    contract = derive_contract(saved, batch, candidates=min(CANDIDATES, saved.count_vocab() - 1))
+    return TorchBackend(saved.build(), contract, bf16=bf16, barred=saved.list_missing_ids())
 
 
 def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:
@@ -107,7 +107,7 @@ def check_model_options(options: ModelOptions) -> None:
     assert options.bundle is not None  # one of the two is given
     from runtime.bundle.store import read  # loaded only if an engine is requested
 
-    read(options.bundle).engine(options.engine)
+    read(options.bundle).find_engine(options.engine)
     overrides = {name: value for name, value in asdict(options.overrides).items() if name != "template_args"}
     in_torch = {"batch": options.batch, "bf16": options.bf16, **overrides, "attention": options.attention}
     if given := next((name for name, value in in_torch.items() if value is not None), None):
@@ -118,8 +118,8 @@ def check_model_options(options: ModelOptions) -> None:
 def _open_checkpoint(ckpt: Path, options: ModelOptions) -> EvaluatedModel:
     limit_threads(options.threads)
     saved, batch = open_checkpoint.load(ckpt, options.overrides), BATCH if options.batch is None else options.batch
-    backend = torch_backend(saved, batch, options.attention, bool(options.bf16))
-    encode_prompts = prompts.of_checkpoint(saved, options.raw)
+    backend = make_torch_backend(saved, batch, options.attention, bool(options.bf16))
+    encode_prompts = prompts.make_encoder(saved, options.raw)
     return EvaluatedModel(backend, saved.read_tokenizer(), encode_prompts, backend.contract.gate, batch, "torch")
 
 

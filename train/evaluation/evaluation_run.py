@@ -16,7 +16,7 @@ from tqdm import tqdm
 from runtime.backend import Backend
 from runtime.bundle import strict_json
 from runtime.contract import Contract, GateSpec
-from runtime.decoding.block_layout import check_room, room_for_answer
+from runtime.decoding.block_layout import check_room, count_room_for_answer
 from runtime.decoding.loop import generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
@@ -25,7 +25,7 @@ from train import tasks
 from train.data import prompts
 
 from .evaluated_model import BATCH, EvaluatedModel
-from .intervals import proportion, wilson
+from .intervals import estimate_proportion, estimate_wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +37,9 @@ class Evaluation:
     results: list[Result]
     seconds: float
 
-    def summary(self) -> dict[str, Any]:
+    def summarize(self) -> dict[str, Any]:
         """Returns means over the problems; lengths in tokens, end token included."""
-        accuracy = proportion(self.right)
+        accuracy = estimate_proportion(self.right)
         lengths = [len(result.token_ids) for result in self.results]
         forwards = [result.forwards for result in self.results]
         return {
@@ -75,7 +75,7 @@ def evaluate(
     An answer is at most as long as the contract's canvas. encode_prompts: None for plain text. gate, threshold, mode:
     None for the contract's. Raises UserError, before any work, for a prompt that leaves no room for an answer.
     """
-    requests = _requests(
+    requests = _make_requests(
         backend.contract, (encode_prompts or prompts.make_plain_encoder(tokenizer))([p.prompt for p in problems])
     )
     order = sorted(range(len(requests)), key=lambda i: len(requests[i].prompt))
@@ -90,7 +90,7 @@ def evaluate(
             bar.update(len(chosen))
     seconds = time.perf_counter() - started
     ordered = [results[i] for i in range(len(requests))]
-    texts = [text_of(tokenizer, result, backend.contract.eos_ids) for result in ordered]
+    texts = [decode_answer(tokenizer, result, backend.contract.eos_ids) for result in ordered]
     return Evaluation(texts, task.grade_many(problems, texts), ordered, seconds)
 
 
@@ -112,19 +112,19 @@ def measure_task(
     figures: dict[str, Any] = dict(task.measure(problems, texts))
     each = [task.measure([problem], [text]) for problem, text in zip(problems, texts, strict=True) if task.shares]
     for name in task.shares:
-        interval = wilson(min(1.0, figures[name]), len(problems))
+        interval = estimate_wilson(min(1.0, figures[name]), len(problems))
         figures[f"{name}_95"] = [round(interval.low, 5), round(interval.high, 5)]
     return figures, {name: [int(one[name] > 0) for one in each] for name in task.shares}
 
 
-def by_group(problems: Sequence[tasks.Problem], right: Sequence[bool]) -> dict[str, dict[str, Any]]:
+def summarize_groups(problems: Sequence[tasks.Problem], right: Sequence[bool]) -> dict[str, dict[str, Any]]:
     """Returns the accuracy of each group of problems with its 95 % interval, the worst first."""
     verdicts: dict[str, list[bool]] = {}
     for problem, verdict in zip(problems, right, strict=True):
         verdicts.setdefault(problem.group, []).append(verdict)
     found = {}
     for group, graded in sorted(verdicts.items(), key=lambda item: (sum(item[1]) / len(item[1]), item[0])):
-        share = proportion(graded)
+        share = estimate_proportion(graded)
         bounds = [round(share.low, 5), round(share.high, 5)]
         found[group] = {"problems": len(graded), "right": sum(graded), "accuracy_95": bounds}
     return found
@@ -145,11 +145,11 @@ def find_fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Prob
     return prompts.find_fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
 
 
-def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
+def _make_requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
     """Makes one request per prompt, for an answer as long as the canvas, or shorter if the KV cache has less room."""
     found = []
     for number, ids in enumerate(asked, start=1):
-        wanted = max(1, min(contract.canvas, room_for_answer(contract, len(ids))))
+        wanted = max(1, min(contract.canvas, count_room_for_answer(contract, len(ids))))
         try:
             check_room(contract, len(ids), wanted)
         except UserError as error:
@@ -158,7 +158,7 @@ def _requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Reques
     return found
 
 
-def text_of(tokenizer: Tokenizer, result: Result, eos_ids: tuple[int, ...]) -> str:
+def decode_answer(tokenizer: Tokenizer, result: Result, eos_ids: tuple[int, ...]) -> str:
     """Returns the answer as text, without its end token."""
     ids = result.token_ids[:-1] if result.token_ids[-1] in eos_ids else result.token_ids
     return str(tokenizer.decode(list(ids), skip_special_tokens=False))

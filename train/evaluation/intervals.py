@@ -18,12 +18,12 @@ class Interval:
     high: float
 
 
-def proportion(right: Sequence[bool]) -> Interval:
+def estimate_proportion(right: Sequence[bool]) -> Interval:
     """Returns the share of right answers with Wilson's score interval (Wilson 1927), which stays inside [0, 1]."""
-    return wilson(sum(right) / len(right), len(right))
+    return estimate_wilson(sum(right) / len(right), len(right))
 
 
-def wilson(share: float, n: int) -> Interval:
+def estimate_wilson(share: float, n: int) -> Interval:
     """Returns Wilson's score interval of a share of n trials."""
     z2 = NORMAL_95**2
     center = (share + z2 / (2 * n)) / (1 + z2 / n)
@@ -40,8 +40,8 @@ def estimate_paired_difference(ours: Sequence[int], theirs: Sequence[int]) -> In
     differences = [int(a) - int(b) for a, b in zip(ours, theirs, strict=True)]
     n, won, lost = len(differences), differences.count(1), differences.count(-1)
     mean = (won - lost) / n
-    low = _crossing(lambda d: _score(d, won, lost, n) > NORMAL_95, -1.0, mean)
-    high = _crossing(lambda d: _score(d, won, lost, n) >= -NORMAL_95, mean, 1.0)
+    low = _find_crossing(lambda d: _score(d, won, lost, n) > NORMAL_95, -1.0, mean)
+    high = _find_crossing(lambda d: _score(d, won, lost, n) >= -NORMAL_95, mean, 1.0)
     return Interval(mean, low, high)
 
 
@@ -55,7 +55,7 @@ def _score(difference: float, won: int, lost: int, n: int) -> float:
     return apart / math.sqrt(variance) if variance > 0 else math.copysign(math.inf, apart) if apart else 0.0
 
 
-def _crossing(holds: Callable[[float], bool], low: float, high: float) -> float:
+def _find_crossing(holds: Callable[[float], bool], low: float, high: float) -> float:
     """Returns the point between `low` and `high` up to which `holds` is true, bisected down to the last bits."""
     for _ in range(60):
         middle = (low + high) / 2

@@ -14,11 +14,11 @@ import numpy as np
 
 from runtime.backend import Backend, Bools, Floats, Forward
 from runtime.decoding.block_layout import (
-    block_bounds,
-    block_ends,
+    compute_block_bounds,
+    compute_block_ends,
     compute_committed_ends,
     count_committed,
-    room_for_answer,
+    count_room_for_answer,
 )
 from train.data.batches import Example
 
@@ -36,7 +36,7 @@ class Bin:
     right: float
 
 
-def reliability(confidence: Floats, right: Bools, bins: int = BINS) -> list[Bin]:
+def compute_reliability(confidence: Floats, right: Bools, bins: int = BINS) -> list[Bin]:
     """Returns the bins that have tokens, in order. confidence, right [n]: per token."""
     place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)  # [n]
     found = []
@@ -62,7 +62,7 @@ def probe(backend: Backend, examples: Sequence[Example], seed: int) -> tuple[Flo
     confidence, right = [np.zeros(0, np.float32)], [np.zeros(0, np.bool_)]
     for example in examples:
         prompt = len(example.prompt)
-        if len(example.answer) <= min(contract.canvas, room_for_answer(contract, prompt)):
+        if len(example.answer) <= min(contract.canvas, count_room_for_answer(contract, prompt)):
             sure, verdict = _predict_block(backend, example, rng)
             confidence.append(sure)
             right.append(verdict)
@@ -73,7 +73,7 @@ def _predict_block(backend: Backend, example: Example, rng: random.Random) -> tu
     """Runs one forward pass, with the answer tokens of a sampled block masked at a sampled ratio."""
     contract, prompt = backend.contract, len(example.prompt)
     known = np.array(example.prompt + example.answer, np.int64)
-    begins, ends = block_bounds(contract, prompt, len(example.answer))
+    begins, ends = compute_block_bounds(contract, prompt, len(example.answer))
     low = rng.choice(np.unique(begins[count_committed(contract, prompt) :]).tolist())
     high = int(ends[low])
     places, ratio = np.arange(low, high), rng.random()
@@ -88,7 +88,7 @@ def _predict_block(backend: Backend, example: Example, rng: random.Random) -> tu
     ids[low:high] = np.where(masked, contract.mask_id, filled)
     settled, ends = (
         compute_committed_ends(contract, prompt, width - prompt),
-        block_ends(contract, prompt, width - prompt),
+        compute_block_ends(contract, prompt, width - prompt),
     )
     visible = np.concatenate((settled[:low], ends[low:])) if contract.has_cache else ends
     rows = np.maximum(places - contract.shift, 0)

@@ -16,7 +16,7 @@ import numpy as np
 from runtime.backend import Bools, Floats, Ints
 from runtime.errors import UserError
 
-from .reliability import Bin, compute_expected_error, reliability
+from .reliability import Bin, compute_expected_error, compute_reliability
 
 LOWEST, HIGHEST = 0.05, 20.0  # temperatures; if all decisions are right, colder is always better
 HALVINGS = 60
@@ -107,9 +107,9 @@ def fit_temperature(decided: Decided) -> float:
     return float(np.exp(-(low + high) / 2))
 
 
-def calibration(decided: Decided, temperature: float) -> Calibration:
+def measure_calibration(decided: Decided, temperature: float) -> Calibration:
     """Returns likelihood, reliability and expected error of the chosen values at a temperature."""
     shares = apply_temperature(decided, temperature)
     verdict: Bools = shares.argmax(-1) == decided.right
-    bins = reliability(shares.max(-1), verdict)
+    bins = compute_reliability(shares.max(-1), verdict)
     return Calibration(temperature, negative_log_likelihood(decided, temperature), compute_expected_error(bins), bins)

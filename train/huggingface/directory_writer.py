@@ -22,7 +22,7 @@ from train.storage.swap import swap
 from . import blockstep_json
 from .families import PLAIN_FAMILIES, Overrides
 from .quantization_config import KEY as QUANTIZATION
-from .reader import CONFIG, GENERATION, read_settings, template_args
+from .reader import CONFIG, GENERATION, read_settings, read_template_args
 from .weights import INDEX, SINGLE, map_stored_names
 
 SHARD = 5 * 10**9  # maximum bytes of a weights file
@@ -47,7 +47,7 @@ def write_directory(
         settings = read_settings(teacher, overrides)
         family, config = settings.family.name, {**settings.values}
         config.pop(QUANTIZATION, None)  # a student's weights are not quantized
-        arguments = template_args(teacher, overrides)
+        arguments = read_template_args(teacher, overrides)
         names = map_stored_names(teacher, settings.family.renames)
         for file in sorted({file for pattern in COPIED for file in teacher.glob(pattern) if file.is_file()}):
             shutil.copyfile(file, folder / file.name)

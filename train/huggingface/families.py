@@ -207,7 +207,7 @@ def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
 
     Raises UserError if there is none, or if the model is not supported: mixtures of experts, vision models, REFUSED.
     """
-    kind, classes = config.get("model_type"), _classes(config)
+    kind, classes = config.get("model_type"), _list_classes(config)
     _refuse_by_name(config, kind, classes, path)
     if name is not None:
         if found := [family for family in (*FAMILIES, *PLAIN_FAMILIES) if family.name == name]:
@@ -226,7 +226,7 @@ def find_family(config: dict[str, Any], name: str | None, path: Path) -> Family:
     )
 
 
-def _classes(config: dict[str, Any]) -> list[str]:
+def _list_classes(config: dict[str, Any]) -> list[str]:
     """Returns the class names in a config.json: those of `architectures`, and of `auto_map` without their module."""
     listed, mapped = config.get("architectures"), config.get("auto_map")
     names = [*(listed if isinstance(listed, list) else []), *(mapped.values() if isinstance(mapped, dict) else [])]

@@ -35,7 +35,7 @@ class Codes:
     scales: Tensor
     group: Tensor
 
-    def dense(self) -> Tensor:
+    def dequantize(self) -> Tensor:
         """Returns the weight, fp32 [out, in]; exact if the stored scales are fp16 or bf16."""
         made = torch.empty(self.values.shape)
         for first in range(0, len(made), ROWS):
@@ -76,7 +76,7 @@ def unpack_interleaved(words: Tensor) -> Tensor:
     return values.view(-1, 8, words.shape[0])[:, NIBBLES, :].flatten(0, 1)
 
 
-def gptq_zeros(words: Tensor, bits: int, v1: bool, carries: bool) -> tuple[Tensor, bool]:
+def unpack_gptq_zeros(words: Tensor, bits: int, v1: bool, carries: bool) -> tuple[Tensor, bool]:
     """Unpacks words int32 [groups, n] into zero points uint8 [out, groups]; also returns whether they are certain.
 
     Args:

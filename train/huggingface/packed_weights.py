@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.errors import UserError
 
-from .packed_codes import WORD, Codes, gptq_zeros, unpack, unpack_interleaved, unpack_rows
+from .packed_codes import WORD, Codes, unpack, unpack_gptq_zeros, unpack_interleaved, unpack_rows
 from .quantization_config import GEMM, GEMV, KEY, V1, V2, Scheme
 from .stored_tensor import FLOATS, StoredTensor, TensorShape
 
@@ -31,9 +31,9 @@ class PackedWeight:
 
     def read(self) -> Tensor:
         """Returns the weight, fp32 [out, in]. Raises UserError as `codes` does."""
-        return self.codes().dense()
+        return self.unpack().dequantize()
 
-    def codes(self) -> Codes:
+    def unpack(self) -> Codes:
         """Returns the unpacked weight. Raises UserError as `zeros` and `group` do."""
         scheme, part = self.scheme, {name: stored.read() for name, stored in self.parts.items()}
         if scheme.layout in (V1, V2):
@@ -42,9 +42,9 @@ class PackedWeight:
             values, scales = unpack_interleaved(part["qweight"]), part["scales"].T
         else:
             values, scales = unpack_rows(part["qweight"], 4), part["scales"][:, : self.groups]
-        return Codes(values, self.zeros(), scales.float().contiguous(), self.group())
+        return Codes(values, self.unpack_zeros(), scales.float().contiguous(), self.group())
 
-    def zeros(self) -> Tensor:
+    def unpack_zeros(self) -> Tensor:
         """Returns zero points, uint8 [out, groups]. Raises UserError if they are ambiguous or not as configured."""
         scheme, stored = self.scheme, self.parts["qzeros"]
         words, where = stored.read(), f"{stored.file}: {stored.name}"
@@ -52,7 +52,7 @@ class PackedWeight:
             return unpack_interleaved(words)
         if scheme.layout == GEMV:
             return unpack_rows(words, 4)[:, : self.groups].contiguous()
-        zeros, certain = gptq_zeros(words, scheme.bits, scheme.layout == V1, scheme.carries)
+        zeros, certain = unpack_gptq_zeros(words, scheme.bits, scheme.layout == V1, scheme.carries)
         if not certain:
             raise UserError(
                 f"{where} has zero points of {(1 << scheme.bits) - 1} in GPTQ's version 1, which is 0 to some "

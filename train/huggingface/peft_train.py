@@ -58,7 +58,7 @@ def inject(model: Transformer, low_rank: LowRank, seed: int) -> None:
         inject_adapter_in_model(config, model)
 
 
-def pairs(trained: Mapping[str, Tensor]) -> Pairs:
+def collect_pairs(trained: Mapping[str, Tensor]) -> Pairs:
     """Returns A and B of each weight, from the parameters of a model that `inject` adapted."""
     found: Pairs = {}
     for name, tensor in trained.items():

@@ -44,7 +44,7 @@ class Scheme:
         group_size: inputs under one scale and zero point, 0 for all of them.
         act_order: whether inputs are of groups in an order of their own, which `g_idx` has to tell.
         symmetric: whether the config declares each zero point half of the range.
-        carries: see `packed_codes.gptq_zeros`.
+        carries: see `packed_codes.unpack_gptq_zeros`.
     """
 
     layout: str
@@ -65,11 +65,11 @@ def find_scheme(values: Mapping[str, Any], path: Path) -> Scheme | None:
         return None
     if not isinstance(config, dict):
         raise UserError(f"{path} has {config!r} as {KEY}; expected an object")
-    method = _method(config)
+    method = _find_method(config)
     if method not in LAYOUTS:
         why = f": {REFUSED[method]}" if method in REFUSED else ""
         raise UserError(f"{path} has weights quantized by {method}, which is not supported{why}; {ADVICE}")
-    layout = _layout(config, method, path)
+    layout = _find_layout(config, method, path)
     for key in ("adapter", "rotation"):
         if config.get(key):
             raise UserError(f"{path} has {key} in its {KEY}, which is not supported; {ADVICE}")
@@ -97,7 +97,7 @@ def find_scheme(values: Mapping[str, Any], path: Path) -> Scheme | None:
     )
 
 
-def _method(config: Mapping[str, Any]) -> str:
+def _find_method(config: Mapping[str, Any]) -> str:
     """Returns the method's name; bitsandbytes is known by its flags if it is not named."""
     named = config.get("quant_method")
     if named is not None:
@@ -106,7 +106,7 @@ def _method(config: Mapping[str, Any]) -> str:
     return "bitsandbytes" if flags else f"a method that its {KEY} does not name"
 
 
-def _layout(config: Mapping[str, Any], method: str, path: Path) -> str:
+def _find_layout(config: Mapping[str, Any], method: str, path: Path) -> str:
     """Returns the layout of a method's tensors. Raises UserError if it is not supported or ambiguous."""
     named = {str(config[key]).lower() for key in LAYOUT_KEYS if config.get(key) is not None}
     if config.get("is_marlin_format"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.bundle.store import sha256
+from runtime.bundle.store import hash_file
 from runtime.checked_fields import FLAG, Expected, whole
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
@@ -44,9 +44,9 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
             f"merge it, or remove {peft_merge.CONFIG}"
         )
     scheme = find_scheme(settings.values, settings.path)
-    shape, stored = model_config(settings), read_student_file(folder, overrides)
+    shape, stored = make_model_config(settings), read_student_file(folder, overrides)
     text = read_text(folder, shape.vocab)
-    decoding = _override(stored.decoding if stored else decoding_of(settings, text, overrides, shape), overrides)
+    decoding = _override(stored.decoding if stored else derive_decoding(settings, text, overrides, shape), overrides)
     _check(decoding, settings, shape.vocab)
     weights = read_weights(folder, shape, settings.family.renames, scheme)
     if overrides.adapter is not None:
@@ -54,7 +54,7 @@ def load_directory(folder: Path, overrides: Overrides) -> Checkpoint:
         weights = peft_merge.merge(weights, overrides.adapter, settings.family.renames)
     template = text.chat_template
     if template is not None:
-        arguments = template_args(folder, replace(overrides, template_args=None))
+        arguments = read_template_args(folder, replace(overrides, template_args=None))
         template = add_defaults(template, {name: v for name, v in arguments.items() if reads(template, name)})
     return Checkpoint(shape, decoding, weights, text.tokenizer, template)
 
@@ -80,7 +80,7 @@ def read_settings(folder: Path, overrides: Overrides) -> NormalizedConfig:
     return NormalizedConfig(path, values, find_family(values, name, path))
 
 
-def template_args(folder: Path, overrides: Overrides) -> dict[str, Any]:
+def read_template_args(folder: Path, overrides: Overrides) -> dict[str, Any]:
     """Returns the chat template's arguments: the family's, overridden by blockstep.json's, then by `overrides`."""
     stored = read_student_file(folder, overrides)
     own = read_settings(folder, overrides).family.template_args
@@ -94,14 +94,14 @@ def read_student_file(folder: Path, overrides: Overrides) -> StudentFile | None:
     return noted[0] if noted else None
 
 
-def fingerprint(folder: Path, adapter_folder: Path | None) -> str:
+def compute_fingerprint(folder: Path, adapter_folder: Path | None) -> str:
     """Returns a sha256 over the names and hashes of all files read: configs, tokenizer, template, all safetensors."""
     digest = hashlib.sha256()
     for place in (folder, *([adapter_folder] if adapter_folder else [])):
         files = [place / name for name in TEXTS] + sorted(place.glob("*.safetensors*"))
         for file in files:
             if file.is_file():
-                digest.update(f"{file.name} {sha256(file)}\n".encode())
+                digest.update(f"{file.name} {hash_file(file)}\n".encode())
     return digest.hexdigest()
 
 
@@ -120,15 +120,15 @@ class NormalizedConfig:
                 return self.values[key]
         return default
 
-    def integer(self, name: str, default: int | None = None, most: int = 1 << 24) -> int:
+    def read_integer(self, name: str, default: int | None = None, most: int = 1 << 24) -> int:
         """Returns a whole number from 1 to `most`. Raises UserError for anything else."""
         return int(self._check(self._name(name), self.get(name, default), whole(1, most)))
 
-    def flag(self, name: str) -> bool:
+    def read_flag(self, name: str) -> bool:
         """Returns a boolean, False if it is absent. Raises UserError for anything else."""
         return bool(self._check(self._name(name), self.get(name, False), FLAG))
 
-    def number(self, name: str, value: Any) -> float:
+    def read_number(self, name: str, value: Any) -> float:
         """Returns `value`, which config.json has as `name`, as a float. Raises UserError unless it is above 0."""
         return float(self._check(name, value, ABOVE_0))
 
@@ -141,40 +141,40 @@ class NormalizedConfig:
         return self.family.keys.get(name, (name,))[0]
 
 
-def model_config(settings: NormalizedConfig) -> ModelConfig:
+def make_model_config(settings: NormalizedConfig) -> ModelConfig:
     """Returns the model's shape. Raises UserError for a config that `Transformer` cannot represent."""
     _refuse_others(settings)
     family, get = settings.family, settings.get
-    heads, width = settings.integer("num_attention_heads"), settings.integer("hidden_size")
-    kv_heads = settings.integer("num_key_value_heads", heads)
-    head_dim = settings.integer("head_dim", family.head_dim or max(1, width // heads))
+    heads, width = settings.read_integer("num_attention_heads"), settings.read_integer("hidden_size")
+    kv_heads = settings.read_integer("num_key_value_heads", heads)
+    head_dim = settings.read_integer("head_dim", family.head_dim or max(1, width // heads))
     if heads % kv_heads or head_dim % 2:
         raise UserError(f"{settings.path} has {heads} heads of {head_dim} over {kv_heads}; expected multiples, even")
-    rope = rope_of(settings)
+    rope = find_rope(settings)
     found = [value for value in (rope.pop("rope_theta", None), settings.values.get("rope_theta")) if value is not None]
     if any(value != found[0] for value in found):
         raise UserError(f"{settings.path} has rope_theta {found[1]!r} and {found[0]!r}; remove the one that is wrong")
-    theta = settings.number("rope_theta", found[0] if found else None)
+    theta = settings.read_number("rope_theta", found[0] if found else None)
     if rope.pop("partial_rotary_factor", 1.0) != 1.0 or get("partial_rotary_factor", 1.0) != 1.0:
         raise UserError(f"{settings.path} has partial_rotary_factor, which is not supported")
     return ModelConfig(
-        vocab=settings.integer("vocab_size"),
+        vocab=settings.read_integer("vocab_size"),
         width=width,
-        layers=settings.integer("num_hidden_layers", most=1024),
+        layers=settings.read_integer("num_hidden_layers", most=1024),
         heads=heads,
         kv_heads=kv_heads,
         head_dim=head_dim,
-        ffn=settings.integer("intermediate_size"),
+        ffn=settings.read_integer("intermediate_size"),
         rope_theta=theta,
-        norm_eps=settings.number("rms_norm_eps", get("rms_norm_eps")),
+        norm_eps=settings.read_number("rms_norm_eps", get("rms_norm_eps")),
         qk_norm=family.qk_norm,
-        qkv_bias=settings.flag("include_qkv_bias") if family.qkv_bias is None else family.qkv_bias,
-        tied=settings.flag("tie_word_embeddings"),
+        qkv_bias=settings.read_flag("include_qkv_bias") if family.qkv_bias is None else family.qkv_bias,
+        tied=settings.read_flag("tie_word_embeddings"),
         rope_scaling=parse_scaling(rope),
     )
 
 
-def rope_of(settings: NormalizedConfig) -> dict[str, Any]:
+def find_rope(settings: NormalizedConfig) -> dict[str, Any]:
     """Returns config.json's object about rotary angles: their scaling, and in transformers 5 their base too.
 
     Raises UserError if it is not an object, or if there are two that differ.
@@ -202,7 +202,7 @@ def _refuse_others(settings: NormalizedConfig) -> None:
         raise UserError(f"{settings.path} has layer_types other than full_attention, which are not supported")
 
 
-def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, shape: ModelConfig) -> Decoding:
+def derive_decoding(settings: NormalizedConfig, text: Text, overrides: Overrides, shape: ModelConfig) -> Decoding:
     """Returns how a family's model is decoded. Raises UserError if that cannot be known.
 
     overrides: its block, canvas, mask token and end tokens are used if they are given.
@@ -211,13 +211,13 @@ def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, sh
     if family.unlike is not None and family.unlike[0] in text.ids:
         token, why = family.unlike
         raise UserError(f"{settings.path.parent} has the token {token}, so that it is {why}; it is not supported")
-    context = min(settings.integer("max_position_embeddings"), most or LARGEST)
-    block = _check_above_0("--block", overrides.block) or block_of(settings)
+    context = min(settings.read_integer("max_position_embeddings"), most or LARGEST)
+    block = _check_above_0("--block", overrides.block) or choose_block(settings)
     canvas = _check_above_0("--canvas", overrides.canvas) or max(1, min(CANVAS, context - 1) // block) * block
-    gate, mask = dict(family.gate), mask_id(settings, text, overrides.mask_id, shape.vocab)
+    gate, mask = dict(family.gate), find_mask_id(settings, text, overrides.mask_id, shape.vocab)
     if gate.get("sub_block", block) > block:  # a sub-block larger than the block has no effect
         del gate["sub_block"]
-    ends = overrides.eos_ids or end_ids(settings, text)
+    ends = overrides.eos_ids or find_end_ids(settings, text)
     pad = settings.get("pad_token_id", UNSET)
     if pad == UNSET:
         pad = text.ids.get(text.special.get("pad_token", ""), ends[0])
@@ -225,11 +225,11 @@ def decoding_of(settings: NormalizedConfig, text: Text, overrides: Overrides, sh
     return Decoding(*how, block, canvas, context, mask, ends, pad, gate, family.modes)
 
 
-def block_of(settings: NormalizedConfig) -> int:
+def choose_block(settings: NormalizedConfig) -> int:
     """Returns the config's block size, else the family's. Raises UserError if the family has no single one."""
     family = settings.family
     if family.block_key is not None and settings.get(family.block_key) is not None:
-        return settings.integer(family.block_key)
+        return settings.read_integer(family.block_key)
     if family.block is None and family.block_key is None:
         raise UserError(
             f"{settings.path} does not say how many tokens {family.name} confirms at once; give --block (4 in the "
@@ -268,7 +268,7 @@ def _check(decoding: Decoding, settings: NormalizedConfig, vocab: int) -> None:
             )
 
 
-def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: int) -> int:
+def find_mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: int) -> int:
     """Returns the mask token's id: `given`, else by config, tokenizer or family. Raises UserError if none is valid."""
     family = settings.family
     token = text.special.get("mask_token", family.mask)
@@ -295,7 +295,7 @@ def mask_id(settings: NormalizedConfig, text: Text, given: int | None, vocab: in
     return found
 
 
-def end_ids(settings: NormalizedConfig, text: Text) -> tuple[int, ...]:
+def find_end_ids(settings: NormalizedConfig, text: Text) -> tuple[int, ...]:
     """Returns the end tokens' ids: the family's and the tokenizer's, else the configs'.
 
     Raises UserError if there are none, or more than MOST_IDS.

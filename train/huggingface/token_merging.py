@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from tokenizers import Tokenizer as Engine
 
 from runtime.errors import UserError
-from runtime.text.tokenizer import library, read_engine
+from runtime.text.tokenizer import read_engine, translate_errors
 
 # How Qwen2's tokenizer splits text: each digit is apart, a space is with the word after it, newlines are apart.
 QWEN2_SPLIT = (
@@ -75,7 +75,7 @@ def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
     special = {str(token) for token in (*named.values(), *extras)}
     added = _parse_added(folder / ADDED, files.get(ADDED, {}), special, exact)
     ids, before = engine.get_vocab(with_added_tokens=True), repr(engine.get_added_tokens_decoder())
-    with library(f"{folder} has tokens that cannot be added", "download it again"):
+    with translate_errors(f"{folder} has tokens that cannot be added", "download it again"):
         engine.add_tokens(_list_tokens(engine, listed if DECODER in settings else {**added, **own}, named, extras))
         if settings.get("tokenizer_class") in QWEN:  # Qwen2's constructor adds them again, without their flags
             engine.add_tokens([AddedToken(str(token), special=True) for token in (*named.values(), *extras)])

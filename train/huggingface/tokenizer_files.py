@@ -61,7 +61,7 @@ def read_text(folder: Path, vocab: int) -> Text:
     names = (tokens.CONFIG, tokens.ADDED, tokens.MAP)
     files = {name: read_json(folder / name) for name in names if (folder / name).is_file()}
     merged = tokens.merge_tokens(folder, files)
-    template = _template(folder, files.get(tokens.CONFIG, {}), merged.special)
+    template = _read_template(folder, files.get(tokens.CONFIG, {}), merged.special)
     for number, token in merged.added.items():
         # A special token can only come from the template: in a user's text it is not recognized.
         if number >= vocab and (not token.special or token.content in (template or "")):
@@ -69,7 +69,7 @@ def read_text(folder: Path, vocab: int) -> Text:
     return Text(merged.source, merged.special, merged.ids, template)
 
 
-def _template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -> str | None:
+def _read_template(folder: Path, settings: dict[str, Any], special: dict[str, str]) -> str | None:
     found = _find_template(folder, settings)
     if found is None:
         return None

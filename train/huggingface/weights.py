@@ -69,7 +69,7 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Sc
     expected, found = list_expected_shapes(config), dict[str, StoredTensor]()
     parts, biases = dict[str, dict[str, StoredTensor]](), dict[str, StoredTensor]()
     head: StoredTensor | None = None
-    for stored in _all_stored(folder):
+    for stored in _read_all_stored(folder):
         name = rename(stored.name, renames)
         if DERIVED.fullmatch(stored.name):
             continue
@@ -82,14 +82,14 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Sc
                     f"{stored.file} has the quantized weight {stored.name}, but config.json has no {KEY}; copy it "
                     "there from quantize_config.json, with quant_method"
                 )
-            _once(stored, part[2], parts.setdefault(f"{part[1]}weight", {}))
+            _add_once(stored, part[2], parts.setdefault(f"{part[1]}weight", {}))
             continue
         if scheme is not None and name.endswith("_proj.bias") and name not in expected:
-            _once(stored, name, biases)
+            _add_once(stored, name, biases)
             continue
         if name not in expected:
-            raise _extra(stored)
-        _once(stored, name, found)
+            raise _make_extra_error(stored)
+        _add_once(stored, name, found)
         check_stored(stored, expected[name])
     packed = {
         name: read_packed_weight(name, expected[name], scheme, each.values()) for name, each in parts.items() if scheme
@@ -112,14 +112,14 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Sc
     return DirectoryWeights({**readers, **{name: each.read for name, each in packed.items()}}, expected, packed)
 
 
-def _once(stored: StoredTensor, name: str, among: dict[str, StoredTensor]) -> None:
+def _add_once(stored: StoredTensor, name: str, among: dict[str, StoredTensor]) -> None:
     """Adds a tensor under a name. Raises UserError if the name is taken."""
     if name in among:
         raise UserError(f"{stored.file} has {stored.name} a second time; expected each tensor once")
     among[name] = stored
 
 
-def _extra(stored: StoredTensor) -> UserError:
+def _make_extra_error(stored: StoredTensor) -> UserError:
     return UserError(f"{stored.file} has an extra tensor {stored.name}, which a model of this config.json lacks")
 
 
@@ -139,12 +139,12 @@ def _check_packed(
         raise UserError(f"{folder} has {both[0]} both quantized and unquantized; remove one of them")
     for name, stored in biases.items():
         if name.replace(".bias", ".weight") not in packed or stored.read().any():
-            raise _extra(stored)
+            raise _make_extra_error(stored)
 
 
 def map_stored_names(folder: Path, renames: Renames) -> dict[str, str]:
     """Returns, for each tensor's name in the model, its name in the directory's files."""
-    found = {stored.name for file, _ in _files(folder) for stored in read_header(file)}
+    found = {stored.name for file, _ in _list_files(folder) for stored in read_header(file)}
     packed = {name.removesuffix(".qweight"): name for name in found if name.endswith(".qweight")}
     plain = (name for name in found if name.rpartition(".")[0] not in packed or name.endswith((".weight", ".bias")))
     names = (*plain, *(f"{module}.weight" for module in packed))
@@ -159,9 +159,9 @@ def rename(name: str, renames: Renames) -> str:
     return name
 
 
-def _all_stored(folder: Path) -> Iterator[StoredTensor]:
+def _read_all_stored(folder: Path) -> Iterator[StoredTensor]:
     """Yields the tensors of all files. Raises UserError if a file's tensors are not those that the index names."""
-    for file, named in _files(folder):
+    for file, named in _list_files(folder):
         there = read_header(file)
         for stored in there:
             if named is not None and stored.name not in named:
@@ -171,7 +171,7 @@ def _all_stored(folder: Path) -> Iterator[StoredTensor]:
         yield from there
 
 
-def _files(folder: Path) -> list[tuple[Path, dict[str, str] | None]]:
+def _list_files(folder: Path) -> list[tuple[Path, dict[str, str] | None]]:
     """Returns the safetensors files, each with the tensors that the index names in it, None without an index."""
     if (folder / SINGLE).is_file():
         return [(folder / SINGLE, None)]

@@ -30,8 +30,8 @@ class Copies:
     """Inputs of one forward pass over width = clean + noisy positions, and where its predictions are.
 
     ids, positions int64 [batch, width]; mask fp32 [batch, 1, width, width], additive; masked bool [batch, noisy]: which
-    of the positions in `AnswerBlocks.blocks` are to be predicted; rows int64 [batch, noisy]: the index in [0, width)
-    of the row that predicts each noisy position.
+    of the positions in `AnswerBlocks.list_block_positions` are to be predicted; rows int64 [batch, noisy]: the index in
+    [0, width) of the row that predicts each noisy position.
     """
 
     ids: Tensor
@@ -52,7 +52,7 @@ def denoising_loss(
 ) -> Tensor:
     """Returns the masked-denoising cross-entropy of ground truth under the block-causal mask, all blocks at once.
 
-    early: see `noise`.
+    early: see `sample_noise`.
     """
     laid, both = _sample_copies(stream, step, contract, early, generator)
     return _denoising(model, run_predicting(run, both), both, laid, contract)
@@ -61,7 +61,7 @@ def denoising_loss(
 def denoising_and_next_token_loss(
     model: Transformer, run: torch.nn.Module, stream: Stream, step: int, contract: Contract, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns `denoising_loss`, with all ratios equally frequent, and `next_token_loss` of one forward pass.
+    """Returns `denoising_loss`, with all ratios equally frequent, and `make_next_token_loss` of one forward pass.
 
     Also returns which next tokens are right, bool [n]. For models whose committed tokens are causal: the clean copy is
     then what the next-token loss runs.
@@ -73,7 +73,7 @@ def denoising_and_next_token_loss(
     wanted = (places >= laid.start[:, None] - 1) & (places < laid.answer_end[:, None] - 1)  # [batch, clean]
     logits = model.logits(select(hidden[:, : laid.ids.shape[1]], wanted)).float()
     target = send(laid.ids.roll(-1, 1)[wanted], logits.device)
-    following = distributed.part(F.cross_entropy(logits, target), len(target))
+    following = distributed.take_part(F.cross_entropy(logits, target), len(target))
     return blocks, following, logits.argmax(-1) == target
 
 
@@ -81,10 +81,10 @@ def _sample_copies(
     stream: Stream, step: int, contract: Contract, early: float, generator: torch.Generator
 ) -> tuple[AnswerBlocks, Copies]:
     """Returns this process's rows of a step's batch, and their clean and noisy copies."""
-    laid = masking.lay_out(stream.examples(step), contract, 0, generator)
-    masked = noise(laid, contract, early, generator)
-    laid, masked = laid.mine(), distributed.take_own_rows(masked)
-    return laid, copies(laid, contract, masked)
+    laid = masking.lay_out(stream.select_examples(step), contract, 0, generator)
+    masked = sample_noise(laid, contract, early, generator)
+    laid, masked = laid.take_own_rows(), distributed.take_own_rows(masked)
+    return laid, make_copies(laid, contract, masked)
 
 
 def _denoising(model: Transformer, predicting: Tensor, both: Copies, laid: AnswerBlocks, contract: Contract) -> Tensor:
@@ -96,19 +96,19 @@ def _denoising(model: Transformer, predicting: Tensor, both: Copies, laid: Answe
     return losses.denoising(losses.log_probs(model.logits(hidden), contract.mask_id), target, weight)
 
 
-def noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: torch.Generator) -> Tensor:
+def sample_noise(canvas: AnswerBlocks, contract: Contract, early: float, generator: torch.Generator) -> Tensor:
     """Samples which positions are masked, bool [batch, noisy]: in each block a ratio 1 - u ** early, u uniform.
 
     If early is 1, all ratios are equally frequent, as in decoding one token per step; if it is above 1, wholly masked
     blocks are more frequent, as in decoding in few steps. In about half of the rows the masked positions are scattered,
-    in the others they are at the block's end, as in `masking.block_mask`.
+    in the others they are at the block's end, as in `masking.sample_block_mask`.
     """
-    positions = canvas.blocks(contract)
-    rows, blocks = len(positions), masking.blocks_at(canvas, contract, positions)
+    positions = canvas.list_block_positions(contract)
+    rows, blocks = len(positions), masking.find_blocks(canvas, contract, positions)
     drawn = 1 - torch.rand((rows, int(blocks.number.max()) + 1), generator=generator) ** early  # [batch, blocks]
     ratio = drawn.gather(1, blocks.number)
     scattered = torch.rand(positions.shape, generator=generator) < ratio
-    behind = masking.tail(blocks, ratio)
+    behind = masking.mark_tail(blocks, ratio)
     chosen = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
     return chosen & (positions >= canvas.start[:, None]) & (positions < canvas.length[:, None])
 
@@ -122,7 +122,7 @@ def _gather_predicting(hidden: Tensor, both: Copies) -> Tensor:
     return hidden.gather(1, send(both.rows, hidden.device)[..., None].expand(-1, -1, hidden.shape[-1]))
 
 
-def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
+def make_copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
     """Makes a clean and a noisy copy of each row.
 
     Attention in the clean copy is causal in causal models, else block-causal; in the noisy copy it is block-causal. The
@@ -131,13 +131,13 @@ def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
     masked bool [batch, noisy]: which positions in `canvas.blocks` are masked. `canvas` may be some rows of a batch, and
     `noisy` the width that the whole batch needs.
     """
-    clean, positions = canvas.ids.shape[1], canvas.blocks(contract, masked.shape[1])
+    clean, positions = canvas.ids.shape[1], canvas.list_block_positions(contract, masked.shape[1])
     noisy = positions.shape[1]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
     source = source.masked_fill(positions >= canvas.length[:, None], contract.pad_id)
     ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
-    before = masking.begins_at(canvas, contract, positions)  # clean tokens that a noisy block sees, [batch, noisy]
-    seen = torch.cat((_clean_rows(canvas, contract, noisy), _mask_noisy_rows(before, clean)), dim=1)
+    before = masking.find_begins(canvas, contract, positions)  # clean tokens that a noisy block sees, [batch, noisy]
+    seen = torch.cat((_mask_clean_rows(canvas, contract, noisy), _mask_noisy_rows(before, clean)), dim=1)
     mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
     rows = clean + torch.arange(noisy).expand_as(positions)
     if contract.shift:  # a block's first token is predicted by the committed row before it; position 0 is given
@@ -146,7 +146,7 @@ def copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Copies:
     return Copies(ids, everywhere, mask, masked, rows)
 
 
-def _clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
+def _mask_clean_rows(canvas: AnswerBlocks, contract: Contract, noisy: int) -> Tensor:
     """Returns which keys the clean copy's queries see: bool [batch, clean, clean + noisy]."""
     rows, clean = canvas.ids.shape
     visible = torch.ones(rows, clean, dtype=torch.int64)

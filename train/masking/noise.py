@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_bounds, count_committed, round_up_to_blocks
+from runtime.decoding.block_layout import compute_block_bounds, count_committed, round_up_to_blocks
 from train import distributed
 from train.data.batches import Example, pad
 
@@ -30,29 +30,29 @@ class AnswerBlocks:
     answer_end: Tensor
     length: Tensor
 
-    def offsets(self) -> Tensor:
+    def compute_offsets(self) -> Tensor:
         """Returns each position's offset on its canvas, negative in the prompt. int64 [batch, width]."""
         return torch.arange(self.ids.shape[1]) - self.start[:, None]
 
-    def everywhere(self) -> Tensor:
+    def list_positions(self) -> Tensor:
         """Returns all positions. int64 [batch, width]."""
         return torch.arange(self.ids.shape[1]).expand(self.ids.shape)
 
-    def inside(self) -> Tensor:
+    def find_inside(self) -> Tensor:
         """Returns which positions are on the canvas. bool [batch, width]."""
-        return (self.offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
+        return (self.compute_offsets() >= 0) & (torch.arange(self.ids.shape[1]) < self.length[:, None])
 
-    def mine(self) -> AnswerBlocks:
+    def take_own_rows(self) -> AnswerBlocks:
         """Returns this process's rows, of the same width; see `distributed.take_own_rows`."""
         return AnswerBlocks(
             *(distributed.take_own_rows(part) for part in (self.ids, self.start, self.answer_end, self.length))
         )
 
-    def rows(self, chosen: Tensor) -> AnswerBlocks:
+    def select_rows(self, chosen: Tensor) -> AnswerBlocks:
         """Returns only the chosen rows, of the same width. chosen bool [batch]."""
         return AnswerBlocks(self.ids[chosen], self.start[chosen], self.answer_end[chosen], self.length[chosen])
 
-    def blocks(self, contract: Contract, width: int = 0) -> Tensor:
+    def list_block_positions(self, contract: Contract, width: int = 0) -> Tensor:
         """Returns the positions of each answer's blocks, int64 [batch, noisy].
 
         They begin where the first block begins: before the answer, if the prompt's last tokens share the block
@@ -78,34 +78,34 @@ class Units:
     size: Tensor
 
 
-def begins_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Tensor:
+def find_begins(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Tensor:
     """Returns where each position's block begins, as in decoding. positions and result int64 [batch, n]."""
-    return _bounds(canvas, contract, positions)[0].gather(1, positions)
+    return _find_bounds(canvas, contract, positions)[0].gather(1, positions)
 
 
-def blocks_at(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Units:
+def find_blocks(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> Units:
     """Returns the blocks of positions int64 [batch, n], as in decoding, but with the first one begun at the answer.
 
     A position in the prompt counts as the first place of the first block.
     """
-    begins, ends = _bounds(canvas, contract, positions)
+    begins, ends = _find_bounds(canvas, contract, positions)
     inside = torch.maximum(torch.arange(begins.shape[1]), canvas.start[:, None])
     begins, ends = torch.maximum(begins.gather(1, inside), canvas.start[:, None]), ends.gather(1, inside)
     number = (begins.diff(dim=1, prepend=begins[:, :1]) != 0).cumsum(1)
     return Units(*(part.gather(1, positions) for part in (number, inside - begins, ends - begins)))
 
 
-def _bounds(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> tuple[Tensor, Tensor]:
+def _find_bounds(canvas: AnswerBlocks, contract: Contract, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Returns where the block of each position below `reach` begins and ends; int64 [batch, reach] each."""
     reach = max(int(positions.max()), int(canvas.start.max())) + 1
-    bounds = [block_bounds(contract, start, reach - start) for start in canvas.start.tolist()]
+    bounds = [compute_block_bounds(contract, start, reach - start) for start in canvas.start.tolist()]
     begins, ends = (torch.from_numpy(np.stack(part)) for part in zip(*bounds, strict=True))
     return begins, ends
 
 
 def make_whole_canvases(canvas: AnswerBlocks) -> Units:
     """Returns each canvas as one unit."""
-    size, offsets = (canvas.length - canvas.start)[:, None], canvas.offsets()
+    size, offsets = (canvas.length - canvas.start)[:, None], canvas.compute_offsets()
     return Units(torch.div(offsets, size, rounding_mode="floor").clamp_min(0), offsets % size, size)
 
 
@@ -130,14 +130,14 @@ def lay_out(examples: Sequence[Example], contract: Contract, canvas: int, genera
     return AnswerBlocks(batch.ids, batch.start, end, batch.length)
 
 
-def uniform_mask(canvas: AnswerBlocks, generator: torch.Generator) -> Tensor:
+def sample_uniform_mask(canvas: AnswerBlocks, generator: torch.Generator) -> Tensor:
     """Samples a ratio per row, then masks each position with that probability (LLaDA, arXiv 2502.09992)."""
     rows, width = canvas.ids.shape
     ratio = torch.rand((rows, 1), generator=generator)
-    return (torch.rand((rows, width), generator=generator) < ratio) & canvas.inside()
+    return (torch.rand((rows, width), generator=generator) < ratio) & canvas.find_inside()
 
 
-def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Samples a state of block-wise decoding: part of one sampled block masked, earlier ones clean, later ones masked.
 
     Returns which positions are masked, and which of these are in the sampled block, the only one that a step predicts;
@@ -145,16 +145,16 @@ def block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch.Genera
     are at its end, because most answers are unmasked from left to right.
     """
     rows, width = canvas.ids.shape
-    blocks = blocks_at(canvas, contract, canvas.everywhere())
+    blocks = find_blocks(canvas, contract, canvas.list_positions())
     current = sample_block(canvas, blocks, generator)
     ratio = torch.rand((rows, 1), generator=generator)
     scattered = torch.rand((rows, width), generator=generator) < ratio
-    drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, tail(blocks, ratio))
-    decided = (blocks.number == current) & drawn & canvas.inside()
-    return decided | ((blocks.number > current) & canvas.inside()), decided
+    drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, mark_tail(blocks, ratio))
+    decided = (blocks.number == current) & drawn & canvas.find_inside()
+    return decided | ((blocks.number > current) & canvas.find_inside()), decided
 
 
-def ends(canvas: AnswerBlocks, units: Units, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_ends(canvas: AnswerBlocks, units: Units, share: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Samples a share of the units of each canvas and masks their ends, as in decoding from left to right.
 
     Returns the positions of the sampled units and of their masked ends, bool [batch, width] each. An end has the share
@@ -162,9 +162,9 @@ def ends(canvas: AnswerBlocks, units: Units, share: float, generator: torch.Gene
     """
     here = units.number
     shape = (len(here), int(here.max()) + 1)  # [batch, units]
-    drawn = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.inside()
+    drawn = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.find_inside()
     ratio = (1 - torch.rand(shape, generator=generator) ** EARLY).gather(1, here)
-    return drawn, drawn & tail(units, ratio)
+    return drawn, drawn & mark_tail(units, ratio)
 
 
 def spread(rows: int, share: float) -> Tensor:
@@ -173,12 +173,12 @@ def spread(rows: int, share: float) -> Tensor:
     return count[1:] > count[:-1]
 
 
-def tail(units: Units, ratio: Tensor) -> Tensor:
+def mark_tail(units: Units, ratio: Tensor) -> Tensor:
     """Returns which positions are in the last `ratio` of their unit, rounded up. bool, shaped as the units."""
     return units.place >= ((1 - ratio) * units.size).floor()
 
 
-def weights(canvas: AnswerBlocks, masked: Tensor, padding: float) -> Tensor:
+def make_weights(canvas: AnswerBlocks, masked: Tensor, padding: float) -> Tensor:
     """Returns loss weights fp32 [batch, width]: 1 on masked answer tokens, `padding` on masked filler."""
     filler = torch.arange(canvas.ids.shape[1]) >= canvas.answer_end[:, None]
     return masked.float() * torch.where(filler, padding, 1.0)

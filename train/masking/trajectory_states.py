@@ -11,9 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from runtime.contract import Contract
-from runtime.decoding.block_layout import block_bounds, block_ends, compute_committed_ends, round_up_to_blocks
+from runtime.decoding.block_layout import (
+    compute_block_bounds,
+    compute_block_ends,
+    compute_committed_ends,
+    round_up_to_blocks,
+)
 from train import distributed
-from train.data.batches import width_for
+from train.data.batches import choose_width
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory
 
 
@@ -50,7 +55,7 @@ def draw_states(
     own = zip(distributed.take_own_rows(trajectories), distributed.take_own_rows(chances), strict=True)
     drawn = [_make_state(trajectory, contract, target, chance) for trajectory, chance in own]
     longest = max(len(earlier) for earlier, *_ in drawn)
-    width = width_for(longest)
+    width = choose_width(longest)
     shape = (len(drawn), width)
     ids = torch.full(shape, contract.pad_id)
     later, visible = ids.clone(), torch.ones((2, *shape), dtype=torch.int64)
@@ -67,7 +72,7 @@ def draw_states(
 def _make_state(t: Trajectory, contract: Contract, target: str, chance: list[float]) -> tuple[Tensor, ...]:
     t = _pad_to_blocks(t, contract)
     prompt, finalized = torch.tensor(t.prompt), t.order != NEVER_ACCEPTED
-    ends = block_bounds(contract, len(prompt), len(t.tokens))[1][len(prompt) :] - len(prompt)
+    ends = compute_block_bounds(contract, len(prompt), len(t.tokens))[1][len(prompt) :] - len(prompt)
     limits = [0, *dict.fromkeys(ends[: int(finalized.nonzero().max()) + 1].tolist())]  # block limits
     current = int(chance[0] * (len(limits) - 1))
     start, end = limits[current : current + 2]
@@ -87,7 +92,7 @@ def _make_state(t: Trajectory, contract: Contract, target: str, chance: list[flo
     tokens, masks = t.tokens[:reach], contract.mask_id
     clean = torch.zeros(len(prompt), dtype=torch.bool)
     whole = end if target == "completed" else start  # length committed in y*
-    seen = [_prefixes(contract, len(prompt), reach, committed) for committed in (start, whole)]
+    seen = [_compute_prefixes(contract, len(prompt), reach, committed) for committed in (start, whole)]
     return (
         torch.cat((prompt, tokens.masked_fill(open_now, masks))),
         torch.cat((prompt, tokens.masked_fill(open_later, masks))),
@@ -98,12 +103,12 @@ def _make_state(t: Trajectory, contract: Contract, target: str, chance: list[flo
     )
 
 
-def _prefixes(contract: Contract, prompt: int, reach: int, committed: int) -> Tensor:
+def _compute_prefixes(contract: Contract, prompt: int, reach: int, committed: int) -> Tensor:
     """Returns the attention prefix length of each position of a prompt and `reach` answer positions.
 
     committed: how many of the answer's positions are committed.
     """
-    settled, ends = compute_committed_ends(contract, prompt, reach), block_ends(contract, prompt, reach)
+    settled, ends = compute_committed_ends(contract, prompt, reach), compute_block_ends(contract, prompt, reach)
     return torch.from_numpy(np.concatenate((settled[: prompt + committed], ends[prompt + committed :])))
 
 

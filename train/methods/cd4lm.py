@@ -44,13 +44,13 @@ class Shares:
     first: float
     last: float
 
-    def at(self, step: int, steps: int) -> float:
+    def compute(self, step: int, steps: int) -> float:
         """Returns the share at an update: `first` for a tenth of the updates, then along a cosine to `last`."""
         gone = min(1.0, max(0.0, (step / max(1, steps) - HELD) / (1 - HELD)))
         return self.last + (self.first - self.last) * 0.5 * (1 + math.cos(math.pi * gone))
 
 
-def shares_of(text: str) -> Shares:
+def parse_shares(text: str) -> Shares:
     """Parses the two numbers of --shares. Raises UserError for anything else."""
     found = parse_numbers(text, "--shares")
     if len(found) != 2 or max(found) > 1:
@@ -74,10 +74,10 @@ def sample_masked_counts(size: int, chance: Sequence[float]) -> tuple[int, int]:
     return masked, min(int(size * teacher), masked)
 
 
-def units_of(canvas: AnswerBlocks, contract: Contract) -> Units:
+def choose_units(canvas: AnswerBlocks, contract: Contract) -> Units:
     """Returns the units whose ends may be masked: blocks if the model has a KV cache, else whole canvases."""
     if contract.has_cache:
-        return noise.blocks_at(canvas, contract, canvas.everywhere())
+        return noise.find_blocks(canvas, contract, canvas.list_positions())
     return noise.make_whole_canvases(canvas)
 
 
@@ -86,19 +86,19 @@ def sample_nested_masks(
 ) -> tuple[Tensor, Tensor]:
     """Samples which positions are masked for the student, and which of these for the teacher; bool [batch, width] each.
 
-    ordered: the share of units that are masked for the student from a sampled place to their end (`noise.ends`).
+    ordered: the share of units that are masked for the student from a sampled place to their end (`noise.sample_ends`).
     """
     sizes = (canvas.length - canvas.start).tolist()
     chances = torch.rand((len(sizes), 2), generator=generator).tolist()
     counts = torch.tensor([sample_masked_counts(size, chance) for size, chance in zip(sizes, chances, strict=True)])
-    drawn = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.inside(), 2.0)
+    drawn = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.find_inside(), 2.0)
     place = drawn.argsort(dim=1).argsort(dim=1)  # rank of each position in random order, canvases first; [batch, width]
-    chosen, behind = noise.ends(canvas, units, ordered, generator)
+    chosen, behind = noise.sample_ends(canvas, units, ordered, generator)
     student = torch.where(chosen, behind, place < counts[:, :1])
     return student, student & (place < counts[:, 1:])
 
 
-def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
+def make_loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
     """Returns the loss: both terms on `stream.batch` new examples per step; filler has the weight FILLER.
 
     ordered: see `sample_nested_masks`.
@@ -106,22 +106,24 @@ def loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> 
     model, contract, teacher = lesson.model, lesson.contract, lesson.teacher()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = lesson.generator(step)
-        examples = lesson.stream.examples(step)
-        laid = noise.lay_out(examples, contract, lesson.least(), generator)
-        units = units_of(laid, contract)
+        generator = lesson.make_generator(step)
+        examples = lesson.stream.select_examples(step)
+        laid = noise.lay_out(examples, contract, lesson.compute_least_length(), generator)
+        units = choose_units(laid, contract)
         masked, less = sample_nested_masks(laid, units, ordered, generator)
-        laid, masked, less = laid.mine(), distributed.take_own_rows(masked), distributed.take_own_rows(less)
-        weight, target = noise.weights(laid, masked, FILLER)[masked], laid.ids[masked]
+        laid, masked, less = laid.take_own_rows(), distributed.take_own_rows(masked), distributed.take_own_rows(less)
+        weight, target = noise.make_weights(laid, masked, FILLER)[masked], laid.ids[masked]
         with teacher.activate() as frozen:
-            hidden = predictions.hidden_at(frozen, laid, less, masked, teacher.contract)
-            taught = predictions.scores(frozen, hidden, contract)
-        said = predictions.scores(model, predictions.hidden_at(lesson.run, laid, masked, masked, contract), contract)
+            hidden = predictions.compute_hidden(frozen, laid, less, masked, teacher.contract)
+            taught = predictions.compute_scores(frozen, hidden, contract)
+        said = predictions.compute_scores(
+            model, predictions.compute_hidden(lesson.run, laid, masked, masked, contract), contract
+        )
         agreed = losses.tempered_distillation(taught, said, temperature, weight)
         rebuilt = losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
-        share = shares.at(step, lesson.steps)
+        share = shares.compute(step, lesson.steps)
         total = share * agreed + (1 - share) * rebuilt
-        figures = {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share / distributed.size()}
+        figures = {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share / distributed.count_processes()}
         return total, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}
 
     return loss_of

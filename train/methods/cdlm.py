@@ -4,8 +4,8 @@ With q(.|y) the student's prediction from a state y, and y* a later state, the l
 q(.|y)) at tokens unmasked between the two, KL(stopgrad q(.|y*) || q(.|y)) at positions masked in both, and the
 cross-entropy on masked ground truth. The paper does not specify y and y*: here y is early in a block more often than
 late, and y* is a sampled state or the completed block. Our own choices are also how ground truth is masked
-(`all_blocks.noise`, with a lower weight for filler after an answer's end), and that its term has the weight 1. The
-authors' weights are 0.01 and 0.1; LOG.md has a small student's results with 0.01.
+(`all_blocks.sample_noise`, with a lower weight for filler after an answer's end), and that its term has the weight 1.
+The authors' weights are 0.01 and 0.1; LOG.md has a small student's results with 0.01.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LossWeights:
     denoising: float
 
 
-def weights_of(text: str) -> LossWeights:
+def parse_weights(text: str) -> LossWeights:
     """Parses the three numbers of --weights. Raises UserError for anything else."""
     shares = parse_numbers(text, "--weights")
     if len(shares) != len(fields(LossWeights)):
@@ -47,7 +47,7 @@ def weights_of(text: str) -> LossWeights:
     return LossWeights(*shares)
 
 
-def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
+def make_loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
     """Returns the loss of the three terms on `stream.batch` trajectories and as many new examples per step.
 
     target: which later state is y*, see `trajectory_states.draw_states`.
@@ -57,7 +57,7 @@ def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
     said = partial(predictions.log_probs, contract=contract)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = lesson.generator(step)
+        generator = lesson.make_generator(step)
         chosen = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
         found = [lesson.found[i] for i in chosen]
         drawn = trajectory_states.draw_states(found, contract, target, generator)
@@ -73,7 +73,10 @@ def loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
         denoised = all_blocks.denoising_loss(model, lesson.run, lesson.stream, step, contract, noise.EARLY, generator)
         total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
         figures = {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
-        seen = sum(map(Trajectory.length, distributed.take_own_rows(found)))
-        return total, {**figures, TOKENS: seen + count_tokens(distributed.take_own_rows(lesson.stream.examples(step)))}
+        seen = sum(map(Trajectory.count_tokens, distributed.take_own_rows(found)))
+        return total, {
+            **figures,
+            TOKENS: seen + count_tokens(distributed.take_own_rows(lesson.stream.select_examples(step))),
+        }
 
     return loss_of

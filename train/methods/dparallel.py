@@ -28,7 +28,7 @@ from .setup import Lesson
 GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
 
 
-def answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
+def take_answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
     """Returns the teacher's answers, each up to its end token, or as long as the canvas if it has none."""
     examples = []
     for trajectory in found:
@@ -38,18 +38,18 @@ def answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
     return examples
 
 
-def halves(
+def sample_halves(
     canvas: AnswerBlocks, contract: Contract, ordered: float, generator: torch.Generator
 ) -> tuple[tuple[Tensor, Tensor], Tensor]:
     """Samples two complementary halves of a block per canvas, and the positions masked after it; bool [batch, width].
 
-    ordered: the share of rows whose first half is the blocks' ends, see `noise.ends`, and whose second half is empty.
-    For a model without a KV cache one of the answer's blocks is sampled. For one with a KV cache all blocks are halved
-    at once, and nothing is masked after them, because no block sees what follows it.
+    ordered: the share of rows whose first half is the blocks' ends, see `noise.sample_ends`, and whose second half is
+    empty. For a model without a KV cache one of the answer's blocks is sampled. For one with a KV cache all blocks are
+    halved at once, and nothing is masked after them, because no block sees what follows it.
     """
-    inside, blocks = canvas.inside(), noise.blocks_at(canvas, contract, canvas.everywhere())
+    inside, blocks = canvas.find_inside(), noise.find_blocks(canvas, contract, canvas.list_positions())
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
-    chosen, end = noise.spread(len(canvas.ids), ordered)[:, None], noise.ends(canvas, blocks, 1, generator)[1]
+    chosen, end = noise.spread(len(canvas.ids), ordered)[:, None], noise.sample_ends(canvas, blocks, 1, generator)[1]
     first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
     if contract.has_cache:
         return (first, second), torch.zeros_like(inside)
@@ -58,28 +58,29 @@ def halves(
     return (first & here, second & here), inside & (blocks.number > current)
 
 
-def loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
+def make_loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
     """Returns the loss of both terms, on both halves, of `stream.batch` trajectories per step.
 
-    certainty: the weight w of the entropies. ordered: see `halves`. Filler after an answer's end has the weight FILLER.
+    certainty: the weight w of the entropies. ordered: see `sample_halves`. Filler after an answer's end has the weight
+    FILLER.
     """
-    contract, taught = lesson.contract, answers(lesson.found, lesson.contract)
+    contract, taught = lesson.contract, take_answers(lesson.found, lesson.contract)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = lesson.generator(step)
+        generator = lesson.make_generator(step)
         chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
         examples = [taught[i] for i in chosen]
-        laid = noise.lay_out(examples, contract, lesson.least(), generator)
-        both, behind = halves(laid, contract, ordered, generator)
-        laid, behind = laid.mine(), distributed.take_own_rows(behind)
+        laid = noise.lay_out(examples, contract, lesson.compute_least_length(), generator)
+        both, behind = sample_halves(laid, contract, ordered, generator)
+        laid, behind = laid.take_own_rows(), distributed.take_own_rows(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())
         for half in map(distributed.take_own_rows, both):
             asked = half.any(dim=1)
             asked[0] |= not asked.any()  # every process runs the same number of forward passes
-            rows, half, later = laid.rows(asked), half[asked], behind[asked]
-            hidden = predictions.hidden_at(lesson.run, rows, half | later, half, contract)
-            said, target = predictions.scores(lesson.model, hidden, contract), rows.ids[half]
-            weight = noise.weights(rows, half, FILLER)[half]
+            rows, half, later = laid.select_rows(asked), half[asked], behind[asked]
+            hidden = predictions.compute_hidden(lesson.run, rows, half | later, half, contract)
+            said, target = predictions.compute_scores(lesson.model, hidden, contract), rows.ids[half]
+            weight = noise.make_weights(rows, half, FILLER)[half]
             wrong = wrong + losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
             doubt = doubt + losses.uncertainty(said, target, weight)
         figures = {"wrong": wrong.item(), "doubt": doubt.item()}

@@ -13,14 +13,14 @@ from train.trainer.training_loop import TOKENS, Loss
 from train.transformer.network import Transformer
 
 
-def next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:
+def make_next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pad_id: int) -> Loss:
     """Returns the loss: next-token cross-entropy on the answers of `stream` under the causal mask.
 
     Row i predicts token i + 1. run: the model's forward pass, which may be compiled.
     """
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        examples = distributed.take_own_rows(stream.examples(step))
+        examples = distributed.take_own_rows(stream.select_examples(step))
         batch = pad(examples, pad_id)
         width = batch.ids.shape[1]
         hidden = run(batch.ids, (torch.arange(width) + 1).expand_as(batch.ids))
@@ -28,7 +28,7 @@ def next_token_loss(model: Transformer, run: torch.nn.Module, stream: Stream, pa
         wanted = (places >= batch.start[:, None] - 1) & (places < batch.length[:, None] - 1)  # [batch, width - 1]
         logits = model.logits(select(hidden[:, :-1], wanted)).float()
         target = send(batch.ids[:, 1:][wanted], logits.device)
-        loss = distributed.part(F.cross_entropy(logits, target), len(target))
-        return loss, {"next": distributed.mean(logits.argmax(-1) == target), TOKENS: count_tokens(examples)}
+        loss = distributed.take_part(F.cross_entropy(logits, target), len(target))
+        return loss, {"next": distributed.take_mean_part(logits.argmax(-1) == target), TOKENS: count_tokens(examples)}
 
     return loss_of

@@ -51,10 +51,10 @@ class Lesson:
     stream: Stream
     steps: int
 
-    def generator(self, step: int) -> torch.Generator:
+    def make_generator(self, step: int) -> torch.Generator:
         """Returns the random generator of a step, the same on every call."""
         return torch.Generator().manual_seed(self.stream.seed * 1_000_003 + step)
 
-    def least(self) -> int:
+    def compute_least_length(self) -> int:
         """Returns the length to which some batches are padded: the canvas of a `full` model, else 0."""
         return 0 if self.contract.has_cache else self.contract.canvas

@@ -81,30 +81,32 @@ class Method:
         return "trajectories" in self.options
 
 
-def _cdlm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
-    return partial(cdlm.loss, weights=cdlm.weights_of(values["weights"]), target=values["target"])
+def _make_cdlm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+    return partial(cdlm.make_loss, weights=cdlm.parse_weights(values["weights"]), target=values["target"])
 
 
-def _cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+def _make_cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 < values["temperature"] < math.inf:
         raise UserError(f"--temperature is {values['temperature']:g}; expected a number above 0")
-    shares = cd4lm.shares_of(values["shares"])
-    return partial(cd4lm.loss, temperature=values["temperature"], shares=shares, ordered=_share(values, "ordered"))
+    shares = cd4lm.parse_shares(values["shares"])
+    return partial(
+        cd4lm.make_loss, temperature=values["temperature"], shares=shares, ordered=_read_share(values, "ordered")
+    )
 
 
-def _dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+def _make_dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 <= values["certainty"] < math.inf:
         raise UserError(f"--certainty is {values['certainty']:g}; expected a number of at least 0")
-    return partial(dparallel.loss, certainty=values["certainty"], ordered=_share(values, "ordered"))
+    return partial(dparallel.make_loss, certainty=values["certainty"], ordered=_read_share(values, "ordered"))
 
 
-def _tad(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+def _make_tad(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     if not 0 <= values["distant"] < math.inf:
         raise UserError(f"--distant is {values['distant']:g}; expected a number of at least 0")
-    return partial(tad.loss, near=_share(values, "near"), distant=values["distant"])
+    return partial(tad.make_loss, near=_read_share(values, "near"), distant=values["distant"])
 
 
-def _share(values: Mapping[str, Any], name: str) -> float:
+def _read_share(values: Mapping[str, Any], name: str) -> float:
     share: float = values[name]
     if not 0 <= share <= 1:
         raise UserError(f"--{name} is {share:g}; expected a share from 0 to 1")
@@ -113,10 +115,10 @@ def _share(values: Mapping[str, Any], name: str) -> float:
 
 LEARNED = ("trajectories", "only_right")
 METHODS = {
-    "cdlm": Method(("weights", "target", *LEARNED), True, True, CACHED, cdlm.GATE, _cdlm),
-    "cd4lm": Method(("temperature", "shares", "ordered"), True, False, ALL, cd4lm.GATE, _cd4lm),
-    "dparallel": Method(("certainty", "ordered", *LEARNED), False, False, ALL, dparallel.GATE, _dparallel),
-    "tad": Method(("near", "distant", *LEARNED), False, True, ALL, tad.GATE, _tad),
+    "cdlm": Method(("weights", "target", *LEARNED), True, True, CACHED, cdlm.GATE, _make_cdlm),
+    "cd4lm": Method(("temperature", "shares", "ordered"), True, False, ALL, cd4lm.GATE, _make_cd4lm),
+    "dparallel": Method(("certainty", "ordered", *LEARNED), False, False, ALL, dparallel.GATE, _make_dparallel),
+    "tad": Method(("near", "distant", *LEARNED), False, True, ALL, tad.GATE, _make_tad),
 }
 
 

@@ -33,13 +33,13 @@ from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks
 from train.trainer.training_loop import TOKENS, Loss
 
-from .dparallel import answers
+from .dparallel import take_answers
 from .setup import Lesson
 
 GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<", "threshold": 0.5}
 
 
-def horizon(near: float, block: int) -> int:
+def compute_horizon(near: float, block: int) -> int:
     """Returns how many of the teacher's next steps are near: the share `near` of a block's positions, rounded up."""
     return math.ceil(round(near * block, 6))  # a product such as 0.1 × 30 is a little above 3
 
@@ -72,7 +72,7 @@ def sample_states(
     and all after it are masked. For one with a KV cache all blocks are predicted at once, as no block sees what follows
     it.
     """
-    blocks, inside = noise.blocks_at(canvas, contract, canvas.everywhere()), canvas.inside()
+    blocks, inside = noise.find_blocks(canvas, contract, canvas.list_positions()), canvas.find_inside()
     known = steps != NEVER_ACCEPTED
     shape, never = (len(steps), int(blocks.number.max()) + 1), torch.iinfo(torch.int64).max
     count = torch.zeros(shape, dtype=torch.int64).scatter_add(1, blocks.number, known.long())
@@ -87,7 +87,7 @@ def sample_states(
     return asked | (inside & (blocks.number > current)), asked, ahead
 
 
-def states_when_unmasked(canvas: AnswerBlocks, found: Sequence[Trajectory], chosen: Tensor) -> Tensor:
+def collect_unmasked_states(canvas: AnswerBlocks, found: Sequence[Trajectory], chosen: Tensor) -> Tensor:
     """Returns the teacher's hidden states when it unmasked the chosen positions, fp32 [n, width], in row-major order.
 
     chosen: bool [batch, width].
@@ -99,32 +99,32 @@ def states_when_unmasked(canvas: AnswerBlocks, found: Sequence[Trajectory], chos
     return torch.cat(parts)
 
 
-def loss(lesson: Lesson, near: float, distant: float) -> Loss:
+def make_loss(lesson: Lesson, near: float, distant: float) -> Loss:
     """Returns the loss of both terms on `stream.batch` trajectories per step.
 
-    near: share of a block's positions, see `horizon`. distant: weight of the KL term. Tokens after an answer's end have
-    the weight FILLER.
+    near: share of a block's positions, see `compute_horizon`. distant: weight of the KL term. Tokens after an answer's
+    end have the weight FILLER.
     """
-    contract, teacher, taught = lesson.contract, lesson.teacher().model, answers(lesson.found, lesson.contract)
-    reach = horizon(near, contract.block)
+    contract, teacher, taught = lesson.contract, lesson.teacher().model, take_answers(lesson.found, lesson.contract)
+    reach = compute_horizon(near, contract.block)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = lesson.generator(step)
+        generator = lesson.make_generator(step)
         chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
         examples = [taught[i] for i in chosen]
-        laid = noise.lay_out(examples, contract, lesson.least(), generator)
+        laid = noise.lay_out(examples, contract, lesson.compute_least_length(), generator)
         laid, steps = add_steps(laid, [lesson.found[i] for i in chosen])
         masked, asked, ahead = map(distributed.take_own_rows, sample_states(laid, steps, contract, generator))
-        laid, found = laid.mine(), [lesson.found[i] for i in distributed.take_own_rows(chosen)]
+        laid, found = laid.take_own_rows(), [lesson.found[i] for i in distributed.take_own_rows(chosen)]
         late = asked & (ahead >= reach)
-        weight, soft = noise.weights(laid, asked, FILLER)[asked], late[asked]
-        hidden = predictions.hidden_at(lesson.run, laid, masked, asked, contract)
+        weight, soft = noise.make_weights(laid, asked, FILLER)[asked], late[asked]
+        hidden = predictions.compute_hidden(lesson.run, laid, masked, asked, contract)
         said = predictions.log_probs(lesson.model, select(hidden, ~soft), contract)
         hard = losses.denoising(said, laid.ids[asked & ~late], weight[~soft])
         with torch.no_grad():  # after the student's forward pass, which gathers the head if both have the same one
-            states = send(states_when_unmasked(laid, found, late), hidden.device)
-            taught_soft = predictions.scores(teacher, states, contract)
-        said_soft = predictions.scores(lesson.model, select(hidden, soft), contract)
+            states = send(collect_unmasked_states(laid, found, late), hidden.device)
+            taught_soft = predictions.compute_scores(teacher, states, contract)
+        said_soft = predictions.compute_scores(lesson.model, select(hidden, soft), contract)
         apart = losses.tempered_distillation(taught_soft, said_soft, 1.0, weight[soft])
         figures = {"near": hard.item(), "distant": apart.item()}
         return hard + distant * apart, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}

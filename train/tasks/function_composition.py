@@ -22,26 +22,26 @@ class Family(NamedTuple):
     result: str = "list"
 
 
-def conditions_of(family: Family) -> Mapping[str, Condition]:
+def list_conditions(family: Family) -> Mapping[str, Condition]:
     """Returns the conditions on the items of a source, by name."""
     return parts.NUMBER_CONDITIONS if family.source == "numbers" else parts.WORD_CONDITIONS
 
 
-def change_of(family: Family) -> Change | None:
+def find_change(family: Family) -> Change | None:
     """Returns the change of a family, if it has one."""
     changes = parts.NUMBER_CHANGES if family.source == "numbers" else parts.WORD_CHANGES
     return changes[family.change] if family.change else None
 
 
-def kind_of(family: Family) -> str:
+def find_kind(family: Family) -> str:
     """Returns the kind of the values that the result is made of: numbers or words."""
-    change = change_of(family)
+    change = find_change(family)
     return change.gives if change else "numbers" if family.source == "numbers" else "words"
 
 
-def results_of(family: Family) -> Mapping[str, Result]:
+def list_results(family: Family) -> Mapping[str, Result]:
     """Returns the results of values of the family's kind, by name."""
-    return parts.NUMBER_RESULTS if kind_of(family) == "numbers" else parts.WORD_RESULTS
+    return parts.NUMBER_RESULTS if find_kind(family) == "numbers" else parts.WORD_RESULTS
 
 
 def compose(family: Family, constants: Mapping[str, Any]) -> FunctionFamily:
@@ -57,8 +57,8 @@ def compose(family: Family, constants: Mapping[str, Any]) -> FunctionFamily:
 
 def describe(family: Family) -> str:
     """Returns the words that complete "Write a function f(x) that ...", a format string."""
-    change, text = change_of(family), results_of(family)[family.result].text
-    items = _items(family)
+    change, text = find_change(family), list_results(family)[family.result].text
+    items = _describe_items(family)
     before = ""
     checks = family.result in CHECKS
     if change and change.noun and (checks or not family.after):
@@ -69,18 +69,20 @@ def describe(family: Family) -> str:
     if family.after:
         condition = parts.NUMBER_CONDITIONS[family.after]
         text = text.replace("PREDICATE", condition.predicate.replace("N", "{c}"))
-        items = items if checks else f"the {_attribute('results', condition.text.replace('N', '{c}'), condition)}"
+        items = (
+            items if checks else f"the {_describe_attribute('results', condition.text.replace('N', '{c}'), condition)}"
+        )
     return before + text.replace("NP", items)
 
 
-def _items(family: Family) -> str:
+def _describe_items(family: Family) -> str:
     """Returns the selected items in words."""
     noun = some = "numbers" if family.source == "numbers" else "words"
     apart = "space-separated words"  # of a string, and not of a list
-    conditions = conditions_of(family)
+    conditions = list_conditions(family)
     if family.kept:
         first = conditions[family.kept]
-        some = _attribute(some, first.text.replace("N", "{n}"), first)
+        some = _describe_attribute(some, first.text.replace("N", "{n}"), first)
     if family.also:
         second = conditions[family.also]
         joint = "" if first.kind == "adjective" else " and" if second.kind == "bound" else " that are"
@@ -93,13 +95,13 @@ def _items(family: Family) -> str:
     return f"the {some} among {place}" if family.kept else place
 
 
-def _attribute(noun: str, words: str, condition: Condition) -> str:
+def _describe_attribute(noun: str, words: str, condition: Condition) -> str:
     return f"{words} {noun}" if condition.kind == "adjective" else f"{noun} {words}"
 
 
 def write(family: Family) -> str:
     """Returns the right answer below its `def` line, a format string."""
-    result = results_of(family)[family.result]
+    result = list_results(family)[family.result]
     variable = "v" if family.source == "numbers" else "w"
     source = "{a}.split()" if family.source == "text" else "{a}"
     source += PLACES[family.place].code if family.place else ""
@@ -120,7 +122,7 @@ def write(family: Family) -> str:
 
 def write_value(family: Family, variable: str) -> str:
     """Returns the code of the changed value."""
-    change = change_of(family)
+    change = find_change(family)
     return change.code.replace("V", variable) if change else variable
 
 
@@ -129,7 +131,7 @@ def write_condition(family: Family, slot: str, value: str) -> str:
     part = getattr(family, slot)
     if not part:
         return ""
-    conditions = parts.NUMBER_CONDITIONS if slot == "after" else conditions_of(family)
+    conditions = parts.NUMBER_CONDITIONS if slot == "after" else list_conditions(family)
     code = conditions[part].code
     if "%" in code and (" + " in value or " - " in value):
         value = f"({value})"

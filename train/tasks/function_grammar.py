@@ -15,11 +15,11 @@ from typing import Any
 from . import function_parts as parts
 from .function_composition import (
     Family,
-    change_of,
     compose,
-    conditions_of,
-    kind_of,
-    results_of,
+    find_change,
+    find_kind,
+    list_conditions,
+    list_results,
     write,
     write_condition,
     write_value,
@@ -51,7 +51,7 @@ SOURCES = {"numbers": 3, "words": 1, "text": 1}  # relative frequencies
 
 def _has_sound_selection(family: Family) -> bool:
     """Returns whether all parts but the result fit together, and each of them matters."""
-    if family.after and kind_of(family) == "words":
+    if family.after and find_kind(family) == "words":
         return False
     if family.also and not _can_join(family):
         return False
@@ -74,14 +74,14 @@ def _has_sound_result(family: Family) -> bool:
     if family.result in ("find_first", "find_last"):
         return bool(family.kept or family.after)
     if family.result == "count_distinct":
-        change = change_of(family)
+        change = find_change(family)
         return change is None or change.merges
     return family.result not in ("longest", "shortest") or family.change not in ("initials", "finals", "starts")
 
 
 def _can_join(family: Family) -> bool:
     """Returns whether English joins the two conditions: adjectives before bounds before divisors, or a range."""
-    conditions = conditions_of(family)
+    conditions = list_conditions(family)
     kinds = [conditions[family.kept].kind, conditions[family.also].kind]
     order = ["adjective", "bound", "divisor", "word"]
     if kinds == ["adjective", "adjective"]:
@@ -118,13 +118,13 @@ def split_of_family(family: Family) -> str:
     filled = [part for part in family[1:-1] if part]
     if len(filled) + (family.result != "list") < MIN_PARTS:
         return "train"
-    diagonal = sum(axis[part] for axis, part in zip(_axes(family.source, kind_of(family)), family, strict=True))
+    diagonal = sum(axis[part] for axis, part in zip(_list_axes(family.source, find_kind(family)), family, strict=True))
     return {0: "test", 1: "valid"}.get(diagonal % FOLDS, "train")
 
 
-def slots_of(family: Family) -> Mapping[str, Sequence[str]]:
+def list_slots(family: Family) -> Mapping[str, Sequence[str]]:
     """Returns the parts that each slot but the result can have in families of one source."""
-    numbers, conditions = family.source == "numbers", [*conditions_of(family)]
+    numbers, conditions = family.source == "numbers", [*list_conditions(family)]
     changes = parts.NUMBER_CHANGES if numbers else parts.WORD_CHANGES
     return {
         "place": [*PLACES],
@@ -136,16 +136,16 @@ def slots_of(family: Family) -> Mapping[str, Sequence[str]]:
 
 
 @cache
-def _axes(source: str, kind: str) -> tuple[dict[str, int], ...]:
+def _list_axes(source: str, kind: str) -> tuple[dict[str, int], ...]:
     """Returns the places of the parts on each axis of the grid; a slot without a part is at 0, as its first part is."""
     results = parts.NUMBER_RESULTS if kind == "numbers" else parts.WORD_RESULTS
-    axes = ([*SOURCES], *slots_of(Family(source)).values(), [*results])
+    axes = ([*SOURCES], *list_slots(Family(source)).values(), [*results])
     return tuple({"": 0, **{part: place for place, part in enumerate(axis)}} for axis in axes)
 
 
 def is_family(family: Family) -> bool:
     """Returns whether a combination of parts is a family: they fit together, and each of them matters."""
-    if family.result not in results_of(family) or is_of_test_templates(family):
+    if family.result not in list_results(family) or is_of_test_templates(family):
         return False
     return _has_sound_result(family) and _has_sound_selection(family)
 
@@ -166,9 +166,9 @@ def sample_family(split: str, rng: random.Random) -> tuple[Family, FunctionFamil
 
 def _sample_parts(source: str, shape: Shape, rng: random.Random) -> Family:
     family = Family(source)
-    pools = slots_of(family)
+    pools = list_slots(family)
     family = family._replace(**{slot: rng.choice(pools[slot]) for slot in shape})
-    return family._replace(result=rng.choice([*results_of(family)]))
+    return family._replace(result=rng.choice([*list_results(family)]))
 
 
 def sample_constants(family: Family, rng: random.Random) -> dict[str, Any] | None:
@@ -182,22 +182,22 @@ def sample_constants(family: Family, rng: random.Random) -> dict[str, Any] | Non
 
 def _sample_once(family: Family, rng: random.Random) -> dict[str, Any]:
     """Samples constants. `o` is a number that changes to `c`, what results are compared with; inputs are near it."""
-    conditions, change = conditions_of(family), change_of(family)
+    conditions, change = list_conditions(family), find_change(family)
     pools: dict[str, Any] = dict(change.pools) if change else {}
     pools |= {"p": PLACES[family.place].pool} if family.place else {}
     pools |= {name: conditions[part].pool for name, part in zip("nm", family[2:4], strict=True) if part}
-    code = results_of(family)[family.result].code
-    pools |= {"d": parts.DEFAULTS[kind_of(family)]} if "{d}" in code else {}
+    code = list_results(family)[family.result].code
+    pools |= {"d": parts.DEFAULTS[find_kind(family)]} if "{d}" in code else {}
     pools |= {"s": SEPARATORS} if "{s[" in code else {}
     constants = {name: rng.choice(pool) for name, pool in pools.items() if pool}
     if (family.kept, family.also) in RANGES:
         constants["m"] = constants["n"] + rng.randint(4, 15)
     if isinstance(constants.get("n"), str):
         constants["x"] = constants["n"]
-    return constants | (_constant_of_results(family, constants, rng) if family.after else {})
+    return constants | (_sample_result_constant(family, constants, rng) if family.after else {})
 
 
-def _constant_of_results(family: Family, constants: Mapping[str, Any], rng: random.Random) -> dict[str, int]:
+def _sample_result_constant(family: Family, constants: Mapping[str, Any], rng: random.Random) -> dict[str, int]:
     condition = parts.NUMBER_CONDITIONS[family.after]
     if not condition.pool:
         return {}
@@ -229,21 +229,23 @@ def _each_part_matters(family: Family, constants: Mapping[str, Any]) -> bool:
     )
 
 
-def neighbors(family: Family, constants: Mapping[str, Any], rng: random.Random) -> Iterator[tuple[str, dict[str, Any]]]:
+def list_neighbors(
+    family: Family, constants: Mapping[str, Any], rng: random.Random
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yields code and constants of functions next to a family's: another part, or none, in one slot; a constant +-1."""
     for name, value in constants.items():
         for step in (-1, 1) if isinstance(value, int) and name != "o" else ():
             yield write(family), {**constants, name: value + step}
-    for slot, names in {**slots_of(family), "result": [*results_of(family)]}.items():
+    for slot, names in {**list_slots(family), "result": [*list_results(family)]}.items():
         for name in ("", *names) if getattr(family, slot) else ():
             other = family._replace(**{slot: name})
-            if name != getattr(family, slot) and other.result in results_of(other) and not _lacks(other):
+            if name != getattr(family, slot) and other.result in list_results(other) and not _lacks(other):
                 same = {key: value for key, value in constants.items() if key not in CONSTANTS[slot]}
                 yield write(other), _sample_once(other, rng) | same
 
 
 def _lacks(family: Family) -> bool:
     """Returns whether a part is left without one that it needs."""
-    if family.after and kind_of(family) == "words":
+    if family.after and find_kind(family) == "words":
         return True
     return (family.result in CHECKS) != bool(family.after) and (family.result in CHECKS or not family.change)

@@ -75,7 +75,7 @@ def write_assertion(drawn: Drawn, inputs: tuple[Any, ...]) -> str:
 def choose_tests(drawn: Drawn, prompt: str, rng: random.Random) -> tuple[str, ...]:
     """Returns 5 to 8 assertions other than the example: edges first, then as many different results as possible."""
     known = prompt.splitlines()[-1]
-    edges = [write_assertion(drawn, inputs) for inputs in _edges(drawn, rng)]
+    edges = [write_assertion(drawn, inputs) for inputs in _list_edges(drawn, rng)]
     chosen = [test for test in dict.fromkeys(edges) if test != known][:6]
     found: dict[str, list[str]] = {}
     for turn in range(16):
@@ -126,7 +126,7 @@ def _differs(other: Callable[..., Any], function: Callable[..., Any], inputs: tu
     return bool(found != function(*inputs))
 
 
-def _edges(drawn: Drawn, rng: random.Random) -> list[tuple[Any, ...]]:
+def _list_edges(drawn: Drawn, rng: random.Random) -> list[tuple[Any, ...]]:
     """Returns inputs at and next to each sampled constant."""
     kinds = drawn.family.kinds.split()
     edges = []
@@ -136,13 +136,13 @@ def _edges(drawn: Drawn, rng: random.Random) -> list[tuple[Any, ...]]:
         if len(kinds) > 1 and kinds[0] == "int":
             inputs = [rng.choice((-60, 0, 0, 60))] * 2
         place = rng.randrange(len(kinds))
-        inputs[place] = _edge(kinds[place], value, inputs[place], rng)
+        inputs[place] = _make_edge(kinds[place], value, inputs[place], rng)
         edges.append(tuple(inputs))
     rng.shuffle(edges)
     return edges
 
 
-def _edge(kind: str, value: int, other: Any, rng: random.Random) -> Any:
+def _make_edge(kind: str, value: int, other: Any, rng: random.Random) -> Any:
     if kind in ("ints", "some"):
         # Slices and steps show their constant in a list that is a little longer than it.
         return [value, value] if value > 7 or rng.random() < 0.5 else [*range(30, 32 + value), value]
@@ -161,7 +161,7 @@ def sample_inputs(drawn: Drawn, rng: random.Random, example: bool, empty: bool =
     size = 0 if empty else rng.randint(2, 3) if example else rng.randint(1, 8)
     kinds = drawn.family.kinds.split()
     size += rng.randint(1, 2) if example and kinds[0] in LONGER else 0
-    inputs = [_input(kind, size, drawn, rng) for kind in kinds]
+    inputs = [_sample_input(kind, size, drawn, rng) for kind in kinds]
     if kinds == ["dict", "word"] and inputs[0] and rng.random() < 0.6:
         inputs[1] = rng.choice(list(inputs[0]))
     return tuple(inputs)
@@ -175,35 +175,35 @@ def is_dull(drawn: Drawn, inputs: tuple[Any, ...]) -> bool:
     return not isinstance(result, bool) and bool(result == drawn.function(inputs[0][:0]))
 
 
-def _input(kind: str, size: int, drawn: Drawn, rng: random.Random) -> Any:
+def _sample_input(kind: str, size: int, drawn: Drawn, rng: random.Random) -> Any:
     if kind in ("ints", "some", "many"):
-        values = [_number(drawn, rng) for _ in range(max(size, kind == "some"))]
+        values = [_sample_number(drawn, rng) for _ in range(max(size, kind == "some"))]
         if size > 3 and rng.random() < 0.5:
             values[-1] = values[0]
         return values
     if kind == "words":
-        return [_word(drawn, rng) for _ in range(min(size, 4))]
+        return [_sample_word(drawn, rng) for _ in range(min(size, 4))]
     if kind in ("terms", "line"):
-        words = [_word(drawn, rng) for _ in range(size)]
+        words = [_sample_word(drawn, rng) for _ in range(size)]
         if size > 3 and rng.random() < 0.5:
             words[-1] = words[0]
         return words if kind == "terms" else " ".join(words)
     if kind == "dict":
-        return {rng.choice(WORDS): _number(drawn, rng) for _ in range(min(size, 4))}
+        return {rng.choice(WORDS): _sample_number(drawn, rng) for _ in range(min(size, 4))}
     if kind == "pairs":
-        return [(_number(drawn, rng), _number(drawn, rng)) for _ in range(min(size, 4))]
+        return [(_sample_number(drawn, rng), _sample_number(drawn, rng)) for _ in range(min(size, 4))]
     if kind in ("str", "turn"):
-        return _text(kind, size, drawn, rng)
+        return _sample_text(kind, size, drawn, rng)
     if kind == "word":
         return rng.choice(WORDS)
     if kind == "int":
-        return _number(drawn, rng) if size else 0
+        return _sample_number(drawn, rng) if size else 0
     if kind == "long":
         return rng.choice((rng.randint(1, 99), rng.randint(100, 9999), *drawn.near)) if size else 0
     return rng.randint(size > 0, 7 if kind == "few" else 14) if size else 0
 
 
-def _number(drawn: Drawn, rng: random.Random) -> int:
+def _sample_number(drawn: Drawn, rng: random.Random) -> int:
     """Samples a number: often a sampled constant, a neighbor or a multiple of it, which reveal wrong answers."""
     if drawn.near and rng.random() < 0.5:
         near = rng.choice(drawn.near)
@@ -211,7 +211,7 @@ def _number(drawn: Drawn, rng: random.Random) -> int:
     return rng.randint(-9, 30)
 
 
-def _word(drawn: Drawn, rng: random.Random) -> str:
+def _sample_word(drawn: Drawn, rng: random.Random) -> str:
     word = rng.choice(WORDS)
     if drawn.letter and rng.random() < 0.6:
         with_letter = [other for other in WORDS if drawn.letter in (other[0], other[-1])]
@@ -219,12 +219,12 @@ def _word(drawn: Drawn, rng: random.Random) -> str:
     return word
 
 
-def _text(kind: str, size: int, drawn: Drawn, rng: random.Random) -> str:
+def _sample_text(kind: str, size: int, drawn: Drawn, rng: random.Random) -> str:
     if not size:
         return ""
     if kind == "turn" and rng.random() < 0.5:
         return rng.choice(TURNED)
-    word = _word(drawn, rng)
+    word = _sample_word(drawn, rng)
     if size > 2 and rng.random() < 0.5:
         word = f"{word} {rng.choice(WORDS)}"
     return rng.choice((word, word, word.title())) if not drawn.letter else word

@@ -33,7 +33,7 @@ PLAIN_NAMES = ("solve", "compute", "task", "helper", "answer", "process")
 PLAIN_SHARE = 0.15
 
 
-def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
+def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yields `count` problems of one of SPLITS, the same ones for the same arguments.
 
     The problems of `train` have no tests and may repeat; those of the other splits have 5 to 8 tests and do not
@@ -59,10 +59,10 @@ def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
     The texts run in a separate process. Raises ValueError for unequal lengths.
     """
     pairs = zip(problems, texts, strict=True)
-    return sandbox.run([(text, (*problem.tests, *_example(problem.prompt))) for problem, text in pairs])
+    return sandbox.run([(text, (*problem.tests, *_find_example(problem.prompt))) for problem, text in pairs])
 
 
-def _example(prompt: str) -> tuple[str, ...]:
+def _find_example(prompt: str) -> tuple[str, ...]:
     """Returns the assertion on the last line of a prompt; prompts of users' own data may have none."""
     last = prompt.rstrip("\n").rpartition("\n")[2]
     return (last,) if last.startswith("assert ") else ()
@@ -84,7 +84,9 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Dr
         tests: tuple[str, ...] = ()
         if split != "train":
             seen.add(prompt)
-            tests = choose_tests(drawn, prompt, rng) if composed is None else _telling(composed, drawn, prompt, rng)
+            tests = (
+                choose_tests(drawn, prompt, rng) if composed is None else _choose_telling(composed, drawn, prompt, rng)
+            )
             if not tests:
                 continue
         made += 1
@@ -107,11 +109,11 @@ def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[Drawn
     return drawn, ""
 
 
-def _telling(family: Family, drawn: Drawn, prompt: str, rng: random.Random) -> tuple[str, ...]:
+def _choose_telling(family: Family, drawn: Drawn, prompt: str, rng: random.Random) -> tuple[str, ...]:
     """Returns assertions that tell the right function from those of neighboring families."""
     constants = {name: drawn.values[name] for name in drawn.family.draws}
     programs: list[str] = []
-    for body, values in function_grammar.neighbors(family, constants, rng):
+    for body, values in function_grammar.list_neighbors(family, constants, rng):
         programs.append(_answer(replace(drawn.family, body=body), f"other_{len(programs)}", {**drawn.values, **values}))
     space = _run("\n\n".join(programs))
     others = [space[f"other_{place}"] for place in range(len(programs))]
@@ -137,24 +139,24 @@ def _draw(family: FunctionFamily, rng: random.Random) -> Drawn:
     answer = _answer(family, name, values)
     function = _run(answer)[name]
     opening = rng.choice(("Write a function", "Write a Python function"))
-    instruction = _instruction(family, opening, name, values)
+    instruction = _format_instruction(family, opening, name, values)
     return Drawn(family, values, opening, name, instruction, answer, function, near, values.get("x", ""))
 
 
-def _head(name: str, values: Mapping[str, Any]) -> str:
+def _format_head(name: str, values: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(values[key] for key in 'ab' if key in values)})"
 
 
-def _instruction(family: FunctionFamily, opening: str, name: str, values: Mapping[str, Any]) -> str:
-    return f"{opening} {_head(name, values)} that {family.text.format(**_filled(values))}."
+def _format_instruction(family: FunctionFamily, opening: str, name: str, values: Mapping[str, Any]) -> str:
+    return f"{opening} {_format_head(name, values)} that {family.text.format(**_fill_all(values))}."
 
 
 def _answer(family: FunctionFamily, name: str, values: Mapping[str, Any]) -> str:
-    body = family.body.format(**_filled(values)).replace("\n", "\n    ")
-    return f"def {_head(name, values)}:\n    {body}"
+    body = family.body.format(**_fill_all(values)).replace("\n", "\n    ")
+    return f"def {_format_head(name, values)}:\n    {body}"
 
 
-def _filled(values: Mapping[str, Any]) -> dict[str, Any]:
+def _fill_all(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the values, with arguments and constants filled into those that mention any."""
     return {key: _fill(value, values) for key, value in values.items()}
 
@@ -191,5 +193,5 @@ def _rename(drawn: Drawn, rng: random.Random, split: str) -> Drawn:
     for kind in kinds:
         chosen.append(rng.choice([name for name in pool[kind] if name not in chosen]))
     values = {**drawn.values, **dict(zip("ab", chosen, strict=False))}
-    instruction = _instruction(drawn.family, drawn.opening, drawn.name, values)
+    instruction = _format_instruction(drawn.family, drawn.opening, drawn.name, values)
     return replace(drawn, instruction=instruction, answer=_answer(drawn.family, drawn.name, values))

@@ -37,12 +37,12 @@ class Asked:
     phrase: str
     fields: Mapping[str, Said]
 
-    def words(self) -> Words:
+    def list_words(self) -> Words:
         """Returns the words of each field; optional ones bring their space."""
         spaced = {name for name, said in self.fields.items() if name in OPTIONAL and said.words}
         return {name: " " * (name in spaced) + said.words for name, said in self.fields.items()}
 
-    def slots(self) -> Slots:
+    def list_slots(self) -> Slots:
         """Returns the values of the fields by slot."""
         return {slot: value for said in self.fields.values() for slot, value in said.slots.items()}
 
@@ -64,13 +64,13 @@ class Utterance:
 
 
 @cache
-def fields_of(phrase: str) -> tuple[str, ...]:
+def list_fields(phrase: str) -> tuple[str, ...]:
     """Returns the names of a phrase's fields, in order."""
     return tuple(name for _, name, _, _ in string.Formatter().parse(phrase) if name)
 
 
 @cache
-def pairs(intent: str, sentence: bool, split: str) -> tuple[tuple[int, str], ...]:
+def list_pairs(intent: str, sentence: bool, split: str) -> tuple[tuple[int, str], ...]:
     """Returns the families of one request in a split: the place of a phrase or sentence, and a form."""
     said = INTENTS[intent].sentences if sentence else INTENTS[intent].phrases
     forms, offset = OPENINGS if sentence else FORMS, [*INTENTS].index(intent)
@@ -83,7 +83,7 @@ def pairs(intent: str, sentence: bool, split: str) -> tuple[tuple[int, str], ...
 
 
 @cache
-def frames(split: str) -> Mapping[str, tuple[tuple[str, str], ...]]:
+def list_frames(split: str) -> Mapping[str, tuple[tuple[str, str], ...]]:
     """Returns the families of frames in a split, by group: markers and arrangements."""
     return {
         group.name: tuple(
@@ -99,11 +99,11 @@ def frames(split: str) -> Mapping[str, tuple[tuple[str, str], ...]]:
 def ask(rng: random.Random, intent: str, phrase: str, near: Asked | None = None) -> Asked:
     """Fills a phrase's fields, some as those of the request `near`."""
     fields = {}
-    for name in fields_of(phrase):
+    for name in list_fields(phrase):
         if near and name in near.fields and name != "clause" and rng.random() < SAME:
             fields[name] = near.fields[name]
         elif name == "clause":
-            fields[name] = Said({}, content(rng, intent))
+            fields[name] = Said({}, sample_content(rng, intent))
         elif name in OPTIONAL and rng.random() >= GIVEN:
             fields[name] = Said({}, "")
         else:
@@ -111,14 +111,14 @@ def ask(rng: random.Random, intent: str, phrase: str, near: Asked | None = None)
     return Asked(intent, phrase, fields)
 
 
-def content(rng: random.Random, of: str) -> str:
+def sample_content(rng: random.Random, of: str) -> str:
     """Samples what a reminder or a message is about: a phrase of another intent, none of whose slots count."""
     while True:
         intent = rng.choice([*INTENTS])
         phrase = rng.choice(INTENTS[intent].phrases)
-        if intent not in NO_CONTENT and not MINE.search(phrase) and not NO_CONTENT[of] & {*fields_of(phrase)}:
+        if intent not in NO_CONTENT and not MINE.search(phrase) and not NO_CONTENT[of] & {*list_fields(phrase)}:
             made = ask(rng, intent, phrase)
-            return phrase.format_map(made.words())
+            return phrase.format_map(made.list_words())
 
 
 def ask_any(rng: random.Random, intent: str, near: Asked | None = None, plain: bool = False) -> Asked:
@@ -127,7 +127,7 @@ def ask_any(rng: random.Random, intent: str, near: Asked | None = None, plain: b
     return ask(rng, intent, rng.choice(phrases), near)
 
 
-def other_intent(rng: random.Random, *taken: str) -> str:
+def sample_other_intent(rng: random.Random, *taken: str) -> str:
     """Samples the intent of a distractor, mostly of the first one's topic."""
     topic = INTENTS[taken[0]].topic
     near = [name for name in INTENTS if name not in taken and INTENTS[name].topic == topic]
@@ -138,7 +138,7 @@ def other_intent(rng: random.Random, *taken: str) -> str:
 def bend_request(asked: Asked, suffix: str) -> Words:
     """Returns a request as a phrase, a gerund and a participle, under names that end in `suffix`."""
     gerund, participle = bend(asked.phrase)
-    words = asked.words()
+    words = asked.list_words()
     made = {"do": asked.phrase, "doing": gerund, "done": participle}
     return {f"{name}{suffix}": phrase.format_map(words) for name, phrase in made.items()}
 
@@ -146,7 +146,7 @@ def bend_request(asked: Asked, suffix: str) -> Words:
 def say(rng: random.Random, split: str, intent: str, near: Asked | None = None) -> tuple[Asked, str, tuple[str, ...]]:
     """Samples a request in a form of this split; returns it, the form with the phrase in it, and its family."""
     sentence = bool(INTENTS[intent].sentences) and rng.random() < SENTENCES
-    row, form = rng.choice(pairs(intent, sentence, split))
+    row, form = rng.choice(list_pairs(intent, sentence, split))
     phrase = (INTENTS[intent].sentences if sentence else INTENTS[intent].phrases)[row]
     if sentence:
         whole = form.replace("{say}", phrase)
@@ -161,35 +161,37 @@ def draw_utterance(split: str, rng: random.Random) -> Utterance:
     group = rng.choices(GROUPS, [each.weight for each in GROUPS])[0]
     if group.name == "plain":
         asked, whole, family = say(rng, split, rng.choice([*INTENTS]))
-        return Utterance(finish(whole.format_map(asked.words())), asked.intent, asked.slots(), group.name, family)
-    marker, arrangement = rng.choice(frames(split)[group.name])
+        return Utterance(
+            finish(whole.format_map(asked.list_words())), asked.intent, asked.list_slots(), group.name, family
+        )
+    marker, arrangement = rng.choice(list_frames(split)[group.name])
     family = (group.name, marker, arrangement)
     if group.name.startswith("slot_"):
         return correct_slot(split, rng, group, marker, arrangement)
     asked, words = fill_frame(split, rng, arrangement)
-    text = finish(arrangement.format_map({"m": marker, "M": capital(marker), **words}))
+    text = finish(arrangement.format_map({"m": marker, "M": capitalize(marker), **words}))
     if group.name in WITHOUT:
         return Utterance(text, NO_REQUEST, {}, group.name, family)
-    return Utterance(text, asked.intent, asked.slots(), group.name, family)
+    return Utterance(text, asked.intent, asked.list_slots(), group.name, family)
 
 
 def fill_frame(split: str, rng: random.Random, arrangement: str) -> tuple[Asked, Words]:
     """Samples a request and its distractors; returns the request, and the words of a frame's fields except markers."""
-    names, intent, words = {*fields_of(arrangement)}, rng.choice([*INTENTS]), {"who": rng.choice(WHO)}
+    names, intent, words = {*list_fields(arrangement)}, rng.choice([*INTENTS]), {"who": rng.choice(WHO)}
     asked, whole, _ = say(rng, split, intent)
     if "say" in names:
-        words["say"] = whole.format_map(asked.words())
+        words["say"] = whole.format_map(asked.list_words())
     else:
         asked = ask_any(rng, asked.intent)
     words |= bend_request(asked, "")
     taken = [asked.intent]
     for suffix in "23":
-        other = ask_any(rng, other_intent(rng, *taken), asked, plain=f"done{suffix}" in names)
+        other = ask_any(rng, sample_other_intent(rng, *taken), asked, plain=f"done{suffix}" in names)
         taken.append(other.intent)
         words |= bend_request(other, suffix)
         if f"say{suffix}" in names:
             second, said, _ = say(rng, split, other.intent, asked)
-            words[f"say{suffix}"] = said.format_map(second.words())
+            words[f"say{suffix}"] = said.format_map(second.list_words())
     return asked, words
 
 
@@ -208,18 +210,18 @@ def correct_slot(split: str, rng: random.Random, group: Group, marker: str, arra
     right = asked.fields[name]
     while (wrong := FIELDS[name](rng)).slots == right.slots:
         pass
-    words = asked.words()
+    words = asked.list_words()
     space = " " if name in OPTIONAL else ""
-    shown = {"m": marker, "M": capital(marker), "w": wrong.words, "r": right.words}
+    shown = {"m": marker, "M": capitalize(marker), "w": wrong.words, "r": right.words}
     if group.name in MOVED:
         shown |= {"say": whole.format_map(words), "wrong": whole.format_map({**words, name: space + wrong.words})}
         text = arrangement.format_map(shown)
     else:
         text = whole.format_map({**words, name: space + arrangement.format_map(shown)})
-    return Utterance(finish(text), asked.intent, asked.slots(), group.name, (group.name, marker, arrangement))
+    return Utterance(finish(text), asked.intent, asked.list_slots(), group.name, (group.name, marker, arrangement))
 
 
-def capital(text: str) -> str:
+def capitalize(text: str) -> str:
     """Returns a text with a capital first letter."""
     return text[:1].upper() + text[1:]
 

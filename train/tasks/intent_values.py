@@ -107,10 +107,10 @@ def write_number(number: int, rng: random.Random) -> str:
 def sample_time(rng: random.Random) -> Said:
     """Samples a time of day, in steps of five minutes, and one of the ways to say it."""
     hour, minute = rng.choice(HOURS), rng.choice((0, 0, 0, 15, 30, 30, 45, rng.randrange(0, 60, 5)))
-    return Said({"hour": hour, "minute": minute}, rng.choice(times_said(hour, minute)))
+    return Said({"hour": hour, "minute": minute}, rng.choice(list_ways_to_say_time(hour, minute)))
 
 
-def times_said(hour: int, minute: int) -> list[str]:
+def list_ways_to_say_time(hour: int, minute: int) -> list[str]:
     """Returns the ways to say a time. An hour from 1 to 11 alone is in the morning; "pm" means after noon."""
     said, half = [f"{hour}:{minute:02}"], hour % 12
     if half == 0:

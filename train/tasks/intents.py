@@ -21,7 +21,7 @@ from runtime.errors import UserError
 
 from . import surface
 from .intent_phrases import INTENTS, NAMES, NO_REQUEST
-from .intent_utterances import draw_utterance, fields_of
+from .intent_utterances import draw_utterance, list_fields
 from .intent_values import FIELDS as PHRASE_FIELDS
 from .intent_values import OPTIONAL, SLOTS
 from .problem import Problem
@@ -43,21 +43,21 @@ def write_answer(intent: str, slots: Mapping[str, str | int]) -> str:
     return json.dumps({"intent": intent, **{slot: slots.get(slot) for slot in SLOTS}}, separators=(",", ":"))
 
 
-def slots_of(intent: str) -> tuple[set[str], set[str]]:
+def list_slots(intent: str) -> tuple[set[str], set[str]]:
     """Returns the slots that an intent always has, and those that it may have."""
     phrases = (*INTENTS[intent].phrases, *INTENTS[intent].sentences) if intent != NO_REQUEST else ()
     always, ever = set(SLOTS), set[str]()
     for phrase in phrases:
-        names = [name for name in fields_of(phrase) if name != "clause"]
+        names = [name for name in list_fields(phrase) if name != "clause"]
         known = {name: PHRASE_FIELDS[name](random.Random(0)).slots.keys() for name in names}
         ever |= {slot for slots in known.values() for slot in slots}
         always &= {slot for name, slots in known.items() if name not in OPTIONAL for slot in slots}
     return always & ever, ever
 
 
-def schema(intent: str | None = None) -> dict[str, Any]:
+def make_schema(intent: str | None = None) -> dict[str, Any]:
     """Returns the JSON schema of all answers, or of one intent's answers, in which other intents' slots are null."""
-    always, ever = slots_of(intent) if intent else (set[str](), {*SLOTS})
+    always, ever = list_slots(intent) if intent else (set[str](), {*SLOTS})
     properties: dict[str, Any] = {"intent": {"enum": [intent] if intent else [*NAMES]}}
     for slot, values in SLOTS.items():
         some: dict[str, Any] = (
@@ -70,7 +70,7 @@ def schema(intent: str | None = None) -> dict[str, Any]:
     return {"type": "object", "properties": properties, "required": [*FIELDS], "additionalProperties": False}
 
 
-def form() -> Form:
+def make_form() -> Form:
     """Returns the form of all answers; a field's values are JSON texts, null being the last one of each slot."""
     values = {"intent": [*NAMES], **{slot: [*known, None] for slot, known in SLOTS.items()}}
     parts = list[str | Field]()
@@ -111,7 +111,7 @@ def rewrite(problem: Problem, changes: Collection[str], rng: random.Random, spli
     return replace(problem, prompt=surface.rewrite_text(problem.prompt, changes, rng, PROSE))
 
 
-def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
+def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yields `count` problems of a split; the same arguments always give the same ones.
 
     Within one call only `train` may repeat an utterance. `group` is the kind of the frame. Raises UserError for an

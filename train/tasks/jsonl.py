@@ -43,11 +43,11 @@ def read(path: Path) -> tuple[Problem, ...]:
     (MBPP). The prompts of the last two end without a newline. Raises UserError naming the line.
     """
     problems = []
-    for number, line in enumerate(_text(path).split("\n"), start=1):
+    for number, line in enumerate(_read_text(path).split("\n"), start=1):
         line = line.removeprefix(BOM).strip()  # each of several concatenated files may have one
         if line:
             try:
-                problems.append(replace(_whole(_problem(_record(line))), line=number))
+                problems.append(replace(_check_whole(_parse_problem(_parse_record(line))), line=number))
             except ValueError as error:
                 raise UserError(f"{path}, line {number}: {error}") from None
     if not any(problem.prompt for problem in problems):
@@ -56,7 +56,7 @@ def read(path: Path) -> tuple[Problem, ...]:
     return tuple(problems)
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """Reads the text of a file. Raises UserError for other kinds of files, as far as they can be recognized."""
     try:
         content = path.read_bytes()
@@ -74,7 +74,7 @@ def _text(path: Path) -> str:
     return text
 
 
-def _record(line: str) -> dict[str, object]:
+def _parse_record(line: str) -> dict[str, object]:
     """Parses the object in a line. Raises ValueError naming what is there instead."""
     try:
         record = json.loads(line, object_pairs_hook=strict_json.check_unique, parse_int=strict_json.parse_whole)
@@ -83,14 +83,14 @@ def _record(line: str) -> dict[str, object]:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     if not isinstance(record, dict):
-        raise ValueError(f"got {_shown(record)}; expected an object, as in {EXAMPLE}")
+        raise ValueError(f"got {_shorten(record)}; expected an object, as in {EXAMPLE}")
     return record
 
 
-def _problem(record: dict[str, object]) -> Problem:
+def _parse_problem(record: dict[str, object]) -> Problem:
     match record:
         case {"prompt": str(prompt), "answer": str(answer)}:
-            return Problem(prompt, answer, "file", _strings(record.get("tests", [])))
+            return Problem(prompt, answer, "file", _check_strings(record.get("tests", [])))
         case {"question": str(question), "answer": str(answer)}:
             return Problem(question.rstrip(), answer, "gsm8k")
         case {"text": str(text), "code": str(code), "test_list": list(tests)} | {
@@ -100,9 +100,9 @@ def _problem(record: dict[str, object]) -> Problem:
         }:
             code_before = record.get("test_setup_code") or ""
             if not isinstance(code_before, str):
-                raise ValueError(f"test_setup_code is {_shown(code_before)}; expected a string, in quotes")
-            setup = "\n".join((*_strings(record.get("test_imports", [])), code_before)).strip()
-            checks = tuple(f"{setup}\n{test}" if setup else test for test in _strings(tests))
+                raise ValueError(f"test_setup_code is {_shorten(code_before)}; expected a string, in quotes")
+            setup = "\n".join((*_check_strings(record.get("test_imports", [])), code_before)).strip()
+            checks = tuple(f"{setup}\n{test}" if setup else test for test in _check_strings(tests))
             prompt = "\n".join((text.rstrip(), *checks[:1]))
             return Problem(prompt.rstrip(), code.replace("\r\n", "\n").rstrip(), "mbpp", checks)
     keys = ", ".join(sorted(record)) or "nothing"
@@ -110,13 +110,13 @@ def _problem(record: dict[str, object]) -> Problem:
         for name, kind in layout.items() if layout.keys() <= record.keys() else ():
             if not isinstance(record[name], kind):
                 expected = "a string, in quotes" if kind is str else "a list of strings"
-                raise ValueError(f"got the keys {keys}, but {name} is {_shown(record[name])}; expected {expected}")
+                raise ValueError(f"got the keys {keys}, but {name} is {_shorten(record[name])}; expected {expected}")
     raise ValueError(
         f"got the keys {keys}; expected prompt and answer, question and answer, or text or prompt, code and test_list"
     )
 
 
-def _whole(problem: Problem) -> Problem:
+def _check_whole(problem: Problem) -> Problem:
     """Returns the problem. Raises ValueError if JSON's escapes left half a surrogate pair in its texts."""
     for text in (problem.prompt, problem.answer, *problem.tests):
         try:
@@ -126,17 +126,17 @@ def _whole(problem: Problem) -> Problem:
     return problem
 
 
-def _shown(value: object) -> str:
+def _shorten(value: object) -> str:
     """Returns a value as JSON writes it, shortened."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _strings(values: object) -> tuple[str, ...]:
+def _check_strings(values: object) -> tuple[str, ...]:
     if values is None:
         return ()
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"the tests must be a list of strings, got {_shown(values)}")
+        raise ValueError(f"the tests must be a list of strings, got {_shorten(values)}")
     return tuple(values)
 
 
@@ -163,12 +163,12 @@ def grade_many(problems: Sequence[Problem], texts: Sequence[str], numbers: Grade
     """Grades each answer by its problem's kind: runs tests, compares the N of `#### N`, or compares the whole text."""
     right = [problem.answer.strip() == text.strip() for problem, text in zip(problems, texts, strict=True)]
     for kind, grader in (("tests", programs), ("number", numbers)):
-        places = [i for i, problem in enumerate(problems) if _kind(problem) == kind]
+        places = [i for i, problem in enumerate(problems) if _find_kind(problem) == kind]
         graded = grader([problems[i] for i in places], [texts[i] for i in places]) if places else []
         for place, verdict in zip(places, graded, strict=True):
             right[place] = verdict
     return right
 
 
-def _kind(problem: Problem) -> str:
+def _find_kind(problem: Problem) -> str:
     return "tests" if problem.tests else "number" if "####" in problem.answer else "text"

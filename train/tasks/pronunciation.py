@@ -33,7 +33,7 @@ Split = Callable[[str], str]
 
 
 @cache
-def dictionary() -> Pronunciations:
+def read_dictionary() -> Pronunciations:
     """Returns every word of letters and apostrophes with its pronunciations, in listed order.
 
     Raises UserError if the dictionary is not installed.
@@ -79,12 +79,12 @@ def split_by_stem(word: str) -> str:
 
 
 @cache
-def words_of(split: str, split_word: Split) -> tuple[str, ...]:
+def list_words(split: str, split_word: Split) -> tuple[str, ...]:
     """Returns the words of a split in the dictionary's order."""
-    return tuple(word for word in dictionary() if split_word(word) == split)
+    return tuple(word for word in read_dictionary() if split_word(word) == split)
 
 
-def problems(split: str, count: int, seed: int, split_word: Split = split_by_stem) -> Iterator[Problem]:
+def sample_problems(split: str, count: int, seed: int, split_word: Split = split_by_stem) -> Iterator[Problem]:
     """Yields `count` problems of a split, one word each; the same arguments always give the same ones.
 
     `train` repeats words and writes them as people do; `valid` and `test` have each word once, in lower case. Raises
@@ -93,42 +93,42 @@ def problems(split: str, count: int, seed: int, split_word: Split = split_by_ste
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     rng = random.Random(f"{split}-{seed}")
-    words = words_of(split, split_word)
+    words = list_words(split, split_word)
     if split == "train":
-        return (written_prompt(rng, words) for _ in range(count))
-    return (problem_of(word, word) for word in rng.sample(words, len(words))[:count])
+        return (sample_written_prompt(rng, words) for _ in range(count))
+    return (make_problem(word, word) for word in rng.sample(words, len(words))[:count])
 
 
-def problem_of(word: str, prompt: str) -> Problem:
+def make_problem(word: str, prompt: str) -> Problem:
     """Returns the problem of a word, with the first listed pronunciation as its answer."""
-    return Problem(prompt, dictionary()[word][0], "word")
+    return Problem(prompt, read_dictionary()[word][0], "word")
 
 
-def written_prompt(rng: random.Random, words: Sequence[str]) -> Problem:
+def sample_written_prompt(rng: random.Random, words: Sequence[str]) -> Problem:
     """Returns a training problem: a random word, sometimes with capitals, a stop, a comma or a space."""
     word, style = rng.choice(words), rng.random()
     written = word.upper() if style < 0.04 else word.capitalize() if style > 0.8 else word
-    return problem_of(word, written + (rng.choice(ENDS) if rng.random() < 0.2 else ""))
+    return make_problem(word, written + (rng.choice(ENDS) if rng.random() < 0.2 else ""))
 
 
-def without_stress(phonemes: Sequence[str]) -> tuple[str, ...]:
+def drop_stress(phonemes: Sequence[str]) -> tuple[str, ...]:
     """Returns phonemes without their stress digits."""
     return tuple(phoneme.rstrip("012") for phoneme in phonemes)
 
 
-def listed(problem: Problem, stress: bool = True) -> list[tuple[str, ...]]:
+def list_pronunciations(problem: Problem, stress: bool = True) -> list[tuple[str, ...]]:
     """Returns the pronunciations of a prompt's word that count as right."""
     found = WRITTEN.findall(problem.prompt)
-    spoken = [tuple(each.split()) for each in dictionary()[found[0].lower()]]
-    return spoken if stress else [without_stress(each) for each in spoken]
+    spoken = [tuple(each.split()) for each in read_dictionary()[found[0].lower()]]
+    return spoken if stress else [drop_stress(each) for each in spoken]
 
 
 def grade(problem: Problem, text: str) -> bool:
     """Returns whether an answer is a listed pronunciation, stress included."""
-    return tuple(text.split()) in listed(problem)
+    return tuple(text.split()) in list_pronunciations(problem)
 
 
-def error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
+def compute_error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
     """Returns word and phoneme error rates, with stress and without, and the number of words.
 
     A phoneme error is a substitution, deletion or insertion on the way to the nearest listed pronunciation, as for
@@ -138,8 +138,10 @@ def error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, 
     for name, stress in (("", True), ("_without_stress", False)):
         edits, length, wrong = 0, 0, 0
         for problem, text in zip(problems, texts, strict=True):
-            given = tuple(text.split()) if stress else without_stress(text.split())
-            distance, size = min((edit_distance(given, right), len(right)) for right in listed(problem, stress))
+            given = tuple(text.split()) if stress else drop_stress(text.split())
+            distance, size = min(
+                (edit_distance(given, right), len(right)) for right in list_pronunciations(problem, stress)
+            )
             edits, length, wrong = edits + distance, length + size, wrong + (distance > 0)
         shares = {"word": wrong / len(problems), "phoneme": edits / length}
         rates |= {f"{what}_error{name}": round(share, 5) for what, share in shares.items()}

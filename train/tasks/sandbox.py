@@ -130,7 +130,7 @@ def _passes(job: dict) -> bool:
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _child(job, token, writer)
+        _run_child(job, token, writer)
     os.close(writer)
     with contextlib.suppress(OSError):
         os.setpgid(child, child)
@@ -144,7 +144,7 @@ def _passes(job: dict) -> bool:
     return passed
 
 
-def _child(job: dict, token: bytes, writer: int) -> None:
+def _run_child(job: dict, token: bytes, writer: int) -> None:
     """Runs one job and exits the process; the token is written only after the last assertion held."""
     leave = os._exit
     write = os.write

@@ -63,29 +63,29 @@ class Story:
     parts: tuple[Part, ...]
     words: Mapping[str, str]
 
-    def family(self) -> Family:
+    def list_kinds(self) -> Family:
         """Returns the kinds of its parts."""
         return tuple(part.kind for part in self.parts)
 
 
-def unit_after(kind: Kind, unit: str) -> str:
+def find_unit_after(kind: Kind, unit: str) -> str:
     """Returns the letter of what is counted after an event; a capital one is another person's."""
     return unit.upper() if kind.makes == RIVAL else kind.makes or unit
 
 
 @cache
-def common_things(pools: frozenset[tuple[str, ...]]) -> tuple[str, ...]:
+def find_common_things(pools: frozenset[tuple[str, ...]]) -> tuple[str, ...]:
     """Returns the things that are in all of the pools."""
     return tuple(thing for thing in THINGS if all(thing in pool for pool in pools))
 
 
-def things_of(family: Sequence[Kind]) -> tuple[str, ...]:
+def list_things(family: Sequence[Kind]) -> tuple[str, ...]:
     """Returns the things that all kinds of a family can be about."""
-    return common_things(frozenset(kind.items for kind in family if kind.items is not THINGS))
+    return find_common_things(frozenset(kind.items for kind in family if kind.items is not THINGS))
 
 
 @cache
-def kinds_after(unit: str, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
+def list_kinds_after(unit: str, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
     """Returns those of the kinds that can be about a quantity."""
     return tuple(kind for kind in kinds if unit in kind.units)
 
@@ -96,9 +96,9 @@ def is_sound(family: Sequence[Kind]) -> bool:
     for kind in family[1:]:
         if unit not in kind.units:
             return False
-        unit = unit_after(kind, unit)
+        unit = find_unit_after(kind, unit)
     steps = sum(len(STEPS[kind]) for kind in family)
-    return len({*family}) == len(family) and steps <= MOST_STEPS and bool(things_of(family))
+    return len({*family}) == len(family) and steps <= MOST_STEPS and bool(list_things(family))
 
 
 def split_of_family(family: Sequence[Kind]) -> str:
@@ -114,8 +114,8 @@ def draw_family(split: str, rng: random.Random) -> Family:
         family = [rng.choice(STARTS)]
         unit = family[0].makes
         for kinds in (*[CHANGES] * (count - 1), EVENTS, QUESTIONS):
-            family.append(rng.choice(kinds_after(unit, kinds)))
-            unit = unit_after(family[-1], unit)
+            family.append(rng.choice(list_kinds_after(unit, kinds)))
+            unit = find_unit_after(family[-1], unit)
         if is_sound(family) and split_of_family(family) == split:
             return tuple(family)
 
@@ -165,7 +165,7 @@ def draw_words(family: Family, rng: random.Random) -> dict[str, str]:
     """
     he = rng.choice([*OTHER])
     pal, rival = rng.sample(OWN_NAMES[OTHER[he]], 2)
-    item = rng.choice(things_of(family))
+    item = rng.choice(list_things(family))
     wares, goods, extra = rng.sample([each for each in GOODS if each != item], 3)
     bag, box, sack = rng.sample([each for each in BAGS if each != item], 3)  # no bowls in bowls
     people, crowd = rng.sample(PEOPLE, 2)
@@ -190,7 +190,7 @@ def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.Draft:
         numbers = draw_numbers(family, rng)
         for _ in range(WORDINGS if numbers else 0):
             story = word_story(family, numbers, rng)
-            if split_of_sample(prompt_of(story)) == prompts:
+            if split_of_sample(write_prompt(story)) == prompts:
                 return surface.Draft(tell(story), partial(rewrite, story))
 
 
@@ -205,7 +205,7 @@ def word_story(family: Family, numbers: Sequence[Mapping[str, int]], rng: random
         }
         shown = {"unit": words[counted], "the": everything.format_map(words)}
         parts.append(Part(kind, draw_sentence(kind, rng), {**values, **equations, **shown}))
-        unit = unit_after(kind, unit)
+        unit = find_unit_after(kind, unit)
     return Story(tuple(parts), words)
 
 
@@ -218,14 +218,14 @@ def draw_sentence(kind: Kind, rng: random.Random) -> str:
     return f"{rng.choice(order)}{phrase}."
 
 
-def capital(text: str) -> str:
+def capitalize(text: str) -> str:
     """Returns a text with a capital first letter."""
     return text[:1].upper() + text[1:]
 
 
-def prompt_of(story: Story) -> str:
+def write_prompt(story: Story) -> str:
     """Returns the sentences of a story with its words and numbers."""
-    return " ".join(capital(part.sentence.format_map({**story.words, **part.fields})) for part in story.parts)
+    return " ".join(capitalize(part.sentence.format_map({**story.words, **part.fields})) for part in story.parts)
 
 
 def tell(story: Story) -> Problem:
@@ -238,7 +238,7 @@ def tell(story: Story) -> Problem:
             # An answer has the first person's name before a pronoun.
             clauses.append(CLAUSES[part.kind].format_map({**(words if clauses else named), **part.fields}))
     answer = f"{' '.join(clauses)}\n#### {story.parts[-1].fields['y']}"
-    return Problem(prompt_of(story), answer, f"events_{len(story.parts) - 2}")
+    return Problem(write_prompt(story), answer, f"events_{len(story.parts) - 2}")
 
 
 def rename(story: Story, rng: random.Random, split: str) -> Story:

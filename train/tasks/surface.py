@@ -82,7 +82,7 @@ def lower_case(text: str, rng: random.Random) -> str:
     return "".join(part if place % 2 else part.lower() for place, part in enumerate(VERBATIM.split(text)))
 
 
-def upper_word(text: str, rng: random.Random) -> str:
+def uppercase_word(text: str, rng: random.Random) -> str:
     """Writes the first word in upper case."""
     first, space, rest = text.partition(" ")
     return first.upper() + space + rest
@@ -94,7 +94,7 @@ PROSE: Mapping[str, Change] = {
     "no_stop": lambda text, rng: re.sub(r"[.?!]+$", "", text),
     "lower_case": lower_case,
     "first_lower": lambda text, rng: text[:1].lower() + text[1:],
-    "first_upper": upper_word,
+    "first_upper": uppercase_word,
     "double_spaces": double_spaces,
 }
 # Changes to the whole prompt.

@@ -37,7 +37,7 @@ class Task:
     shares: tuple[str, ...] = ()
     form: Callable[[], Form] | None = None
 
-    def form_values(self) -> list[str]:
+    def list_form_values(self) -> list[str]:
         """Returns all values of the form's fields, as texts; none if the task has no form."""
         parts = self.form().parts if self.form else ()
         return [value for part in parts if isinstance(part, Field) for value in part.values]
@@ -48,12 +48,12 @@ def each_alone(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Prob
     return lambda problems, texts: [grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
 
-def _pronounce(name: str, **options: Any) -> Task:
+def _make_pronounce(name: str, **options: Any) -> Task:
     return Task(
         name,
-        partial(pronunciation.problems, **options),
+        partial(pronunciation.sample_problems, **options),
         each_alone(pronunciation.grade),
-        pronunciation.error_rates,
+        pronunciation.compute_error_rates,
         pronunciation.SPLIT,
         pronunciation.SHARES,
     )
@@ -62,18 +62,18 @@ def _pronounce(name: str, **options: Any) -> Task:
 _grade_math = each_alone(word_problems.grade)
 
 TASKS = {
-    "math": Task("math", word_problems.problems, _grade_math),
-    "code": Task("code", functions.problems, functions.grade_many),
-    "pronounce": _pronounce("pronounce"),
-    "pronounce_by_word": _pronounce("pronounce_by_word", split_word=split_of),  # as in published splits
+    "math": Task("math", word_problems.sample_problems, _grade_math),
+    "code": Task("code", functions.sample_problems, functions.grade_many),
+    "pronounce": _make_pronounce("pronounce"),
+    "pronounce_by_word": _make_pronounce("pronounce_by_word", split_word=split_of),  # as in published splits
     "intents": Task(
         "intents",
-        intents.problems,
+        intents.sample_problems,
         each_alone(intents.grade),
         intents.measure,
         intents.SPLIT,
         intents.SHARES,
-        intents.form,
+        intents.make_form,
     ),
 }
 

@@ -155,7 +155,7 @@ def rewrite(story: Story, changes: Collection[str], rng: random.Random, split: s
     return surface.rewrite_story(story, STORY_CHANGES, tell, changes, rng, split)
 
 
-def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
+def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     """Yields `count` problems of a split; the same arguments always give the same problems.
 
     Within one call only the train split may repeat a prompt. `test_templates` has templates that no other split uses,
@@ -172,7 +172,9 @@ def problems(split: str, count: int, seed: int) -> Iterator[Problem]:
 def _draw_all(split: str, count: int, seed: int) -> Iterator[surface.Draft]:
     base, _, kind = split.partition("_")
     rng, seen = random.Random(f"{split}-{seed}"), set[str]()
-    sources = _sources_of_train(seed, rng) if split == "train" else itertools.repeat(_source_of(base, kind, rng))
+    sources = (
+        _sample_train_sources(seed, rng) if split == "train" else itertools.repeat(_choose_source(base, kind, rng))
+    )
     for draw in itertools.islice(sources, count):
         for _ in range(MAX_FRUITLESS_DRAWS):
             draft = draw()
@@ -186,17 +188,17 @@ def _draw_all(split: str, count: int, seed: int) -> Iterator[surface.Draft]:
         yield draft
 
 
-def _source_of(base: str, kind: str, rng: random.Random) -> Source:
+def _choose_source(base: str, kind: str, rng: random.Random) -> Source:
     if kind in ("families", "seen"):
         return partial(story_families.draw_draft, base if kind == "families" else "train", base, rng)
     return partial(_draw_draft, TEMPLATES.get(kind, TRAINING), rng)
 
 
-def _sources_of_train(seed: int, rng: random.Random) -> Iterator[Source]:
+def _sample_train_sources(seed: int, rng: random.Random) -> Iterator[Source]:
     simple, families = random.Random(f"simple-{seed}"), random.Random(f"families-{seed}")
     while True:
         kind = "families" if families.random() < FAMILY_SHARE else "simple" if simple.random() < SIMPLE_SHARE else ""
-        yield _source_of("train", kind, rng)
+        yield _choose_source("train", kind, rng)
 
 
 def _draw_draft(templates: Sequence[Compiled], rng: random.Random) -> surface.Draft:
@@ -204,7 +206,7 @@ def _draw_draft(templates: Sequence[Compiled], rng: random.Random) -> surface.Dr
     return surface.Draft(tell(story), partial(rewrite, story))
 
 
-def final_number(text: str) -> int | None:
+def find_final_number(text: str) -> int | None:
     """Returns the integer right after the last `####` of a text, or None if there is none."""
     _, marker, tail = text.rpartition("####")
     found = FINAL_NUMBER.match(tail) if marker else None
@@ -213,5 +215,5 @@ def final_number(text: str) -> int | None:
 
 def grade(problem: Problem, text: str) -> bool:
     """Returns whether a text's final number, after its last `####`, is the problem's right answer."""
-    given = final_number(text)
-    return given is not None and given == final_number(problem.answer)
+    given = find_final_number(text)
+    return given is not None and given == find_final_number(problem.answer)

@@ -1,4 +1,5 @@
-"""Implements Muon, which makes every update of a matrix orthogonal (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon).
+"""Implements Muon, which makes every update of a matrix orthogonal (Jordan et al. 2024,
+https://kellerjordan.github.io/posts/muon).
 
 torch.optim.Muon orthogonalizes in bf16, one matrix after the other. On a CPU without bf16 instructions that takes
 seconds, several times longer than the forward and the backward pass. Here matrices of one shape are batched and
@@ -43,12 +44,12 @@ class Muon(torch.optim.Optimizer):
                 if matrix.grad is not None:
                     alike.setdefault(matrix.shape, []).append(matrix)
             for shape, matrices in alike.items():
-                moved = torch.stack([self._momentum(matrix, group["momentum"]) for matrix in matrices])
+                moved = torch.stack([self._update_momentum(matrix, group["momentum"]) for matrix in matrices])
                 updates = orthogonalize(moved.bfloat16() if self.bf16 else moved).to(moved.dtype)
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"] * SCALE * max(shape) ** 0.5)
 
-    def _momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
+    def _update_momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
         """Adds the gradient to a matrix's average; returns the average with the gradient added once more (Nesterov)."""
         assert matrix.grad is not None
         state = self.state[matrix]

@@ -31,7 +31,7 @@ class Pace:
         """Records the end of an update, and the tokens that all processes saw in it."""
         self._marks.append((time.perf_counter(), self._marks[-1][1] + tokens))
 
-    def tokens_per_second(self) -> float:
+    def compute_tokens_per_second(self) -> float:
         """Returns the throughput over the last WINDOW updates, in tokens per second."""
         (began, before), (now, seen) = self._marks[0], self._marks[-1]
         return round((seen - before) / max(now - began, 1e-9), 1)
@@ -39,18 +39,18 @@ class Pace:
     def report(self, left: int) -> dict[str, float]:
         """Returns figures for the log: tokens per second, and the seconds that the `left` remaining updates take."""
         each = (self._marks[-1][0] - self._marks[0][0]) / max(len(self._marks) - 1, 1)
-        return {"tokens_per_second": self.tokens_per_second(), "seconds_left": round(left * each, 1)}
+        return {"tokens_per_second": self.compute_tokens_per_second(), "seconds_left": round(left * each, 1)}
 
-    def mean(self) -> float:
+    def compute_mean(self) -> float:
         """Returns the tokens per second since the start."""
         now, seen = self._marks[-1]
         return round(seen / max(now - self._started, 1e-9), 1)
 
 
-def postfix(figures: Mapping[str, float], pace: Pace) -> dict[str, str]:
+def format_postfix(figures: Mapping[str, float], pace: Pace) -> dict[str, str]:
     """Returns what the progress bar shows next to the time left."""
     shown = {name: f"{value:.3f}" for name, value in figures.items()}
-    return {**shown, "tokens/s": f"{pace.tokens_per_second():.0f}"}
+    return {**shown, "tokens/s": f"{pace.compute_tokens_per_second():.0f}"}
 
 
 class Log:
@@ -63,16 +63,16 @@ class Log:
         """Opens the log. first: the update that the run resumes from. tensorboard: the folder of its curves."""
         self.path, self.started = path, time.perf_counter()
         self.board: Any = None
-        if distributed.rank():
+        if distributed.get_rank():
             return
         kept = "".join(_read_log(path, first))
         replace_file(path, lambda temporary: temporary.write_text(kept, encoding="utf-8"))
         if tensorboard is not None:
-            self.board = board_class()(str(tensorboard), purge_step=first + 1)  # hides what will be logged again
+            self.board = import_board_class()(str(tensorboard), purge_step=first + 1)  # hides what will be logged again
 
     def add(self, entry: dict[str, float]) -> None:
         """Logs the figures of an update, whose number is `step`. Raises UserError if they cannot be written."""
-        if distributed.rank():
+        if distributed.get_rank():
             return
         seconds = round(time.perf_counter() - self.started, 1)
         try:
@@ -92,7 +92,7 @@ class Log:
             self.board.close()
 
 
-def board_class() -> Any:
+def import_board_class() -> Any:
     """Returns torch's writer of TensorBoard's files. Raises UserError if TensorBoard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter

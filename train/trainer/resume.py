@@ -55,13 +55,13 @@ class Run:
         """Returns all optimizers."""
         return (self.optimizer,) if self.muon is None else (self.optimizer, self.muon)
 
-    def places(self) -> dict[str, int]:
+    def list_places(self) -> dict[str, int]:
         """Returns each parameter's index in AdamW's state, by name."""
         order = [id(each) for group in self.optimizer.param_groups for each in group["params"]]
         return {name: order.index(id(each)) for name, each in self.learned.items()}
 
 
-def path_of(out: Path) -> Path:
+def make_path(out: Path) -> Path:
     """Returns the path of the file from which the run that makes `out` would be resumed."""
     out = files.resolve_name(out)
     return out.with_name(out.name + ".resume")
@@ -69,9 +69,9 @@ def path_of(out: Path) -> Path:
 
 def forget(out: Path) -> None:
     """Removes the files from which a run would be resumed; call it once `out` is written."""
-    path = path_of(out)
+    path = make_path(out)
     path.unlink(missing_ok=True)
-    shutil.rmtree(_folder(path), ignore_errors=True)
+    shutil.rmtree(_make_folder_path(path), ignore_errors=True)
     files.sweep(path)
 
 
@@ -80,7 +80,7 @@ def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
 
     Raises UserError if it cannot be written.
     """
-    if distributed.size() > 1:
+    if distributed.count_processes() > 1:
         return _save_shards(path, identity, step, run)
     state = {
         "identity": identity,
@@ -92,7 +92,7 @@ def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
     if run.muon is not None:
         state["muon"] = run.muon.state_dict()
     write_state(state, path)
-    shutil.rmtree(_folder(path), ignore_errors=True)  # shards that several processes wrote before
+    shutil.rmtree(_make_folder_path(path), ignore_errors=True)  # shards that several processes wrote before
 
 
 def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, torch.Size]) -> int:
@@ -109,18 +109,18 @@ def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, tor
             _check(path, manifest["identity"], identity)
             _take_shards(path, manifest["step"], manifest["processes"], run, sizes)
             return int(manifest["step"])
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=distributed.size() > 1)
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=distributed.count_processes() > 1)
         _check(path, state["identity"], identity)
         _take(state, run)
         return int(state["step"])
     except UserError:
         raise
     except BROKEN as error:
-        what = f"{path} is not a stopped run to continue ({_reason(error)})"
+        what = f"{path} is not a stopped run to continue ({_explain(error)})"
         raise UserError(f"{what}; delete it to start afresh") from None
 
 
-def _reason(error: Exception) -> str:
+def _explain(error: Exception) -> str:
     """Returns why a file cannot be resumed from; of truncated ones, libraries report only internals or nothing."""
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek before the start
         return f"{error.strerror}: {Path(error.filename).name}" if error.filename else str(error.strerror)
@@ -139,7 +139,7 @@ def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) ->
 def _take(state: Mapping[str, Any], run: Run) -> None:
     """Restores this process's rows of every tensor from a single process's file."""
     optimizer = state["optimizer"]
-    if distributed.size() > 1:
+    if distributed.count_processes() > 1:
         optimizer = {**optimizer, "state": {i: _take_own_moments(each) for i, each in optimizer["state"].items()}}
     run.optimizer.load_state_dict(optimizer)
     if run.muon is not None:
@@ -151,19 +151,19 @@ def _take(state: Mapping[str, Any], run: Run) -> None:
 
 
 def _take_own_rows(tensor: Tensor) -> Tensor:
-    return tensor[distributed.rows_of(len(tensor))] if distributed.size() > 1 else tensor
+    return tensor[distributed.choose_rows(len(tensor))] if distributed.count_processes() > 1 else tensor
 
 
 def _take_own_moments(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {kind: _take_own_rows(each) if kind in MOMENTS else each for kind, each in state.items()}
 
 
-def _folder(path: Path) -> Path:
+def _make_folder_path(path: Path) -> Path:
     return path.with_name(path.name + ".shards")
 
 
-def _shard(path: Path, step: int, rank: int, processes: int) -> Path:
-    return _folder(path) / f"{step}-{rank}-of-{processes}.safetensors"
+def _make_shard_path(path: Path, step: int, rank: int, processes: int) -> Path:
+    return _make_folder_path(path) / f"{step}-{rank}-of-{processes}.safetensors"
 
 
 def _save_shards(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
@@ -173,19 +173,19 @@ def _save_shards(path: Path, identity: dict[str, Any], step: int, run: Run) -> N
         state = run.optimizer.state.get(parameter, {})
         tensors |= {f"{kind} {name}": each for kind, each in state.items()}
     stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    processes = distributed.size()
-    shard = _shard(path, step, distributed.rank(), processes)
+    processes = distributed.count_processes()
+    shard = _make_shard_path(path, step, distributed.get_rank(), processes)
     distributed.run_in_every_process(lambda: replace_file(shard, lambda temporary: save_file(stored, temporary)))
     values = {"format": FORMAT, "step": step, "processes": processes, "identity": identity}
 
     def switch() -> None:
         replace_file(path, lambda temporary: temporary.write_text(json.dumps(values) + "\n", encoding="utf-8"))
-        named = {_shard(path, step, rank, processes).name for rank in range(processes)}
-        for older in _folder(path).iterdir():
+        named = {_make_shard_path(path, step, rank, processes).name for rank in range(processes)}
+        for older in _make_folder_path(path).iterdir():
             if older.name not in named:
                 older.unlink() if older.is_file() else shutil.rmtree(older, ignore_errors=True)
 
-    distributed.on_first(switch)
+    distributed.run_in_first_process(switch)
 
 
 def _is_manifest(path: Path) -> bool:
@@ -204,14 +204,14 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 
 def _take_shards(path: Path, step: int, processes: int, run: Run, sizes: Mapping[str, torch.Size]) -> None:
     """Restores this process's rows from the shards of any number of processes."""
-    with _open_shards([_shard(path, step, rank, processes) for rank in range(processes)]) as shards:
+    with _open_shards([_make_shard_path(path, step, rank, processes) for rank in range(processes)]) as shards:
         known = set(shards[0].keys())
 
         def own(kind: str, name: str) -> Tensor:
             length = sizes[name][0]
-            return _rows(shards, f"{kind} {name}", distributed.rows_of(length), length)
+            return _read_rows(shards, f"{kind} {name}", distributed.choose_rows(length), length)
 
-        optimizer, places = run.optimizer.state_dict(), run.places()
+        optimizer, places = run.optimizer.state_dict(), run.list_places()
         optimizer["state"] = {
             places[name]: {"step": shards[0].get_tensor(f"step {name}"), **{kind: own(kind, name) for kind in MOMENTS}}
             for name in run.learned
@@ -230,7 +230,7 @@ def _open_shards(paths: list[Path]) -> Iterator[list[Any]]:
         yield [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
 
 
-def _rows(shards: list[Any], key: str, wanted: slice, length: int) -> Tensor:
+def _read_rows(shards: list[Any], key: str, wanted: slice, length: int) -> Tensor:
     """Returns the `wanted` rows of a tensor from all shards. Raises ValueError if they do not have `length` rows."""
     stored = [shard.get_slice(key) for shard in shards]
     found, first = [], 0

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from train.open_checkpoint import fingerprint
+from train.open_checkpoint import compute_fingerprint
 
 # Options that do not change what is learned; `dtype` is only the type in which --out stores the weights.
 WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})
 SHOWN = 20  # characters of a value that an error message shows; enough to tell hashes apart
 
 
-def of_options(options: Mapping[str, Any]) -> dict[str, Any]:
+def collect_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """Returns all options that have an effect on what is learned, as plain values by name.
 
     A path's value is a hash of its content: a file's sha256, or for a folder one sha256 over its weights, trajectories,
@@ -35,5 +35,5 @@ def list_changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> l
 
 def _to_plain(value: Any) -> Any:
     if isinstance(value, Path):
-        return fingerprint(value)
+        return compute_fingerprint(value)
     return [_to_plain(each) for each in value] if isinstance(value, list | tuple) else value

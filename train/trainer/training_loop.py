@@ -42,7 +42,7 @@ class Recipe:
     seed: int = 0
     optimizer: str = "adamw"
 
-    def rate(self, step: int) -> float:
+    def compute_rate(self, step: int) -> float:
         """Returns the learning rate at a step: linear warm-up, then a cosine down to `floor` of its peak."""
         rise = min(1.0, (step + 1) / max(1, self.warmup))
         progress = min(1.0, max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup)))
@@ -80,7 +80,7 @@ def run_training(train: Callable[[], Fitted], out: Path, device: str, tensorboar
     """Runs a training command as one of torchrun's processes, and prints what was written."""
     with distributed.join_processes(device):
         if tensorboard is not None:
-            progress.board_class()  # if it is not installed, fail before hours of training
+            progress.import_board_class()  # if it is not installed, fail before hours of training
         fitted = train()
     if as_json:
         print_json(fitted.report(out))
@@ -109,11 +109,11 @@ def train_model(
     started, learned = time.perf_counter(), {name: p for name, p in model.named_parameters() if p.requires_grad}
     owned = {name: distributed.take_own_part(p) for name, p in learned.items()}
     average = {name: p.detach().clone() for name, p in owned.items()}
-    run, identity = resume.Run(owned, average, *optimizers_of(owned, recipe)), {**identity, **asdict(recipe)}
+    run, identity = resume.Run(owned, average, *make_optimizers(owned, recipe)), {**identity, **asdict(recipe)}
     identity.pop("save_every", None)  # makes no difference to what is learned
     distributed.check_same(identity)
-    left = resume.path_of(out)
-    distributed.on_first(lambda: files.sweep(left))
+    left = resume.make_path(out)
+    distributed.run_in_first_process(lambda: files.sweep(left))
     first = resume.load(left, identity, run, {name: p.shape for name, p in learned.items()})
     log, shown = progress.Log(out.with_name(out.name + ".log.jsonl"), tensorboard, first), dict[str, float]()
     pace = progress.Pace()
@@ -126,20 +126,24 @@ def train_model(
         _follow(average, owned, min(recipe.ema, (step + 1) / (step + 10)))
         if (last := step + 1 == recipe.steps) or (step + 1) % LOG_EVERY == 0:
             shown = {"loss": summed["loss"], **distributed.add_up(figures)}
-            entry = {"step": step + 1, "norm": norm, "rate": recipe.rate(step), **shown}
+            entry = {"step": step + 1, "norm": norm, "rate": recipe.compute_rate(step), **shown}
             log.add({**entry, **pace.report(recipe.steps - step - 1)})
-        bar.set_postfix(progress.postfix(shown, pace), refresh=last)
+        bar.set_postfix(progress.format_postfix(shown, pace), refresh=last)
         if last or (step + 1) % recipe.save_every == 0:
             _check_weights(step, owned.values())
             if not last:
                 resume.save(left, identity, step + 1, run)
     log.close()
     return Fitted(
-        distributed.gather_whole(learned, average), recipe.steps, time.perf_counter() - started, pace.mean(), shown
+        distributed.gather_whole(learned, average),
+        recipe.steps,
+        time.perf_counter() - started,
+        pace.compute_mean(),
+        shown,
     )
 
 
-def optimizers_of(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> tuple[torch.optim.AdamW, Muon | None]:
+def make_optimizers(learned: Mapping[str, nn.Parameter], recipe: Recipe) -> tuple[torch.optim.AdamW, Muon | None]:
     """Returns AdamW, with weight decay on matrices only, and Muon for the layers' matrices if the recipe has it.
 
     Matrices with one row per token stay with AdamW.
@@ -163,8 +167,10 @@ def _update(
 ) -> tuple[float, float, dict[str, float]]:
     """Runs one optimizer step; returns this process's part of loss and figures, and the norm before clipping."""
     for group in (group for optimizer in run.optimizers for group in optimizer.param_groups):
-        group["lr"] = recipe.rate(step)
-    torch.manual_seed(((recipe.seed * 1_000_003) + step) * distributed.size() + distributed.rank())  # for dropout
+        group["lr"] = recipe.compute_rate(step)
+    torch.manual_seed(
+        ((recipe.seed * 1_000_003) + step) * distributed.count_processes() + distributed.get_rank()
+    )  # for dropout
     with torch.autocast(next(iter(run.average.values())).device.type, torch.bfloat16, recipe.bf16):
         loss, figures = loss_of(step)
     loss.backward()

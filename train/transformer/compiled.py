@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from train.device import send
 
-from .network import Transformer, prefix_mask
+from .network import Transformer, make_prefix_mask
 
 
 class CompiledForward(nn.Module):
@@ -35,7 +35,7 @@ class CompiledForward(nn.Module):
         """Returns hidden states [batch, width, hidden]; see `Transformer.forward`."""
         device = self.model.embed_tokens.weight.device
         ids = send(input_ids, device).contiguous()
-        cos, sin = self.model.position_tables(ids, None if positions is None else send(positions, device))
+        cos, sin = self.model.compute_position_tables(ids, None if positions is None else send(positions, device))
         run = self._visible if mask is None else self._masked
         limits = visible if mask is None else mask
         if limits is None:
@@ -47,4 +47,4 @@ class CompiledForward(nn.Module):
         return hidden
 
     def _run_visible(self, ids: Tensor, cos: Tensor, sin: Tensor, visible: Tensor, kept: Tensor | None) -> Tensor:
-        return self.model.run_layers(ids, cos, sin, prefix_mask(visible, ids.shape[1]), kept=kept)
+        return self.model.run_layers(ids, cos, sin, make_prefix_mask(visible, ids.shape[1]), kept=kept)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from runtime.checked_fields import OBJECT, number
 from runtime.contract import size
 
-from .rope import frequencies
+from .rope import compute_frequencies
 
 LARGEST_FLOAT = 1e12  # maximum of a float in a config; chosen for the largest of them, the base of rotary angles
 ABOVE_0 = number(math.ulp(0.0), LARGEST_FLOAT, f"a number above 0, up to {LARGEST_FLOAT:g}")
@@ -63,11 +63,11 @@ class RMSNorm(nn.Module):
         return (wide * self.weight.float()).to(x.dtype)
 
 
-def rotary_tables(
+def compute_rotary_tables(
     positions: Tensor, head_dim: int, theta: float, scaling: Mapping[str, Any] | None = None
 ) -> tuple[Tensor, Tensor]:
     """Returns cosines and sines of rotary angles, fp32 [..., head_dim / 2] each (Su et al. 2021, arXiv 2104.09864)."""
-    inverse, magnitude = frequencies(head_dim, theta, scaling or {})
+    inverse, magnitude = compute_frequencies(head_dim, theta, scaling or {})
     angles = positions.double()[..., None] * inverse.to(positions.device)
     return (angles.cos() * magnitude).float(), (angles.sin() * magnitude).float()
 
@@ -169,7 +169,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config, self.dropout = config, 0.0
-        self.embed_tokens = embedding(config.vocab, config.width)
+        self.embed_tokens = make_embedding(config.vocab, config.width)
         self.layers = nn.ModuleList(Layer(config, i) for i in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         if not config.tied:
@@ -191,11 +191,11 @@ class Transformer(nn.Module):
         the width; mask fp32 [batch, 1, width, length], additive, given in training instead of `visible` if the
         attention is not a prefix mask.
         """
-        cos, sin = self.position_tables(input_ids, positions)
+        cos, sin = self.compute_position_tables(input_ids, positions)
         if mask is None:
             if visible is None:
                 raise ValueError("neither visible nor mask was given")
-            mask = prefix_mask(visible, length or input_ids.shape[1])
+            mask = make_prefix_mask(visible, length or input_ids.shape[1])
         return self.run_layers(input_ids, cos, sin, mask, cache, self.sample_dropout(input_ids))
 
     def sample_dropout(self, input_ids: Tensor) -> Tensor | None:
@@ -211,12 +211,12 @@ class Transformer(nn.Module):
         left: Tensor = (torch.rand(shape, device=input_ids.device) >= self.dropout) / (1 - self.dropout)
         return left
 
-    def position_tables(self, input_ids: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
+    def compute_position_tables(self, input_ids: Tensor, positions: Tensor | None) -> tuple[Tensor, Tensor]:
         """Returns cosines and sines of all tokens' angles, each fp32 [batch, 1, width, head_dim / 2]."""
         if positions is None:
             positions = torch.arange(input_ids.shape[1], device=input_ids.device).expand(input_ids.shape)
         c = self.config
-        return rotary_tables(positions[:, None, :], c.head_dim, c.rope_theta, c.rope_scaling)
+        return compute_rotary_tables(positions[:, None, :], c.head_dim, c.rope_theta, c.rope_scaling)
 
     def run_layers(
         self,
@@ -239,7 +239,7 @@ class Transformer(nn.Module):
         return F.linear(hidden, weight)
 
 
-def embedding(vocab: int, width: int) -> nn.Embedding:
+def make_embedding(vocab: int, width: int) -> nn.Embedding:
     """Returns `nn.Embedding(vocab, width)`, but samples no weights on the meta device.
 
     The constructor of `nn.Embedding` does, although there are no numbers to sample, and so imports torch._dynamo, which
@@ -251,7 +251,7 @@ def embedding(vocab: int, width: int) -> nn.Embedding:
     return made
 
 
-def prefix_mask(visible: Tensor, length: int) -> Tensor:
+def make_prefix_mask(visible: Tensor, length: int) -> Tensor:
     """Returns the additive fp32 mask [batch, 1, width, length]: 0 at keys among the first `visible`, else -inf.
 
     Additive and not boolean: attention that adds its mask to the scores would be silently wrong with a boolean one.

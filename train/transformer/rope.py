@@ -22,7 +22,7 @@ NEEDED = {
 OPTIONAL = {"yarn": ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", QUERY_SCALE)}
 
 
-def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
+def compute_frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tuple[Tensor, float]:
     """Returns the angles that a position adds, fp64 [head_dim / 2], and the factor of their cosines and sines.
 
     scaling: empty for plain RoPE, else the result of `parse_scaling`. Source: the named papers and Llama 3's model
@@ -35,8 +35,8 @@ def frequencies(head_dim: int, theta: float, scaling: Mapping[str, Any]) -> tupl
     if scaling["rope_type"] == "linear":
         return inverse / factor, 1.0
     if scaling["rope_type"] == "llama3":
-        return _llama3(inverse, scaling), 1.0
-    return _yarn(inverse, head_dim, theta, scaling), scaling.get("attention_factor", _magnitude(scaling))
+        return _scale_llama3(inverse, scaling), 1.0
+    return _scale_yarn(inverse, head_dim, theta, scaling), scaling.get("attention_factor", _compute_magnitude(scaling))
 
 
 def find_longest(scaling: Mapping[str, Any]) -> int | None:
@@ -44,7 +44,7 @@ def find_longest(scaling: Mapping[str, Any]) -> int | None:
     return int(scaling[SPAN]) if QUERY_SCALE in scaling else None
 
 
-def _magnitude(scaling: Mapping[str, Any]) -> float:
+def _compute_magnitude(scaling: Mapping[str, Any]) -> float:
     """Returns YaRN's factor of cosines and sines: the quotient of its two scales, if a config has both."""
 
     def scale(by: float) -> float:
@@ -56,14 +56,14 @@ def _magnitude(scaling: Mapping[str, Any]) -> float:
     return scale(1.0)
 
 
-def _llama3(inverse: Tensor, scaling: Mapping[str, Any]) -> Tensor:
+def _scale_llama3(inverse: Tensor, scaling: Mapping[str, Any]) -> Tensor:
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
     turns: Tensor = scaling[SPAN] * inverse / (2 * math.pi)  # full turns over the original context
     kept = ((turns - low) / (high - low)).clamp(0, 1)  # share of the plain frequency
     return inverse * (kept + (1 - kept) / scaling["factor"])
 
 
-def _yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Tensor:
+def _scale_yarn(inverse: Tensor, head_dim: int, theta: float, scaling: Mapping[str, Any]) -> Tensor:
     def place(turns: float) -> float:
         return head_dim * math.log(scaling[SPAN] / (turns * 2 * math.pi)) / (2 * math.log(theta))
 

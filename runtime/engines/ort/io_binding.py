@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, cache_names
+from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, name_cache_part
 from .no_telemetry import ort
 
 OPEN = -1  # a dimension that depends on the forward pass
@@ -30,7 +30,7 @@ Group = list[tuple[str, NDArray[Any], ort.OrtValue]]  # arrays of one size: name
 class Binding:
     """Holds all that a graph reads and writes: `resize` returns the arrays for a forward pass, `run` runs the pass.
 
-    cache: the KV cache's parts in the order of `cache_names`, read and written in place. specs: the small arrays.
+    cache: the KV cache's parts in the order of `name_cache_part`, read and written in place. specs: the small arrays.
     kept: arrays up to this width or `n` are kept, so that decoding allocates each size once; longer prompts' arrays
     are freed. device: where the graph runs; inputs are copied there for each run.
     """
@@ -66,7 +66,7 @@ class Binding:
     def _bind(self, width: int, n: int) -> tuple[Any, dict[str, NDArray[Any]]]:
         io, arrays = self._session.io_binding(), {}
         for i, value in enumerate(self._cache):
-            past, present = cache_names(i)
+            past, present = name_cache_part(i)
             io.bind_ortvalue_input(past, value)
             if present not in self._specs:
                 io.bind_ortvalue_output(present, value)
@@ -98,7 +98,9 @@ class Binding:
         return group
 
 
-def specs(contract: Contract, batch: int, delta: str | None, top_k: int, candidates: int = 0) -> dict[str, ArraySpec]:
+def list_specs(
+    contract: Contract, batch: int, delta: str | None, top_k: int, candidates: int = 0
+) -> dict[str, ArraySpec]:
     """Returns the specs of a graph's small arrays, by name.
 
     batch: sequences per forward pass; delta: the KV cache's type if the graph returns only the new positions, else
@@ -120,5 +122,5 @@ def specs(contract: Contract, batch: int, delta: str | None, top_k: int, candida
     table["logits"] = ArraySpec("n", "float32", (batch, OPEN, c.vocab))  # of an instrumented graph
     if delta is not None:
         new = ArraySpec("width", delta, (batch, c.kv_heads, OPEN, c.head_dim))
-        table |= {cache_names(i)[1]: new for i in range(2 * c.layers)}
+        table |= {name_cache_part(i)[1]: new for i in range(2 * c.layers)}
     return table

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...backend import PADDED, Floats, Forward, Proposal, check_candidates
-from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, FIELD_LIMITS, REDUCED, TOP, Contract, cache_names
+from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, FIELD_LIMITS, REDUCED, TOP, Contract, name_cache_part
 from ...errors import DeviceError, NumericalError, UserError
 from . import ort_cuda
-from .io_binding import Binding, specs
+from .io_binding import Binding, list_specs
 from .no_telemetry import ort
 from .ort_files import create_session
-from .ort_values import as_value, numpys, on_host
+from .ort_values import choose_numpy_type, copy_to_host, make_value
 from .saturation import require_exact_products
 from .threads import count_physical_cores
 
@@ -78,7 +78,7 @@ class OrtBackend:
         self._room = 0  # positions past a request's end, for padding
         self._reach = 0  # positions from here on are zero
         self.threads: int = self.session.get_session_options().intra_op_num_threads
-        self._form = cache_form(self.session, device)
+        self._form = read_cache_form(self.session, device)
         if self._form.capacity is not None:  # an engine's capacity may be below its bundle's
             self.contract = replace(contract, capacity=min(contract.capacity, self._form.capacity))
         if self._form.batch:
@@ -103,7 +103,7 @@ class OrtBackend:
         if not 1 <= capacity <= self.contract.capacity:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
         self._room = PADDED * self.contract.block if batch > 1 else 0
-        wanted = self._length(capacity)
+        wanted = self._choose_length(capacity)
         # Attention over the whole KV cache slows down with the cache's length, so a cache that is too long is replaced.
         fits = wanted == self.capacity if self._form.batch else wanted <= self.capacity
         if fits and batch == self._batch:
@@ -112,26 +112,26 @@ class OrtBackend:
             self._allocate(batch, wanted)
 
     def grow(self, capacity: int) -> None:
-        if self._form.capacity is not None or (wanted := self._length(capacity)) <= self.capacity:
+        if self._form.capacity is not None or (wanted := self._choose_length(capacity)) <= self.capacity:
             return
         held = self._export_cache()
-        cache = self._zeros(self._batch, wanted)
+        cache = self._make_zeros(self._batch, wanted)
         cache[..., : self.capacity, :] = held
         self._bindings.clear()
         self._parts, self.capacity = [], 0  # on a GPU, frees the shorter one before the longer one is allocated
         self._bind(cache)
         self.capacity = wanted
 
-    def _length(self, capacity: int) -> int:
+    def _choose_length(self, capacity: int) -> int:
         """Returns the length of a KV cache for requests of `capacity` positions."""
-        return bucket(capacity + self._room, self.contract.capacity + self._room)
+        return choose_bucket(capacity + self._room, self.contract.capacity + self._room)
 
     def forward(self, forward: Forward) -> Proposal:
         self._check(forward)
         width, n, past = forward.input_ids.shape[1], forward.rows.shape[1], int(forward.past_length.max())
         top_k = self.contract.top_k if forward.top else 0
         count = 0 if forward.candidates is None else forward.candidates.shape[2]
-        binding = self._bound(top_k, count)
+        binding = self._get_binding(top_k, count)
         arrays = binding.resize(width, n)
         arrays["input_ids"][:] = forward.input_ids
         arrays["rows"][:] = forward.rows
@@ -146,7 +146,7 @@ class OrtBackend:
         self._run(binding)
         if self._form.delta:
             for i, part in enumerate(self.cache):  # [1, kv_heads, positions, head_dim]
-                part[:, :, past : past + width] = arrays[cache_names(i)[1]]
+                part[:, :, past : past + width] = arrays[name_cache_part(i)[1]]
         self.last_logits = arrays.get("logits", self.last_logits)
         out = Proposal(*(arrays[name].copy() for name in (*REDUCED, *(TOP if top_k else ()))))
         for token in (out.token, out.top_token):
@@ -169,7 +169,7 @@ class OrtBackend:
         """Returns the KV cache as `_bind` takes it: on the CPU the array itself, from a GPU a copy."""
         if self.device == "cpu":
             return self.cache
-        return np.stack([on_host(part, self._form.dtype) for part in self._parts])
+        return np.stack([copy_to_host(part, self._form.dtype) for part in self._parts])
 
     @property
     def most_copies(self) -> int:
@@ -200,7 +200,7 @@ class OrtBackend:
         self.cache[..., : self._reach, :] = 0
         if self.device != "cpu" and (self._form.batch or self._form.capacity is not None):
             for part in self._parts:
-                part.update_inplace(np.zeros(part.shape(), numpys(self._form.dtype)))
+                part.update_inplace(np.zeros(part.shape(), choose_numpy_type(self._form.dtype)))
         self._reach = 0
 
     def _run(self, binding: Binding) -> None:
@@ -212,27 +212,27 @@ class OrtBackend:
 
     def _allocate(self, batch: int, capacity: int) -> None:
         capacity = self._form.capacity or capacity
-        cache = self._zeros(batch, capacity)
+        cache = self._make_zeros(batch, capacity)
         self._batch, self.capacity, self._reach = batch, capacity, 0
         self._bind(cache)
         self._bindings.clear()
 
-    def _zeros(self, batch: int, capacity: int) -> NDArray[Any]:
+    def _make_zeros(self, batch: int, capacity: int) -> NDArray[Any]:
         """Returns an empty KV cache on the host. [2 * layers, batch, kv_heads, capacity, head_dim]"""
         c = self.contract
         shape = (2 * c.layers if c.has_cache else 0, batch, c.kv_heads, capacity, c.head_dim)
         try:
-            return np.zeros(shape, numpys(self._form.dtype))
+            return np.zeros(shape, choose_numpy_type(self._form.dtype))
         except (MemoryError, ValueError):
             each = f"{batch} times {capacity}" if batch > 1 else f"{capacity}"
             raise UserError(f"a KV cache of {each} positions does not fit into memory; shorten the request") from None
 
     def _bind(self, cache: NDArray[Any]) -> None:
         """Makes an array the KV cache; on a GPU, a copy of the array."""
-        self._parts = [as_value(part, self._form.dtype, self.device) for part in cache]
+        self._parts = [make_value(part, self._form.dtype, self.device) for part in cache]
         self.cache = cache if self.device == "cpu" else cache[:0]
 
-    def _bound(self, top_k: int, candidates: int) -> Binding:
+    def _get_binding(self, top_k: int, candidates: int) -> Binding:
         """Returns the binding of this KV cache for these counts of top tokens and candidates; makes it if needed.
 
         Only the latest binding with candidates is kept.
@@ -241,7 +241,7 @@ class OrtBackend:
         if key not in self._bindings:
             self._bindings = {known: held for known, held in self._bindings.items() if not known[1]}
             delta = self._form.dtype if self._form.delta else None
-            small = specs(self.contract, self._batch, delta, top_k, candidates)
+            small = list_specs(self.contract, self._batch, delta, top_k, candidates)
             self._bindings[key] = Binding(self.session, self._parts, small, 2 * self.contract.block, self.device)
         return self._bindings[key]
 
@@ -270,8 +270,8 @@ class OrtBackend:
         kind = next((numpys for numpys, name in TYPES.items() if name == self._form.dtype), FLOATS)
         plain = ("input_ids", "rows", *(("past_length", "visible") if parts else ()))
         wanted: dict[str, tuple[str, tuple[int, ...]]] = {name: (INTS, ()) for name in plain}
-        wanted |= {cache_names(i)[0]: (kind, (c.kv_heads, c.head_dim)) for i in parts}
-        made = {"token": INTS, "confidence": FLOATS, "entropy": FLOATS, **{cache_names(i)[1]: kind for i in parts}}
+        wanted |= {name_cache_part(i)[0]: (kind, (c.kv_heads, c.head_dim)) for i in parts}
+        made = {"token": INTS, "confidence": FLOATS, "entropy": FLOATS, **{name_cache_part(i)[1]: kind for i in parts}}
         inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
         got = {e.name: (e.type, tuple(e.shape[1::2]) if len(e.shape) == 4 else ()) for e in inputs}
         given = {e.name: e.type for e in outputs if e.name != "logits" or e.type != FLOATS}
@@ -288,9 +288,9 @@ class OrtBackend:
             raise UserError(f"the model file is not the graph of its manifest: {wrong[0]} differs; export it again")
 
 
-def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
+def read_cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
     """Returns how a step graph keeps its KV cache. Raises UserError for a type that the device cannot compute with."""
-    past, present = cache_names(0)
+    past, present = name_cache_part(0)
     entry = next((entry for entry in session.get_inputs() if entry.name == past), None)
     if entry is None:
         return CacheForm("float32", None, False)
@@ -308,7 +308,7 @@ def cache_form(session: ort.InferenceSession, device: str = "cpu") -> CacheForm:
     return CacheForm(TYPES[entry.type], length if isinstance(length, int) else None, written != length, batch)
 
 
-def bucket(capacity: int, most: int) -> int:
+def choose_bucket(capacity: int, most: int) -> int:
     """Returns the smallest power of two, at least SMALLEST, that holds `capacity` positions; at most `most`."""
     return min(most, max(SMALLEST, 1 << (capacity - 1).bit_length()))
 

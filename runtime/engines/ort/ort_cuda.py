@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import UserError
-from .onnx_nodes import cache_nodes
+from .onnx_nodes import find_cache_nodes
 
 if TYPE_CHECKING:
     from ...bundle.manifest import Bundle, Engine
@@ -92,7 +92,7 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
     missing = preload()
     ort.set_default_logger_severity(QUIET)  # its log would print, in colors, what the UserError below has in a line
     try:
-        session = create_session(model, files, options, **providers("cuda"))
+        session = create_session(model, files, options, **choose_providers("cuda"))
         reason = "" if session.get_providers()[0] == CUDA else missing or "no driver or no GPU was found"
     except Exception as error:  # ONNX Runtime's errors have no common class
         reason = " ".join(str(error).split())[:300]
@@ -103,11 +103,11 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
             f"onnxruntime {ort.__version__} cannot run {model} on CUDA ({reason}); it needs {DRIVER}, and the "
             "libraries that pip install 'onnxruntime-gpu[cuda,cudnn]' brings; or use --device cpu"
         )
-    check_placement(assignments(session), cache_nodes(model))
+    check_placement(read_assignments(session), find_cache_nodes(model))
     return session
 
 
-def providers(device: str) -> dict[str, Any]:
+def choose_providers(device: str) -> dict[str, Any]:
     """Returns the arguments for `InferenceSession` that choose a device."""
     if device == "cpu":
         return {"providers": [CPU]}
@@ -128,7 +128,7 @@ def preload() -> str:
     return printed.getvalue().partition("\n")[0][:200]
 
 
-def assignments(session: Any) -> list[tuple[str, str, str]]:
+def read_assignments(session: Any) -> list[tuple[str, str, str]]:
     """Returns provider, name and operator of every node, as the session has recorded them."""
     found = session.get_provider_graph_assignment_info()
     return [(part.ep_name, node.name, node.op_type) for part in found for node in part.get_nodes()]

@@ -14,12 +14,12 @@ from .no_telemetry import ort
 BFLOAT16 = 16  # ONNX's number for the type; in numpy its bits are uint16
 
 
-def numpys(dtype: str) -> str:
+def choose_numpy_type(dtype: str) -> str:
     """Returns the numpy type of arrays that hold a KV cache of the type `dtype`."""
     return "uint16" if dtype == "bfloat16" else dtype
 
 
-def as_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
+def make_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
     """Returns an array as a graph takes it: on the CPU in the same memory, on a GPU as a copy."""
     if dtype != "bfloat16":
         return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
@@ -28,7 +28,7 @@ def as_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
     return value
 
 
-def on_host(value: ort.OrtValue, dtype: str) -> NDArray[Any]:
+def copy_to_host(value: ort.OrtValue, dtype: str) -> NDArray[Any]:
     """Returns a host copy of a value on a GPU, bf16 as its bits in uint16."""
     if dtype != "bfloat16":
         return value.numpy()  # type: ignore[no-any-return]

@@ -35,7 +35,7 @@ PRODUCT_MODELS = {
 }
 
 
-def product(name: str, right: NDArray[Any], options: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
+def make_product(name: str, right: NDArray[Any], options: Any) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Returns a function that multiplies a matrix by the constant `right`, in ONNX Runtime on the CPU.
 
     right: in the shape of the model `name`.

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from .no_telemetry import ort
-from .product_models import product
+from .product_models import make_product
 
 OPTION = "session.x64quantprecision"
 TERMS, COLUMNS = 4, 32  # of the model `probe`
@@ -30,7 +30,7 @@ def u8s8_saturates() -> bool:
     """
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
-    multiply = product("probe", np.full((TERMS, COLUMNS), 127, np.int8), options)
+    multiply = make_product("probe", np.full((TERMS, COLUMNS), 127, np.int8), options)
     exact = 255 * 127 * TERMS
     return any((multiply(np.full((rows, TERMS), 255, np.uint8)) != exact).any() for rows in ROWS)
 

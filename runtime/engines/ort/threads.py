@@ -37,19 +37,23 @@ def count_physical_cores(root: Path = ROOT) -> int:
     """
     if not hasattr(os, "sched_getaffinity"):
         return os.cpu_count() or 1
-    cores = len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
-    quota = cpu_quota(root)
+    cores = len({_read_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+    quota = read_cpu_quota(root)
     return cores if quota is None else max(1, min(cores, int(quota)))
 
 
-def cpu_quota(root: Path = ROOT) -> float | None:
+def read_cpu_quota(root: Path = ROOT) -> float | None:
     """Returns how many CPUs this process's control groups allow, the least over all levels; None without a quota."""
-    groups = _groups(root / "proc" / "self" / "cgroup")
-    quotas = [_quota(level) for mount, kind in MOUNTS.items() for level in _levels(root / mount, groups.get(kind, "/"))]
+    groups = _read_groups(root / "proc" / "self" / "cgroup")
+    quotas = [
+        _read_quota(level)
+        for mount, kind in MOUNTS.items()
+        for level in _list_levels(root / mount, groups.get(kind, "/"))
+    ]
     return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _groups(file: Path) -> dict[str, str]:
+def _read_groups(file: Path) -> dict[str, str]:
     """Returns this process's control group per controller, from lines such as `4:cpu,cpuacct:/docker/1a2b`."""
     try:
         lines = [line.split(":", 2) for line in file.read_text().splitlines()]
@@ -58,7 +62,7 @@ def _groups(file: Path) -> dict[str, str]:
     return {name: line[2] for line in lines if len(line) == 3 for name in line[1].split(",")}
 
 
-def _levels(mount: Path, group: str) -> Iterator[Path]:
+def _list_levels(mount: Path, group: str) -> Iterator[Path]:
     """Yields the folders of a control group and of all groups above it.
 
     In a container perhaps only the last exists, the mount: the container's group is mounted there, and `group` is a
@@ -69,7 +73,7 @@ def _levels(mount: Path, group: str) -> Iterator[Path]:
         yield mount.joinpath(*parts[:depth])
 
 
-def _quota(folder: Path) -> float | None:
+def _read_quota(folder: Path) -> float | None:
     for files in QUOTAS:
         try:
             quota, period = map(int, " ".join((folder / file).read_text() for file in files).split())
@@ -80,7 +84,7 @@ def _quota(folder: Path) -> float | None:
     return None
 
 
-def _siblings(cpu: int) -> str:
+def _read_siblings(cpu: int) -> str:
     try:
         return Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list").read_text()
     except OSError:

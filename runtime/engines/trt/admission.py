@@ -24,30 +24,30 @@ def covers(target: str, capability: int) -> bool:
     return False
 
 
-def loads(build: Build, version: str) -> bool:
+def can_load(build: Build, version: str) -> bool:
     """Returns whether this version of the build's TensorRT library can load the build."""
     if build.version_compatible:
-        return version_numbers(version) >= version_numbers(build.version)
+        return parse_version(version) >= parse_version(build.version)
     return version == build.version
 
 
-def version_numbers(version: str) -> list[int]:
+def parse_version(version: str) -> list[int]:
     """Returns a version as a list of numbers, which compare correctly."""
     return [int(part) for part in re.findall(r"\d+", version)]
 
 
-def why_not(engine: Engine, build: Build, gpu: Gpu, version: str) -> str | None:
+def explain_refusal(engine: Engine, build: Build, gpu: Gpu, version: str) -> str | None:
     """Returns why an engine does not run on this GPU with this version of its library; None if it does."""
     if not covers(engine.target, gpu.capability):
         return f"was built for {engine.target}, here is a GPU of sm{gpu.capability} ({gpu.name})"
     if build.device is not None and build.device != gpu.name:
         return f"was built for {build.device}, here is {gpu.name}"
-    if not loads(build, version):
+    if not can_load(build, version):
         return f"was built by version {build.version} of its library, here is {version}"
     return None
 
 
-def siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
+def list_siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
     """Returns `first` and the engines that differ from it only in capacity, in order of capacity."""
 
     def kind(engine: Engine) -> tuple[object, ...]:
@@ -60,7 +60,7 @@ def siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
     return sorted(alike, key=lambda engine: engine.build.capacity if engine.build else 0)
 
 
-def content(folder: Path, engine: Engine, trust: bool) -> bytes:
+def read_content(folder: Path, engine: Engine, trust: bool) -> bytes:
     """Returns the content of an engine's file, native code; it is read once, so that the bytes loaded are those hashed.
 
     Raises UserError if the file is not the one in the manifest, or this machine did not build it and `trust` is not

@@ -20,14 +20,14 @@ class Piece:
     own: Bools
 
 
-def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
+def split_forward(forward: Forward, widest: int) -> Iterator[Piece]:
     """Yields the parts in order, each at most `widest` tokens wide.
 
     Run one after the other, they compute the same as the whole forward pass, exactly in fp32. Raises UserError if the
     pass cannot be split so: tokens that see each other, such as a prompt that sees itself both ways, need one piece.
     """
     start = 0
-    for end in cuts(forward, widest):
+    for end in choose_cuts(forward, widest):
         own = (forward.rows >= start) & (forward.rows < end)
         part = Forward(
             forward.input_ids[:, start:end],
@@ -41,7 +41,7 @@ def pieces(forward: Forward, widest: int) -> Iterator[Piece]:
         start = end
 
 
-def cuts(forward: Forward, widest: int) -> list[int]:
+def choose_cuts(forward: Forward, widest: int) -> list[int]:
     """Returns the ends of the pieces, each piece as wide as possible."""
     width = forward.input_ids.shape[1]
     if width <= widest:

@@ -39,7 +39,7 @@ class Cuda:
     def __init__(self, calls: Any) -> None:
         self._calls = calls
 
-    def gpu(self) -> Gpu | None:
+    def find_gpu(self) -> Gpu | None:
         """Returns the GPU, None if there is none or no driver for it."""
         status, count = self._calls.cudaGetDeviceCount()
         if int(status) in NO_DRIVER or (int(status) == 0 and count == 0):
@@ -48,7 +48,7 @@ class Cuda:
         found = self._call("cudaGetDeviceProperties", 0)
         return Gpu(found.name.decode(), 10 * found.major + found.minor)
 
-    def why_no_gpu(self) -> str:
+    def explain_missing_gpu(self) -> str:
         """Returns what is missing for a GPU, to be printed after "needs"."""
         old = int(self._calls.cudaGetDeviceCount()[0]) == OLD_DRIVER
         status, version = self._calls.cudaDriverGetVersion()  # 0 if there is no driver

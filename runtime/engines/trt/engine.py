@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ...backend import Floats, Forward, Ints, Proposal
-from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, TOP, Contract, cache_names
+from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, TOP, Contract, name_cache_part
 from ...errors import DeviceError, UserError, warn_once
 from .bindings import call, shorten_to_line
 from .cuda import FOR_CUDA_12, Cuda
@@ -56,7 +56,7 @@ class TrtEngine:
         self._messages: list[str] = []
         self._runtime, self._engine = self._deserialize(content, library)
         call("looking at the engine", check_graph, self._engine, library, contract)
-        self.profiles: list[Widths] = call("looking at its profiles", lambda: list(_widths(self._engine)))
+        self.profiles: list[Widths] = call("looking at its profiles", lambda: list(_read_widths(self._engine)))
         with ExitStack() as stack:
             self._stream = cuda.stream()
             stack.callback(cuda.destroy_stream, self._stream)
@@ -97,7 +97,7 @@ class TrtEngine:
         runner = self._runners[profile.index]
         if not profile.fixed:
             for name in ("input_ids", "visible") if cached else ("input_ids",):
-                self._shape(runner.context, name, (self.contract.batch, padded))
+                self._set_shape(runner.context, name, (self.contract.batch, padded))
         runner.feed(forward, padded, self.contract.pad_id)
         self._run(runner)
         self._written = (forward.past_length.copy(), width, padded)
@@ -145,7 +145,7 @@ class TrtEngine:
     def _deserialize(self, content: bytes, library: Any) -> tuple[Any, Any]:
         """Returns TensorRT's runtime, and the engine that it makes from a file's content."""
         try:
-            runtime = call("Runtime", library.Runtime, _logger(library, self._messages))
+            runtime = call("Runtime", library.Runtime, _make_logger(library, self._messages))
             runtime.engine_host_code_allowed = True  # a version-compatible engine brings its own runtime
             engine, messages = (
                 call("deserialize_cuda_engine", runtime.deserialize_cuda_engine, content),
@@ -183,15 +183,15 @@ class TrtEngine:
         context = runner.context
         addresses = {**runner.inputs.addresses, **runner.outputs.addresses}
         for i, part in enumerate(self.cache.parts):
-            past, present = cache_names(i)
+            past, present = name_cache_part(i)
             addresses[past], addresses[present] = part, self.cache.news[i] if self.cache.news else part
-        for name, (mode, _, shape) in tensors(self.contract).items():
+        for name, (mode, _, shape) in list_tensors(self.contract).items():
             self._must(f"the address of {name}", context.set_tensor_address, name, addresses[name])
             if mode == "INPUT" and OPEN in tuple(self._engine.get_tensor_shape(name)):
                 size = runner.widths.most if name in ("input_ids", "visible") else runner.widths.rows
-                self._shape(context, name, tuple(size if n == OPEN else n for n in shape))
+                self._set_shape(context, name, tuple(size if n == OPEN else n for n in shape))
 
-    def _shape(self, context: Any, name: str, shape: tuple[int, ...]) -> None:
+    def _set_shape(self, context: Any, name: str, shape: tuple[int, ...]) -> None:
         self._must(f"the shape {list(shape)} of {name}", context.set_input_shape, name, shape)
 
     def _warm(self, graphs: bool, stack: ExitStack) -> None:
@@ -234,7 +234,7 @@ class TrtEngine:
 
 def check_graph(engine: Any, library: Any, contract: Contract) -> None:
     """Raises UserError if an engine's inputs and outputs are not those of the contract."""
-    wanted = tensors(contract)
+    wanted = list_tensors(contract)
     found = [engine.get_tensor_name(i) for i in range(engine.num_io_tensors)]
     wrong = sorted(wanted.keys() ^ set(found))
     for name in sorted(wanted.keys() & set(found)):
@@ -251,14 +251,16 @@ def check_graph(engine: Any, library: Any, contract: Contract) -> None:
             )
     alias = getattr(engine, "get_aliased_input_tensor", None)  # from TensorRT 10.15 on
     if contract.cache == "in_place" and not wrong and alias is not None:
-        wrong += [present for past, present in map(cache_names, range(2 * contract.layers)) if alias(present) != past]
+        wrong += [
+            present for past, present in map(name_cache_part, range(2 * contract.layers)) if alias(present) != past
+        ]
     if wrong:
         raise UserError(
             f"the engine is not that of its manifest: {wrong[0]} differs; build it again: blockstep export trt"
         )
 
 
-def tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
+def list_tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     """Returns mode, type and shape of every input and output of a contract's engine, by name."""
     c = contract
     table: dict[str, tuple[str, str, tuple[int, ...]]] = {
@@ -278,20 +280,20 @@ def tensors(contract: Contract) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     table["past_length"] = ("INPUT", "int64", (c.batch,))
     table["visible"] = ("INPUT", "int64", (c.batch, OPEN))
     length = OPEN if c.cache == "delta" else c.capacity
-    for past, present in map(cache_names, range(2 * c.layers)):
+    for past, present in map(name_cache_part, range(2 * c.layers)):
         table[past] = ("INPUT", c.dtype, (c.batch, c.kv_heads, c.capacity, c.head_dim))
         table[present] = ("OUTPUT", c.dtype, (c.batch, c.kv_heads, length, c.head_dim))
     return table
 
 
-def _widths(engine: Any) -> Iterator[Widths]:
+def _read_widths(engine: Any) -> Iterator[Widths]:
     for index in range(engine.num_optimization_profiles):
         least, _, most = (tuple(shape)[1] for shape in engine.get_tensor_profile_shape("input_ids", index))
         rows = tuple(engine.get_tensor_profile_shape("rows", index)[2])[1]
         yield Widths(index, least, most, rows)
 
 
-def _logger(library: Any, messages: list[str]) -> Any:
+def _make_logger(library: Any, messages: list[str]) -> Any:
     """Makes a logger that keeps the library's error messages for one-line errors; the default logger prints them."""
     severities = (library.ILogger.INTERNAL_ERROR, library.ILogger.ERROR)
 

@@ -64,14 +64,14 @@ class DeviceCache:
         for part, target in zip(self.parts, raw, strict=True):
             self._cuda.to_host(target, part, self._stream)
         self._cuda.synchronize(self._stream)
-        return as_float32(raw, c.dtype).reshape(shape)
+        return convert_to_float32(raw, c.dtype).reshape(shape)
 
 
 def align(size: int) -> int:
     return -(-size // ALIGNED) * ALIGNED
 
 
-def as_float32(raw: NDArray[np.uint8], dtype: str) -> Floats:
+def convert_to_float32(raw: NDArray[np.uint8], dtype: str) -> Floats:
     """Converts bytes of a KV-cache type to fp32; numpy has no bfloat16, whose bits are the upper half of an fp32's."""
     if dtype == "bfloat16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

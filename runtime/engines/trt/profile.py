@@ -75,7 +75,7 @@ class PinnedBuffers:
             name: self.host[offsets[name] : offsets[name] + sizes[name]].view(specs[name][0]) for name in specs
         }
 
-    def array(self, name: str, *shape: int) -> NDArray[Any]:
+    def get_array(self, name: str, *shape: int) -> NDArray[Any]:
         """Returns an array on the host in this shape, which is no larger than the one in `specs`."""
         return self._flat[name][: math.prod(shape)].reshape(shape)
 
@@ -128,13 +128,13 @@ class ProfileRunner:
         if asked > self.widths.rows:
             raise ValueError(f"{asked} rows requested of a profile for {self.widths.rows}")
         for name, given, rest in (("input_ids", forward.input_ids, pad_id), ("visible", forward.visible, 1)):
-            array = self.inputs.array(name, self.batch, width)
+            array = self.inputs.get_array(name, self.batch, width)
             array[:, :own], array[:, own:] = given, rest
-        self.inputs.array("past_length", self.batch)[:] = forward.past_length
-        rows = self.inputs.array("rows", self.batch, self.widths.rows)
+        self.inputs.get_array("past_length", self.batch)[:] = forward.past_length
+        rows = self.inputs.get_array("rows", self.batch, self.widths.rows)
         rows[:, :asked], rows[:, asked:] = forward.rows, 0
         if self._candidates:
-            tokens = self.inputs.array(CANDIDATE_INPUT, self.batch, self.widths.rows, self._candidates)
+            tokens = self.inputs.get_array(CANDIDATE_INPUT, self.batch, self.widths.rows, self._candidates)
             tokens[:] = self._dummy
             if forward.candidates is not None:
                 tokens[:, :asked, : forward.candidates.shape[2]] = forward.candidates
@@ -153,13 +153,13 @@ class ProfileRunner:
         top: whether to return top tokens too; candidates: how many candidates' log-probabilities to return.
         """
         names = (*REDUCED, *(TOP if top else ()))
-        out = Proposal(*(self._output(name)[:, :rows].copy() for name in names))
+        out = Proposal(*(self._get_output(name)[:, :rows].copy() for name in names))
         if not candidates:
             return out
-        return replace(out, candidate_logprob=self._output(CANDIDATE_OUTPUT)[:, :rows, :candidates].copy())
+        return replace(out, candidate_logprob=self._get_output(CANDIDATE_OUTPUT)[:, :rows, :candidates].copy())
 
-    def _output(self, name: str) -> NDArray[Any]:
-        return self.outputs.array(name, *self._shapes[name])
+    def _get_output(self, name: str) -> NDArray[Any]:
+        return self.outputs.get_array(name, *self._shapes[name])
 
     def capture(self, stack: ExitStack) -> str | None:
         """Captures the forward pass as a CUDA graph, after it has run once. Returns None, or why that failed."""

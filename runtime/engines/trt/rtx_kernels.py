@@ -27,7 +27,7 @@ class RtxKernels:
         )
         self.config.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
         self._cache = self.config.create_runtime_cache()
-        self._stored = trust_records.kernels(key)
+        self._stored = trust_records.read_kernels(key)
         if self._stored is not None and not self._takes(self._stored):
             self._stored = None
         self.config.set_runtime_cache(self._cache)

@@ -16,8 +16,8 @@ from ...contract import Contract
 from ...decoding.block_layout import compute_committed_ends
 from ...errors import UserError
 from ..registry import DEFAULT
-from .admission import content, siblings, why_not
-from .chunked_prefill import check_bounds, pieces
+from .admission import explain_refusal, list_siblings, read_content
+from .chunked_prefill import check_bounds, split_forward
 from .cuda import Cuda, Gpu, load_cuda
 from .engine import TrtEngine, load_library
 
@@ -75,7 +75,7 @@ class TrtBackend:
             )
         if not 1 <= capacity <= self.contract.capacity:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
-        needed = capacity + slack(self.contract)
+        needed = capacity + count_slack(self.contract)
         self._active = self._load(next(e for e in self.engines if reach(get_build(e), self.contract) >= needed))
         self._active.reset()
         self._slots = np.arange(batch)
@@ -86,9 +86,11 @@ class TrtBackend:
         check_candidates(forward, self.contract)
         most, n = min(profile.rows for profile in engine.profiles), forward.rows.shape[1]
         if n > most:  # such as for a form on a `full` model
-            return join_proposals([self.forward(part(forward, start, start + most)) for start in range(0, n, most)])
+            return join_proposals(
+                [self.forward(take_rows(forward, start, start + most)) for start in range(0, n, most)]
+            )
         whole: dict[str, NDArray[Any]] = {}  # by field name of Proposal
-        for piece in pieces(forward, engine.widest):
+        for piece in split_forward(forward, engine.widest):
             out = engine.forward(self._fill_batch(piece.forward))
             for name in Proposal.__slots__:
                 if (new := getattr(out, name)) is not None:
@@ -111,27 +113,27 @@ class TrtBackend:
 
     def _load(self, engine: Engine) -> TrtEngine:
         if engine.name not in self._loaded:
-            contract = engine_contract(self._bundle.contract, engine)
-            file = content(self._bundle.path, engine, self._trust)
-            loaded = TrtEngine(file, contract, self._cuda, self._library, self._graphs, self._kernels_of(engine))
+            contract = derive_engine_contract(self._bundle.contract, engine)
+            file = read_content(self._bundle.path, engine, self._trust)
+            loaded = TrtEngine(file, contract, self._cuda, self._library, self._graphs, self._make_kernels_key(engine))
             self._loaded[engine.name] = loaded
             if tuple((p.least, p.most) for p in loaded.profiles) != get_build(engine).profiles:
                 self.close()
                 raise UserError(f"{engine.name} has other profiles than its manifest lists; build it again")
         return self._loaded[engine.name]
 
-    def _kernels_of(self, engine: Engine) -> str:
+    def _make_kernels_key(self, engine: Engine) -> str:
         """Returns the key of the kernels that TensorRT for RTX compiles for an engine and this GPU."""
         parts = (engine.files[engine.model], self._library.__version__, self._gpu.name, str(self._gpu.capability))
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _limit_contract(self) -> Contract:
         """Returns the contract for checking requests: the largest engine's, limited to what its profiles can run."""
-        contract, build = engine_contract(self._bundle.contract, self.engines[-1]), get_build(self.engines[-1])
+        contract, build = derive_engine_contract(self._bundle.contract, self.engines[-1]), get_build(self.engines[-1])
         widest = max(most for _, most in build.profiles)
         if not contract.has_cache:
             return replace(contract, capacity=reach(build, contract))
-        capacity = contract.capacity - slack(contract)
+        capacity = contract.capacity - count_slack(contract)
         limited = compute_committed_ends(contract, max(1, capacity))[0] > widest  # a prompt's first token sees further
         return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
 
@@ -152,7 +154,7 @@ class TrtBackend:
         return Forward(ids, past, visible, rows, forward.top, candidates)
 
 
-def part(forward: Forward, start: int, end: int) -> Forward:
+def take_rows(forward: Forward, start: int, end: int) -> Forward:
     """Returns the forward pass with only the logits rows from `start` to `end`."""
     candidates = None if forward.candidates is None else forward.candidates[:, start:end]
     return replace(forward, rows=forward.rows[:, start:end], candidates=candidates)
@@ -164,7 +166,7 @@ def join_proposals(parts: Sequence[Proposal]) -> Proposal:
     return Proposal(**{name: np.concatenate(each, axis=1) for name, each in fields.items() if each[0] is not None})
 
 
-def slack(contract: Contract) -> int:
+def count_slack(contract: Contract) -> int:
     """Returns how many positions past its end a sequence of a ragged batch may be padded by.
 
     They are as many as another sequence's committed block and canvas.
@@ -183,7 +185,7 @@ def get_build(engine: Engine) -> Build:
     return engine.build
 
 
-def engine_contract(contract: Contract, engine: Engine) -> Contract:
+def derive_engine_contract(contract: Contract, engine: Engine) -> Contract:
     """Returns a bundle's contract with one engine's capacity, batch, dtype and cache."""
     build = get_build(engine)
     cache = engine.cache if contract.has_cache else "none"
@@ -205,9 +207,11 @@ def open_engines(
     Raises UserError, with what to do, if driver, GPU or library is missing, or no engine is for these.
     """
     cuda = cuda or load_cuda()
-    gpu = cuda.gpu()
+    gpu = cuda.find_gpu()
     if gpu is None:
-        raise UserError(f"the engine is built; running it needs {cuda.why_no_gpu()}; {otherwise(bundle)}")
+        raise UserError(
+            f"the engine is built; running it needs {cuda.explain_missing_gpu()}; {advise_without_gpu(bundle)}"
+        )
     reasons = []
     for engine in engines:
         build = get_build(engine)
@@ -216,15 +220,15 @@ def open_engines(
         except UserError as error:
             reasons.append(f"{engine.name} needs {NAMES[build.flavor]} {build.version}: {error}")
             continue
-        reason = why_not(engine, build, gpu, module.__version__)
+        reason = explain_refusal(engine, build, gpu, module.__version__)
         if reason is None:
-            return TrtBackend(bundle, siblings(engines, engine), cuda, module, gpu, trust=trust, graphs=graphs)
+            return TrtBackend(bundle, list_siblings(engines, engine), cuda, module, gpu, trust=trust, graphs=graphs)
         reasons.append(f"{engine.name} {reason}")
     here = f"build one here: blockstep export trt --bundle {bundle.path}"
-    raise UserError(f"{reasons[0]}; {here}, or {otherwise(bundle)}")
+    raise UserError(f"{reasons[0]}; {here}, or {advise_without_gpu(bundle)}")
 
 
-def otherwise(bundle: Bundle) -> str:
+def advise_without_gpu(bundle: Bundle) -> str:
     """Returns advice, for an error message, on an engine that runs without a GPU."""
     if any(engine.is_called(DEFAULT) for engine in bundle.engines):
         return f"--engine {DEFAULT} runs here"
