@@ -48,6 +48,14 @@ def test_generating() -> None:
     assert speculative == answer.result.forwards
 
 
+def test_the_models_of_math_and_code_are_what_the_recipe_made() -> None:
+    made = json.loads((SAMPLES / "results" / "recipe-math-code.json").read_text(encoding="utf-8"))["record"]["sha256"]
+    committed = {"baseline.pt": "baseline.pt", "teacher.pt": "teacher.pt", "cdlm.pt": "student.pt"}
+    committed["student.bundle/manifest.json"] = "student.bundle/manifest.json"  # has the hashes of its other files
+    for name, path in committed.items():
+        assert hashlib.sha256((SAMPLES / path).read_bytes()).hexdigest() == made[name], path
+
+
 def test_streaming_and_showing_blocks() -> None:
     answer = load(BUNDLE, threads=1).generate(PROMPTS[1])
     lines = output(sys.executable, SAMPLES / "2_stream.py").splitlines()
