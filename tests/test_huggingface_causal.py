@@ -157,7 +157,7 @@ def no_roll_back(patch: pytest.MonkeyPatch) -> None:
         self.pending = sequence.NOTHING
 
     patch.setattr(speculation.Draft, "commit", commit)
-    patch.setattr(speculation.Draft, "_masks", property(lambda self: 1))
+    patch.setattr(speculation.Draft, "masks", property(lambda self: int(not len(self.pending))))
 
 
 def unverified(patch: pytest.MonkeyPatch) -> None:
