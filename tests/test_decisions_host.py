@@ -53,7 +53,7 @@ class AnyScores:
         if forward.candidates is None:
             return out
         scores = -(10.0 ** self.rng.integers(-3, 25, forward.candidates.shape)) * self.rng.integers(0, 3)
-        return Proposal(*out.parts(), candidate_logprob=scores.astype(np.float32))
+        return Proposal(*out.list_arrays(), candidate_logprob=scores.astype(np.float32))
 
 
 def random_form(rng: random.Random) -> Form:

@@ -216,7 +216,7 @@ def test_blocks_of_different_sizes_side_by_side_are_their_solo_runs(
     shift: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (block_layout, request_state):
-        monkeypatch.setattr(module, "block_bounds", doubling)
+        monkeypatch.setattr(module, "compute_block_bounds", doubling)
     monkeypatch.setattr(block_layout, "round_up_to_blocks", lambda *layout: int(doubling(*layout)[1][-1]))
     model, asked = tiny.model(1), requests(random.Random(1))
     alone = TorchBackend(model, tiny.contract(shift=shift))

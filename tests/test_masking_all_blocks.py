@@ -99,7 +99,9 @@ def test_both_losses_of_one_forward_pass_are_those_of_two() -> None:
     seed = tiny.choose_seed()
     rng, model = random.Random(seed), tiny.model(seed)
     drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
-    stream = Mock(Stream, examples=lambda step: [Example(tuple(a.tolist()), tuple(b.tolist())) for a, b in drawn])
+    stream = Mock(
+        Stream, select_examples=lambda step: [Example(tuple(a.tolist()), tuple(b.tolist())) for a, b in drawn]
+    )
     contract = tiny.contract(attention="causal_context", shift=True, alignment="prompt")
     blocks, kept, right = all_blocks.denoising_and_next_token_loss(
         model, model, stream, 0, contract, torch.Generator().manual_seed(seed)
