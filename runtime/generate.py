@@ -31,7 +31,7 @@ from .decisions.decide import PROBABILITIES
 from .decisions.form import Probability
 from .decoding.batch import Step
 from .decoding.block_layout import count_room_for_answer
-from .decoding.options import DecodeOptions, Request, choose_contract
+from .decoding.options import DecodeOptions, Request, choose_contract, choose_mode
 from .errors import UserError
 from .model import Answer, Block, Model, blocks, collect_answer
 from .text.terminal import Screen, format_summary, make_view, show_steps
@@ -97,7 +97,7 @@ def generate(args: argparse.Namespace) -> int:
 def format_cut_line(contract: Contract, request: Request) -> str:
     """Returns the line about an answer without an end token: what ended it, and how it may become longer."""
     given, tokens = len(request.prompt), request.options.max_new_tokens
-    room = count_room_for_answer(choose_contract(contract, request.options.mode or contract.modes[0]), given)
+    room = count_room_for_answer(choose_contract(contract, choose_mode(contract, request.options.mode)), given)
     if tokens is not None and tokens < room:
         return f"cut: no end token within {tokens} tokens; --max-new-tokens may be up to {room} for this prompt"
     if not contract.has_cache:

@@ -15,6 +15,7 @@ from serving import PROMPTS, Served, served
 from speaking import every_other, make_speaker, make_speaking_bundle
 
 from runtime import Model, load
+from runtime.server.request import COMPLETIONS, read_server_requests
 from runtime.server.stop_strings import Stops
 
 ROOT = Path(__file__).parent.parent
@@ -85,6 +86,16 @@ def test_counts_and_thresholds_come_along(client: OpenAI, model: Model) -> None:
         used = model.gate.threshold if threshold is None else threshold
         assert (own["threshold"], own["highest_threshold"]) == (used, used)
         assert own["one_a_step"] == len(expected.result.token_ids) and own["cached"] is expected.result.cached is True
+
+
+def test_a_threshold_of_the_request_or_the_server_chooses_the_mode_block(model: Model) -> None:
+    body = {"prompt": PROMPTS[0]}
+    for fields, gated, mode in (
+        (body, False, "speculative"), (body, True, "block"), ({**body, "threshold": 0.5}, False, "block"),
+        ({**body, "mode": "causal"}, True, "causal"),
+    ):  # fmt: skip
+        [ask] = read_server_requests(model, "student", None, COMPLETIONS, fields, 1, gated)
+        assert ask.options.mode == mode
 
 
 def test_token_ids_make_a_prompt_too(client: OpenAI, model: Model) -> None:

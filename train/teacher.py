@@ -50,7 +50,7 @@ HELP = {  # help texts that do not fit on the line of their option below
     ),
     "causal-every": (
         "period of causal updates, for --objective masked: each N-th update trains under causal attention, 0 for none "
-        "(default: 2, with --no-shift 0)"
+        "(default: 2; 0 with --no-shift or another --attention than full)"
     ),
     "canvas": (
         "maximum answer tokens, in whole blocks; longer training answers are left out (default: the 99th percentile of "
@@ -168,9 +168,9 @@ def derive_decoding(
 
 
 def attention_of(args: argparse.Namespace) -> str:
-    """Returns `--attention` or its default. Raises UserError for an autoregressive model, which has one of its own."""
+    """Returns `--attention` or its default. Raises UserError if it is given for an autoregressive model."""
     if args.objective == "causal" and args.attention is not None:
-        raise UserError(f"--attention {args.attention} was given, but an autoregressive model has none: leave it out")
+        raise UserError(f"--attention {args.attention} was given, but an autoregressive model is causal: leave it out")
     attention: str = args.attention or ("block_causal" if args.objective == "causal" else "full")
     return attention
 

@@ -91,7 +91,7 @@ typedef struct {
     size_t size;         /* sizeof(blockstep_decoding) */
     double temperature;  /* 0: the top-1 tokens; up to 5: tokens are sampled, from a bundle exported with --top-k */
     const int64_t *seed; /* sampling seed; the same seed gives the same answer; NULL: random, not reported */
-    const char *mode;    /* "block", "speculative" or "causal", of the modes that the model has; NULL: its first */
+    const char *mode;    /* "block", "speculative" or "causal", of the modes that the model has; NULL: its first, block with a threshold */
 } blockstep_decoding;
 
 /* Freed with blockstep_free. Of a cancelled answer, the finished blocks; its counts and times are 0. */

@@ -44,7 +44,8 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
 
     def read() -> tuple[Any, tuple[ServerRequest, ...]]:
         body, most = parse_body(content), service.workers.most
-        asks = read_server_requests(service.model, service.name, service.most, api, body, most)
+        gated = service.workers.threshold is not None
+        asks = read_server_requests(service.model, service.name, service.most, api, body, most, gated)
         return make_writable(body) if api is RESPONSES and asks[0].decision is not None else body, asks
 
     body, asks = await service.intake.run(len(content), read)

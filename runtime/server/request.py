@@ -70,12 +70,13 @@ class ServerRequest:
 
 
 def read_server_requests(
-    model: Model, name: str, most: int | None, api: Api, body: Any, places: int
+    model: Model, name: str, most: int | None, api: Api, body: Any, places: int, gated: bool = False
 ) -> tuple[ServerRequest, ...]:
     """Reads a parsed JSON body's requests, one per prompt; they differ in prompt, seed and room for new tokens.
 
     name: what the model is served as; most: the server's limit on new tokens per answer, None for none; places: how
-    many prompts a body may have. Raises Refusal naming the field that is wrong or not supported.
+    many prompts a body may have; gated: whether the server has a threshold for requests that give none, which are then
+    decoded in the mode `block` if they name no mode. Raises Refusal naming the field that is wrong or not supported.
     """
     if not isinstance(body, dict):
         raise Refusal(400, f"the body is {name_json_type(body)}; expected a JSON object")
@@ -85,7 +86,7 @@ def read_server_requests(
         raise refuse_unknown_model(fields["model"], name)
     chat, stream = api is not COMPLETIONS, _read_flag(fields, "stream")
     decision = read_decision(fields, api is CHAT) if chat else None
-    requests = _make_requests(model, api, fields, most, places)
+    requests = _make_requests(model, api, fields, most, places, gated or "threshold" in fields)
     logprobs, best = _read_logprobs(fields, chat, requests[0].options.temperature > 0)
     shared: dict[str, Any] = {
         "chat": chat, "stop": _read_stops(fields), "stream": stream, "usage": _read_usage(fields, stream),
@@ -122,12 +123,14 @@ def _read_sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int 
     return temperature, seed
 
 
-def _make_requests(model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int) -> list[Request]:
+def _make_requests(
+    model: Model, api: Api, fields: Mapping[str, Any], most: int | None, places: int, gated: bool
+) -> list[Request]:
     """Returns one request per prompt. If one does not fit, the Refusal names the prompt, or the field that limits new
-    tokens if fewer of them would fit."""
+    tokens if fewer of them would fit. gated: as in `choose_mode`."""
     temperature, seed = _read_sampling(model, fields)
     with blame("mode"):
-        mode = choose_mode(model.contract, _read(fields, "mode", optional(TEXT), None), gated="threshold" in fields)
+        mode = choose_mode(model.contract, _read(fields, "mode", optional(TEXT), None), gated)
     contract = choose_contract(model.contract, mode)
     limit, wanted = _find_limit(fields, api.limits, most)
     prompts, made = _read_prompts(api, fields, places), list[Request]()

@@ -57,7 +57,7 @@ class Workers:
     """
 
     def __init__(self, decoders: Sequence[Decoder], room: int, threshold: Callable[[], float] | None = None) -> None:
-        self.room, self._threshold = room, threshold
+        self.room, self.threshold = room, threshold
         self._places = sum(decoder.places for decoder in decoders)
         self._jobs: deque[Job] = deque()
         self._changed = threading.Condition()
@@ -132,7 +132,7 @@ class Workers:
     def choose_threshold(self, job: Job) -> Threshold | None:
         """Returns the threshold for a job's steps: the request's own, or the workers'."""
         own = job.ask.options.threshold
-        return self._threshold if own is None else own
+        return self.threshold if own is None else own
 
     def record_end(self, job: Job) -> None:
         """Notes that a job has ended."""

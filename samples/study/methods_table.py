@@ -128,14 +128,16 @@ def compare_with_controls(reports: Mapping[str, Mapping[str, Report]]) -> dict[s
 def read_times(path: Path, task: str) -> dict[str, list[float]]:
     """Returns the seconds of answers to a task, by row; none without the file.
 
-    A model that drafts for itself has a row per mode; of others the default mode counts, which is measured first.
+    A student has rows per mode, its plain one is of the mode `block`; of the baseline and the bundles the default mode
+    counts, which is measured first.
     """
     found: dict[str, list[float]] = {}
     default: dict[str, str] = {}
     for each in read_records(path):
         name, _, mode = each["way"].rpartition(":")
         first = default.setdefault(name, mode)
-        row = name if mode == ("block" if f"{name}-speculative" in TITLES else first) else f"{name}-{mode}"
+        plain = first if name == BASELINE or name.startswith("ort-") else "block"
+        row = name if mode == plain else f"{name}-{mode}"
         if each["task"] == task and row in TITLES:
             found.setdefault(row, []).append(each["seconds"])
     return found
@@ -167,7 +169,7 @@ def format_table(rows: Sequence[Row]) -> Iterator[str]:
     heads = ["", "threshold"]
     for split in splits:
         heads += [f"`{split}` right, %", "to the baseline, points"]
-    heads += ["forward passes", "ms", "times as fast as the baseline"]
+    heads += ["forward passes", "ms", "times as fast as the baseline in fp32"]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for row in rows:
@@ -229,8 +231,10 @@ def draw(runs: Path, names: Sequence[str], out: Path) -> None:
     for task in names:
         curves = {}
         for title, points in swept.items():
-            cells = [point["by_task"][task] for point in points]
-            curves[title] = [(cell["forwards"], 100 * cell["accuracy"]) for cell in cells]
+            for mode, ending in (("block", ""), ("speculative", ", drafts for itself")):
+                cells = [point["by_task"][task] for point in points if point.get("mode", "block") == mode]
+                if cells:
+                    curves[title + ending] = [(cell["forwards"], 100 * cell["accuracy"]) for cell in cells]
         base = runs / f"{BASELINE}-{task}-valid_families.json"
         if base.exists():
             report = strict_json.read(base)
