@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import onnx
@@ -26,6 +27,7 @@ from export.trt_engines.builder import (
     BuilderSettings,
     build_engine,
     collect_errors,
+    list_shapes,
     make_configuration,
     parse_network,
     plan_profiles,
@@ -53,13 +55,26 @@ def test_the_sample_student_builds_for_three_gpus(dialect: str, tmp_path: Path) 
     source = load(ROOT / "samples" / "student.pt")
     contract = make_export_contract(source, 128)
     model = Graphs(source, contract, GraphRecipe(dialect, "fp16", 1, None)).write(tmp_path)[0]
-    made = build_engine(model, contract, plan_profiles(contract, 128), BuilderSettings("rtx", (86, 89, 120)))
+    # TensorRT for RTX has no fused kernel for a profile of one token, that of the mode causal: see the next test.
+    profiles = tuple(each for each in plan_profiles(contract, 128) if each != (1, 1))
+    made = build_engine(model, contract, profiles, BuilderSettings("rtx", (86, 89, 120)))
     assert not made.decomposed and len(made.content) > model.stat().st_size  # the weights are in it
     fused = source.model.layers if dialect == "trt" else 0
     network = made.network
     assert (network.attentions, network.masked, network.updates) == (fused, fused, 2 * fused)
     assert network.strongly_typed and (network.batch, network.dtype, network.capacity) == (1, "float16", 128)
     assert check_network(plan(dialect), network, source.model.layers, full=False) is None
+
+
+@pytest.mark.long
+def test_the_sample_s_profile_of_one_token_decomposes_attention(tmp_path: Path) -> None:
+    """A limit of TensorRT for RTX, not a wish: if this fails, the profile of the mode causal costs nothing any more."""
+    source = load(ROOT / "samples" / "student.pt")
+    contract = make_export_contract(source, 128)
+    model = Graphs(source, contract, GraphRecipe("trt", "fp16", 1, None)).write(tmp_path)[0]
+    profiles = plan_profiles(contract, 128)
+    assert (1, 1) in profiles
+    assert build_engine(model, contract, profiles, BuilderSettings("rtx", (89,))).decomposed
 
 
 def without_masks(file: Path) -> Path:
@@ -151,6 +166,22 @@ def test_profiles_are_a_block_two_blocks_and_buckets_of_prefill() -> None:
     assert plan_profiles(contract, 40) == ((32, 32), (1, 40))
     full = tiny.contract(attention="full", canvas=96, block=32)
     assert plan_profiles(full, 256) == ((97, 256),)
+
+
+@pytest.mark.parametrize(
+    ("modes", "shift", "rows"),
+    [(["block"], True, 4), (["speculative", "block", "causal"], True, 7), (["block", "speculative"], False, 4)],
+)
+def test_an_engine_has_the_logits_rows_of_a_verification_that_drafts_too(
+    modes: list[str], shift: bool, rows: int
+) -> None:
+    contract = tiny.contract(attention="causal_context", modes=modes, shift=shift)
+    inputs = [SimpleNamespace(name="input_ids", shape=(1, -1)), SimpleNamespace(name="rows", shape=(1, -1))]
+    network = SimpleNamespace(num_inputs=2, get_input=inputs.__getitem__)
+    assert dict(list_shapes(network, contract, 1, 40)) == {
+        "input_ids": [[1, 1], [1, 40], [1, 40]],
+        "rows": [[1, rows]] * 3,
+    }
 
 
 Sized = tuple[ir.Model, Contract, int]

@@ -88,6 +88,15 @@ def list_fixed_widths(contract: Contract) -> list[int]:
     return widths + [1] * ("causal" in contract.modes and block > 1)
 
 
+def count_logits_rows(contract: Contract) -> int:
+    """Returns how many logits rows an engine has: a block, or as many as verify a draft and make the next.
+
+    With fewer, the engine would run twice in nearly every speculative forward pass.
+    """
+    drafting = "speculative" in contract.modes and contract.drafts_ahead
+    return 2 * contract.block - 1 if drafting else contract.block
+
+
 def build_engine(
     model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings, progress: ShowProgress | None = None
 ) -> Built:
@@ -191,17 +200,18 @@ def make_configuration(
 def list_shapes(network: Any, contract: Contract, least: int, most: int) -> Iterator[tuple[str, Sequence[list[int]]]]:
     """Yields the smallest, usual and largest shape of each input with an open axis.
 
-    `rows` is always one block long: the host fills it up. Candidates per row range from 1, the least that TensorRT
+    `rows` has one length: the host fills it up. Candidates per row range from 1, the least that TensorRT
     takes, to the contract's count, with which the host always runs.
     """
+    rows = count_logits_rows(contract)
     for index in range(network.num_inputs):
         tensor = network.get_input(index)
         shape = tuple(tensor.shape)
         if tensor.name == CANDIDATE_INPUT:
             sizes = [1, contract.candidates, contract.candidates]
-            yield tensor.name, [[contract.batch, contract.block, size] for size in sizes]
+            yield tensor.name, [[contract.batch, rows, size] for size in sizes]
         elif -1 in shape:
-            widths = [contract.block] * 3 if tensor.name == "rows" else [least, most, most]
+            widths = [rows] * 3 if tensor.name == "rows" else [least, most, most]
             yield tensor.name, [[width if size == -1 else size for size in shape] for width in widths]
 
 

@@ -257,7 +257,7 @@ def count_one_a_step(mode: str, tokens: int, steps: int, forwards: int) -> int:
     """Returns the fewest forward passes that `tokens` tokens take at one token per step.
 
     In the mode `block` separate commits (`forwards - steps`) are added; in the others the prompt's forward pass, which
-    is not counted, gives the first token.
+    is not counted here, gives the first token.
     """
     return tokens + forwards - steps if mode == "block" else max(0, tokens - 1)
 
