@@ -52,9 +52,9 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     """The fields of each request that reaches the server."""
     seen: Sent = []
 
-    def noting(model: Model, name: str, most: int | None, api: Any, body: Any, places: int) -> Any:
+    def noting(model: Model, name: str, most: int | None, api: Any, body: Any, *more: Any) -> Any:
         seen.append((api.prompt, frozenset(body)))
-        return reading(model, name, most, api, body, places)
+        return reading(model, name, most, api, body, *more)
 
     reading = handler.read_server_requests
     monkeypatch.setattr(handler, "read_server_requests", noting)
@@ -132,7 +132,9 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     """A file in GSM8K's layout, and what `train.evaluate` makes of it."""
     folder = tmp_path_factory.mktemp("problems")
     (task,) = tasks.choose_tasks("math")
-    lines = [json.dumps({"question": p.prompt, "answer": p.answer}) for p in task.problems("test", PROBLEMS, 3)]
+    lines = [
+        json.dumps({"question": p.prompt, "answer": p.answer}) for p in task.problems("test_families", PROBLEMS, 3)
+    ]
     (folder / "problems.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     own = ["--bundle", str(BUNDLE), "--data", str(folder / "problems.jsonl"), "--split", "all", "--threads", "1"]
     return folder, float(evaluate.assess(evaluate.make_parser().parse_args(own))["accuracy"])

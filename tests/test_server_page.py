@@ -78,7 +78,8 @@ def test_the_page_ends_with_the_api_s_answer(browser: Any, student: Served, mode
     assert answered(page, PROMPT) == expected.text
     assert page.locator("#forwards").text_content() == str(expected.result.forwards)
     assert page.locator("#tokens").text_content() == str(len(expected.result.token_ids))
-    assert page.locator("#single").text_content() == str(len(expected.result.token_ids))
+    assert page.locator("#single").text_content() == str(len(expected.result.token_ids) - 1)  # the prompt's gives one
+    page.select_option("#mode", "block")
     page.locator("#threshold").fill("0.5")
     faster = model.generate(PROMPT, threshold=0.5)
     assert answered(page, PROMPT) == faster.text
@@ -98,8 +99,9 @@ def test_a_pasted_prompt_is_trimmed_where_the_user_sees_it(browser: Any, student
 @pytest.mark.browser
 def test_a_replay_goes_through_the_steps_and_ends_alike(browser: Any, student: Served) -> None:
     page, wrong = opened(browser, student)
+    page.select_option("#mode", "block")
     text = answered(page, PROMPT)
-    page.select_option("#colour", "step")
+    page.select_option("#color", "step")
     page.click("#again")
     page.wait_for_selector("#answer .open")
     page.wait_for_selector("#answer[data-done=true]")

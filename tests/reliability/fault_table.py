@@ -167,8 +167,8 @@ FAULTS = (
     Fault(
         "the request's threshold is not passed on",
         "runtime/server/worker_pool.py",
-        "self._threshold if own is None else own",
-        "self._threshold",
+        "self.threshold if own is None else own",
+        "self.threshold",
         "server_openai server_load",
     ),
     # TensorRT
