@@ -133,7 +133,7 @@ def score(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
     folder = tmp_path_factory.mktemp("problems")
     (task,) = tasks.choose_tasks("math")
     lines = [
-        json.dumps({"question": p.prompt, "answer": p.answer}) for p in task.problems("test_families", PROBLEMS, 3)
+        json.dumps({"question": p.prompt, "answer": p.answer}) for p in task.problems("test_families", PROBLEMS, 4)
     ]
     (folder / "problems.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     own = ["--bundle", str(BUNDLE), "--data", str(folder / "problems.jsonl"), "--split", "all", "--threads", "1"]
