@@ -42,7 +42,8 @@ NOUNS = {
     "ints": """
         a arr array seq lst ns elements figures amounts sizes lengths weights heights widths digits levels steps
         days years hours minutes costs fees bids votes goals daily_results samples measures temps distances speeds
-        angles codes ids ranks grades totals changes gains deltas offsets indices bounds primes squares sums limits heads b c
+        angles codes ids ranks grades totals changes gains deltas offsets indices bounds primes squares sums limits
+        heads b c
         cells nodes bits queue stack buffer batch series column row_values draws rolls throws dice cards coins bills
         """,
     "int": """
@@ -62,7 +63,8 @@ NOUNS = {
         """,
     "dict": """
         mapping d stock scores marks ratings lookup index score_table weights heights sizes costs fees votes goals
-        levels budgets wages grades totals_by_key amounts balances shares hours days distances speeds populations quantities
+        levels budgets wages grades totals_by_key amounts balances shares hours days distances speeds populations
+        quantities
         store catalog menu register record cart basket library bank rates limits orders sales dct dic mp
         """,
     "word": """
