@@ -101,6 +101,16 @@ def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> No
     assert stages(tmp_path)[-1] == "study-table"
     plain = [line for line in more if "train evaluate" in line and "--gate rule=threshold,threshold=0.95 " in line]
     assert len(plain) == 8 and all(f"--ckpt {tmp_path}/runs/teacher.pt " in line for line in plain)
+    # whoever can check drafts is judged with them, so that a method and its control are compared in both modes
+    drafting = [name for name in stages(tmp_path) if name.endswith("-speculative-math-test")]
+    assert [name.removesuffix("-speculative-math-test") for name in drafting] == [
+        *STUDENTS, "tad", *(f"{name}-control" for name in (*STUDENTS, "tad")), "undistilled",
+    ]  # fmt: skip
+
+
+def test_a_plan_leaves_no_folder(tmp_path: Path) -> None:
+    done = run(tmp_path, "math,code", PLAN="1")
+    assert done.returncode == 0 and "min to go" in done.stdout and not (tmp_path / "runs").exists()
 
 
 def test_a_study_of_another_task_is_refused(tmp_path: Path) -> None:

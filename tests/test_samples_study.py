@@ -92,6 +92,11 @@ def test_a_method_is_compared_with_its_control_over_all_problems(runs: Path, tmp
     assert found["problems"] == 400 and found["difference"][0] == pytest.approx(0.02) and found["forwards"] == [5, 8]
     assert found["difference"][1] < 0.02 < found["difference"][2]
     assert "| CDLM | +2.0 (" in text and list(values["controls"]) == ["cdlm"]
+    write_report(runs, "cdlm-speculative", "math", "test", [1] * 85 + [0] * 15, 4)
+    write_report(runs, "cdlm-control-speculative", "math", "test", [1] * 84 + [0] * 16, 5)
+    text, values = written(runs, tmp_path / "out")
+    found = values["controls"]["cdlm-speculative"]
+    assert found["problems"] == 100 and found["difference"][0] == pytest.approx(0.01) and found["forwards"] == [4, 5]
     for path in runs.glob("*-control-*.json"):
         path.unlink()
     text, values = written(runs, tmp_path / "out")

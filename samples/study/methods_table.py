@@ -31,24 +31,30 @@ TITLES = {
     BASELINE: "autoregressive baseline",
     "teacher": "teacher, one token per forward pass",
     "undistilled": "not distilled: the teacher at a threshold",
+    "undistilled-speculative": "not distilled: the teacher drafts for itself",
     "cdlm": "CDLM",
     "cdlm-speculative": "CDLM, drafts for itself",
     "cdlm-control": "its control, denoising alone",
+    "cdlm-control-speculative": "its control, drafts for itself",
     "cd4lm": "CD4LM",
     "cd4lm-speculative": "CD4LM, drafts for itself",
     "cd4lm-control": "its control, cross-entropy alone",
+    "cd4lm-control-speculative": "its control, drafts for itself",
     "cd4lm-full": "CD4LM, full attention",
     "dparallel": "dParallel",
     "dparallel-speculative": "dParallel, drafts for itself",
     "dparallel-control": "its control, without certainty",
+    "dparallel-control-speculative": "its control, drafts for itself",
     "dparallel-full": "dParallel, full attention",
     "tad": "TAD",
     "tad-speculative": "TAD, drafts for itself",
     "tad-control": "its control, cross-entropy on all positions",
+    "tad-control-speculative": "its control, drafts for itself",
     "ort-fp32": "the sample: CDLM, ONNX Runtime",
     "ort-int8": "the sample in int8",
 }
-CONTROLS = {name: f"{name}-control" for name in ("cdlm", "cd4lm", "dparallel", "tad")}
+METHODS = ("cdlm", "cd4lm", "dparallel", "tad")
+CONTROLS = {name + mode: f"{name}-control{mode}" for name in METHODS for mode in ("", "-speculative")}
 HELD_OUT = "test_families"
 SPLITS = ("test", "test_seen", HELD_OUT, "test_surface")
 TARGET = -0.01  # lowest lower end of the difference to the baseline
