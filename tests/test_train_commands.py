@@ -44,6 +44,7 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (evaluate.main, "--ckpt {} --gate sub_block=0", "gate.sub_block is 0"),
         (teacher.main, "--no-shift --causal-every 2", "--causal-every 2 trains row i to predict token i + 1"),
         (teacher.main, "--causal-every -1", "--causal-every is -1"),
+        (teacher.main, "--objective causal --causal-every 2", "--causal-every 2 is for --objective masked"),
         (teacher.main, "--attention causal_context --causal-every 2", "--causal-every is for --attention full"),
         (
             teacher.main,

@@ -185,6 +185,8 @@ def choose_causal_every(args: argparse.Namespace) -> int:
     if every < 0:
         raise UserError(f"--causal-every is {every}; expected a number of updates, or 0 for never")
     if args.objective == "causal":
+        if given and every:
+            raise UserError(f"--causal-every {every} is for --objective masked: all updates are causal here; drop it")
         return every
     if cached and given:
         raise UserError(f"--causal-every is for --attention full: all updates of {args.attention} are such; drop it")
