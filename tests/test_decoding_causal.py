@@ -208,6 +208,22 @@ def test_a_draft_ends_before_a_token_of_low_confidence(monkeypatch: pytest.Monke
     assert taken[speculation.CONFIDENT] == sum(map(len, answers[0.0])) != taken[0.0]  # one token per forward pass
 
 
+def test_few_masks_follow_a_short_draft_and_none_an_end_token() -> None:
+    spec = contract("shifted", block=16, canvas=32, capacity=80)
+    draft = speculation.Draft(spec, np.arange(3, 8), 0, 60, together=True)
+    assert draft.masks == 15
+    draft.commit(5)
+    draft.seed = 3
+    for length, masks in ((15, 15), (9, 11), (2, 7)):  # confident tokens, masks after them
+        draft.draft(np.full(15, 4), np.where(np.arange(15) < length, 0.9, 0.1))
+        assert (len(draft.drafted), draft.masks) == (length, masks)
+    ending = np.array([4, 4, spec.eos_ids[0], *[4] * 12])
+    draft.draft(ending, np.ones(15))
+    assert draft.drafted.tolist() == [4, 4, spec.eos_ids[0]] and (draft.masks, draft.width) == (0, 4)
+    draft.draft(ending[:0], np.ones(0))  # not confirmed: the answer goes on
+    assert (draft.masks, draft.width) == (7, 8)
+
+
 def test_the_prompts_forward_pass_drafts_too(monkeypatch: pytest.MonkeyPatch) -> None:
     backend, spec = taught("shifted")
     [prompt] = prompts(random.Random(0), True, 1)

@@ -9,7 +9,9 @@ and values overwrite theirs.
 
 If one forward pass does both, a draft ends before the first token of low confidence: masks that follow a wrong token
 are wasted, and one forward pass with them. The causal prediction after the last drafted token replaces the token that
-was left out. The prompt's forward pass drafts too.
+was left out. A draft also ends with its first end token, which no masks follow, and few masks follow a short draft, for
+text that is hard to draft seldom becomes easy at once: on a CPU every mask costs time. The prompt's forward pass drafts
+too.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from .sampling import Sampler
 from .sequence import NOTHING, Inputs
 
 CONFIDENT = 0.6  # least confidence of a drafted token; of 0 to 0.9 about the fewest forward passes of math and code
+FEWEST, MORE = 7, 2  # masks at least, and masks beyond the length of the last draft: as many forward passes as with all
 
 
 @final
@@ -33,19 +36,20 @@ class Draft:
     """Feeds a model a prompt's tokens, or the seed (the one token known but not committed) and a draft.
 
     past: how many tokens are in the KV cache. room: the maximum of positions. drafted: tokens that the model predicted
-    after the seed, still to be verified. together: whether masks follow them, whose predictions are the next draft if
-    all of this one is confirmed; otherwise each draft has its own forward pass.
+    after the seed, still to be verified. together: whether masks follow them, unless they end the answer; their
+    predictions are the next draft if all of this one is confirmed. Otherwise each draft has its own forward pass.
     """
 
     __slots__ = (
-        "_block", "_causal", "_mask", "_rows_before", "_together", "drafted", "past", "pending", "room", "seed",
+        "_block", "_causal", "_eos_ids", "_mask", "_most", "_rows_before", "_together",
+        "drafted", "past", "pending", "room", "seed",
     )  # fmt: skip
 
     def __init__(self, contract: Contract, prompt: Ints, past: int, room: int, together: bool) -> None:
         self._block, self._mask, self._rows_before = contract.block, contract.mask_id, int(contract.shift)
-        self._together, self._causal = together, contract.attention == "causal"
+        self._together, self._causal, self._eos_ids = together, contract.attention == "causal", contract.eos_ids
         self.past, self.pending, self.room, self.seed = past, prompt[past:], room, -1
-        self.drafted = NOTHING
+        self.drafted, self._most = NOTHING, contract.block - 1
 
     @property
     def _known(self) -> int:
@@ -57,7 +61,9 @@ class Draft:
         """Returns how many tokens the next forward pass drafts: at most a block with the seed, if there is room."""
         if not self._together and (len(self.pending) or len(self.drafted)):
             return 0
-        return max(0, min(self._block - 1, self.room - self.past - self._known))
+        if self._together and len(self.drafted) and self.drafted[-1] in self._eos_ids:
+            return 0
+        return max(0, min(self._most, self.room - self.past - self._known))
 
     @property
     def verifies(self) -> bool:
@@ -84,9 +90,14 @@ class Draft:
         return Inputs(ids, np.full(len(ids), past + len(ids)), past, rows, rows - 1 + self._rows_before)
 
     def draft(self, tokens: Ints, confidence: Floats) -> None:
-        """Takes predictions at masks as the next draft: if masks follow it, up to the first of low confidence."""
-        low = np.flatnonzero(confidence < CONFIDENT) if self._together else NOTHING
-        self.drafted = tokens[: low[0] if len(low) else None].astype(np.int64)
+        """Takes predictions at masks as the next draft: if masks follow it, as far as it is likely to be confirmed."""
+        if self._together and len(tokens):
+            low = np.flatnonzero(confidence < CONFIDENT)
+            tokens = tokens[: low[0] if len(low) else None]
+            ends = np.flatnonzero(np.isin(tokens, self._eos_ids))
+            tokens = tokens[: ends[0] + 1 if len(ends) else None]
+            self._most = min(self._block - 1, max(FEWEST, len(tokens) + MORE))
+        self.drafted = tokens.astype(np.int64)
 
     def commit(self, tokens: int) -> None:
         """Counts the first `tokens` tokens of the last forward pass as committed."""
