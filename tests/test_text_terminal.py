@@ -32,7 +32,7 @@ def test_in_a_pipe_a_step_is_a_line(tmp_path: Path) -> None:
         "step 4  block 2  |·░·░|  +2 tokens",
         "step 5  block 2  |·░|  +1 tokens",
         "step 6  block 2  |😀|  +1 tokens",
-        "step 7  block 3  ||  +2 tokens",
+        "step 7  block 3  ||  +1 tokens",  # the end token
     ]
 
 

@@ -35,9 +35,10 @@ class Lines:
 
     def draw(self, step: Step) -> None:
         self._steps += 1
-        drawn = decode_tokens(self._tokenizer, [], step, find_end_of_canvas(step, self._eos_ids, self._before))
-        text = "".join(text for text, _ in drawn).replace("\n", NEWLINE)
-        accepted = int(step.accepted.sum())
+        last = find_end_of_canvas(step, self._eos_ids, self._before)
+        text = "".join(text for text, _ in decode_tokens(self._tokenizer, [], step, last)).replace("\n", NEWLINE)
+        has_end = step.result is None or step.result.finish == "eos"  # the end token is the answer's last
+        accepted = int(step.accepted[: last + has_end].sum())
         print(f"step {self._steps}  block {step.block + 1}  |{text}|  +{accepted} tokens", file=self._out, flush=True)
         if not step.open.any():
             self._before += len(step.open) - step.given
