@@ -95,7 +95,8 @@ def report(values: dict[str, Any]) -> Iterator[str]:
         name = f"candidates {row['candidates']}"
         yield f"{name:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}{_format_ms(row['ms'])}{row['ratio']:>8.3f}"
     yield ""
-    yield f"{'of ' + str(values['answers']['count']) + ' answers':<35}{'p10':>10}{'median':>10}{'p90':>10}"
+    answers = f"of {values['answers']['count']} answers, {values['answers']['mode']}"
+    yield f"{answers:<35}{'p10':>10}{'median':>10}{'p90':>10}"
     for name, row in values["answers"].items():
         if isinstance(row, dict):
             yield f"{name.replace('_', ' '):<35}" + _format_ms(row)

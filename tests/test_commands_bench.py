@@ -36,12 +36,12 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
     values = json.loads(captured.out)
     assert [row["width"] for row in values["forwards"]] == [41, 52, 64]
     assert values["candidates"] == []  # of a graph without
-    assert values["answers"]["count"] == 3
+    assert (values["answers"]["count"], values["answers"]["mode"]) == (3, "block")
     assert values["answers"]["tokens"]["median"] == len(encode_ids(ANSWER)) + 1
     assert {"processor", "threads", "engine", "precision", "block", "capacity", "versions"} <= set(values["conditions"])
     assert bench.main([bundle, *options]) == 0
     table = capsys.readouterr().out
-    assert "tokens per second" in table and "host ms per forward" in table and "candidates" not in table
+    assert "of 3 answers, block " in table and "tokens per second" in table and "host ms per forward" in table and "candidates" not in table
     assert bench.main([bundle, "--repeat", "0"]) == 2
     assert bench.main([bundle, "--no-cuda-graphs"]) == 2
     assert "runs without CUDA graphs anyway; leave --no-cuda-graphs out" in capsys.readouterr().err

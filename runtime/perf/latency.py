@@ -134,13 +134,14 @@ def list_repeated(contract: Contract) -> list[tuple[str, Callable[[Contract, int
 
 
 def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[str, Any]:
-    """Returns the figures' spreads over `count` answers to the requests in turn, after a first one not counted."""
-    rows = []
+    """Returns the mode, and the figures' spreads over `count` answers to the requests in turn, after a first one not
+    counted."""
+    rows, mode = [], ""
     for request in islice(cycle(requests), count + 1):
         backend = TimedBackend(model.backend)
         result = loop.generate(backend, request, gate=model.gate)
         host = result.seconds - backend.forward_seconds - backend.open_seconds
-        tokens = len(result.token_ids)
+        tokens, mode = len(result.token_ids), result.mode
         rows.append(
             {
                 "tokens": tokens,
@@ -152,7 +153,8 @@ def time_answers(model: Model, requests: Sequence[Request], count: int) -> dict[
                 "open_ms": 1000 * backend.open_seconds,
             }
         )
-    return {name: asdict(compute_percentiles(np.array([row[name] for row in rows[1:]]))) for name in rows[0]}
+    spreads = {name: asdict(compute_percentiles(np.array([row[name] for row in rows[1:]]))) for name in rows[0]}
+    return {"mode": mode, **spreads}
 
 
 def make_canvas_step(contract: Contract, past: int) -> Forward:
