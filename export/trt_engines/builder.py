@@ -93,8 +93,8 @@ def count_logits_rows(contract: Contract) -> int:
 
     With fewer, the engine would run twice in nearly every speculative forward pass.
     """
-    drafting = "speculative" in contract.modes and contract.drafts_ahead
-    return 2 * contract.block - 1 if drafting else contract.block
+    drafting = 2 * contract.block - 1
+    return drafting if drafting in list_fixed_widths(contract) else contract.block
 
 
 def build_engine(
