@@ -151,7 +151,9 @@ def test_generate_show_does_not_glue_text_and_steps_that_go_to_one_file(bundle: 
         assert subprocess.run(line, cwd=ROOT, stdout=log, stderr=log, timeout=120, check=False).returncode == 0
     shown, _, summary = (tmp_path / "log").read_text(encoding="utf-8").partition(f"\n{ANSWER}\n")
     steps = shown.split("\n")
-    assert len(steps) == 7 * 3 + 2 and all(re.fullmatch(r"step \d+  block \d+  \|.*\|  \+\d+ tokens", s) for s in steps)
+    assert len(steps) == 7 * 3 + 2 and all(
+        re.fullmatch(r"step \d+  block \d+  \|.*\|  \+\d+ tokens?(, end)?", s) for s in steps
+    )
     assert summary.count("\n") == 1 and summary.endswith("forward passes; no KV cache\n")
 
 

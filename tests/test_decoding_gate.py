@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from runtime.backend import Bools
 from runtime.contract import GateSpec
-from runtime.decoding.gate import Gate, count_by_factor
+from runtime.decoding.gate import RULES, Gate, count_by_factor
 
 END = 1
 
@@ -139,11 +139,8 @@ def test_a_factor_gate_does_not_count_held_back_end_tokens() -> None:
 
 @st.composite
 def specs(draw: st.DrawFn) -> GateSpec:
-    rule, metric = (
-        draw(st.sampled_from(["threshold", "factor", "count"])),
-        draw(st.sampled_from(["confidence", "entropy"])),
-    )
-    metric = "confidence" if rule == "factor" else metric
+    rule = draw(st.sampled_from(list(RULES)))
+    metric = draw(st.sampled_from(list(RULES[rule].units)))
     comparator = draw(st.sampled_from([">=", ">"] if metric == "confidence" else ["<=", "<"]))
     least = draw(st.integers(1, 3))
     sub_block, guard = draw(st.none() | st.integers(1, 6)), draw(st.sampled_from([0.0, 0.5]))
@@ -215,10 +212,12 @@ def slow_gate(
     if spec.rule == "factor":
         runs = [n for n, i in enumerate(free, start=1) if (n + 1) * float(1 - confidence[i]) < spec.threshold]
         passed = free[: max(runs, default=0)]
-    else:
+    elif spec.rule == "threshold":
         compared = {">=": confidence >= limit, ">": confidence > limit, "<=": entropy <= limit, "<": entropy < limit}[
             spec.comparator
         ]
         passed = [i for i in free if compared[i]]
+    else:
+        raise NotImplementedError(f"the slow gate has no rule {spec.rule}")
     wanted = set(passed) | set((free or ranking)[: spec.min])
     return [i for i in ranking if i in wanted]

@@ -27,12 +27,12 @@ def test_in_a_pipe_a_step_is_a_line(tmp_path: Path) -> None:
     model = make_speaker(tmp_path, PROMPT, "ab\n\x1b😀", every_other)
     assert drawn(model, Lines).splitlines() == [
         "step 1  block 1  |a░⏎░|  +2 tokens",
-        "step 2  block 1  |ab⏎░|  +1 tokens",
-        "step 3  block 1  |ab⏎·|  +1 tokens",
+        "step 2  block 1  |ab⏎░|  +1 token",
+        "step 3  block 1  |ab⏎·|  +1 token",
         "step 4  block 2  |·░·░|  +2 tokens",
-        "step 5  block 2  |·░|  +1 tokens",
-        "step 6  block 2  |😀|  +1 tokens",
-        "step 7  block 3  ||  +1 tokens",  # the end token
+        "step 5  block 2  |·░|  +1 token",
+        "step 6  block 2  |😀|  +1 token",
+        "step 7  block 3  ||  +1 token, end",
     ]
 
 

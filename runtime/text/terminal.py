@@ -37,9 +37,11 @@ class Lines:
         self._steps += 1
         last = find_end_of_canvas(step, self._eos_ids, self._before)
         text = "".join(text for text, _ in decode_tokens(self._tokenizer, [], step, last)).replace("\n", NEWLINE)
-        has_end = step.result is None or step.result.finish == "eos"  # the end token is the answer's last
-        accepted = int(step.accepted[: last + has_end].sum())
-        print(f"step {self._steps}  block {step.block + 1}  |{text}|  +{accepted} tokens", file=self._out, flush=True)
+        ended = step.result is not None and step.result.finish == "eos"
+        # Tokens after the answer's end are not of the answer; the end token is.
+        accepted = int(step.accepted[: last + (ended or step.result is None)].sum())
+        tokens = f"+{accepted} token{'s' * (accepted != 1)}" + ", end" * ended
+        print(f"step {self._steps}  block {step.block + 1}  |{text}|  {tokens}", file=self._out, flush=True)
         if not step.open.any():
             self._before += len(step.open) - step.given
 
