@@ -66,17 +66,23 @@ def test_an_answer_that_is_not_the_causal_one_is_found(bundle: Path, tmp_path: P
     [
         ({"split": "test"}, "has answers of student to the split test by"),
         ({"file": "ort-fp32-0.onnx"}, "by ort-fp32-0.onnx; give another --out"),
+        ({"threads": 2}, "has answers of --threads 2; give another --out"),
     ],
-    ids=["split", "bundle"],
+    ids=["split", "bundle", "threads"],
 )
-def test_answers_of_another_split_or_bundle_are_not_taken(
-    change: dict[str, str], line: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_answers_of_another_split_or_bundle_or_number_of_threads_are_not_taken(
+    change: dict[str, Any], line: str, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "modes.jsonl"
     lines = [json.dumps(record | change) for record in run(bundle, out, 1)]
     out.write_text("\n".join(lines) + "\n", encoding="utf-8")
     assert modes.main([str(bundle), "--task", "short", "--count", "1", "--out", str(out)]) == 2
     assert line in capsys.readouterr().err
+
+
+def test_with_more_threads_times_are_by_the_clock(bundle: Path, tmp_path: Path, capsys: Any) -> None:
+    words = [str(bundle), "--task", "short", "--count", "1", "--threads", "2", "--out", str(tmp_path / "modes.jsonl")]
+    assert modes.main(words) == 0 and "time by the clock to student:causal" in capsys.readouterr().out
 
 
 def test_a_line_that_was_cut_off_and_a_strange_mode_are_one_line(

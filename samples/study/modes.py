@@ -3,7 +3,8 @@
     python -m samples.study.modes runs/self.bundle samples/student.bundle --count 400 --out runs/modes.jsonl
 
 Every model answers a problem in each of its modes before the next problem comes, in one process and one thread, so that
-CPU seconds may be compared though other work runs on the machine. A mode is named `model:mode`, or `model:mode@8` if
+CPU seconds may be compared though other work runs on the machine. With `--threads` seconds are by the clock, on an idle
+machine. A mode is named `model:mode`, or `model:mode@8` if
 blocks of 8 tokens are drafted (`--widths 8`). What `--out` has already is not measured again: stop it at any time. It
 is of one split, and of the same bundles.
 Returns 1 if a speculative answer is not the causal one, token for token.
@@ -15,7 +16,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,8 @@ def list_ways(name: str, model: Model, widths: Sequence[int]) -> list[Way]:
     return [*(Way(name, mode) for mode in modes), *narrower]
 
 
-def answer(model: Model, way: Way, problem: tasks.Problem) -> Record:
-    """Returns the answer to one problem: its tokens and text, forward passes and CPU seconds."""
+def answer(model: Model, way: Way, problem: tasks.Problem, clock: Callable[[], float] = time.process_time) -> Record:
+    """Returns the answer to one problem: its tokens and text, forward passes and seconds by the clock."""
     backend, own = model.backend, model.contract
     ids = model.tokenizer.encode_chat(problem.prompt)
     wanted = max(1, min(own.canvas, count_room_for_answer(own, len(ids))))
@@ -75,9 +76,9 @@ def answer(model: Model, way: Way, problem: tasks.Problem) -> Record:
     if way.width is not None:
         backend.contract = replace(own, block=way.width, canvas=own.canvas // way.width * way.width)  # type: ignore[misc]
     try:
-        started = time.process_time()
+        started = clock()
         result = generate(backend, request, gate=model.gate)
-        seconds = time.process_time() - started
+        seconds = clock() - started
     finally:
         if way.width is not None:
             backend.contract = own  # type: ignore[misc]
@@ -94,9 +95,11 @@ def measure(
     split: str,
     count: int,
     out: Path,
+    threads: int,
 ) -> None:
     """Answers the problems that `out` lacks; appends one line per problem and way, after every CHUNK problems."""
-    known = read_known_answers(out, files, split)
+    known = read_known_answers(out, files, split, threads)
+    clock = time.process_time if threads == 1 else time.perf_counter
     problems = {task.name: list(task.problems(split, count, 0)) for task in chosen}
     with tqdm(total=count * len(chosen), unit="problem", mininterval=5) as bar:
         for first in range(0, count, CHUNK):
@@ -105,13 +108,13 @@ def measure(
                 lines = []
                 for place, problem in enumerate(part, start=first):
                     left = [way for way in ways if (task.name, str(way), place) not in known]
-                    of_problem = {"task": task.name, "problem": place, "split": split}
+                    of_problem = {"task": task.name, "problem": place, "split": split, "threads": threads}
                     for before, way in zip([None, *left], left, strict=False):
                         if before is None or before.model != way.model:
                             # Not timed: the first answer after another model's reads all weights from memory again.
                             answer(models[way.model], way, problem)
-                        line = {"way": str(way), "file": files[way.model], **answer(models[way.model], way, problem)}
-                        lines.append({**of_problem, **line})
+                        found = answer(models[way.model], way, problem, clock)
+                        lines.append({**of_problem, "way": str(way), "file": files[way.model], **found})
                     bar.update()
                 texts = [line.pop("text") for line in lines]
                 graded = task.grade_many([part[line["problem"] - first] for line in lines], texts) if lines else []
@@ -120,13 +123,16 @@ def measure(
                         file.write(json.dumps({**line, "right": bool(right)}) + "\n")
 
 
-def read_known_answers(out: Path, files: Mapping[str, str], split: str) -> set[tuple[str, str, int]]:
+def read_known_answers(out: Path, files: Mapping[str, str], split: str, threads: int) -> set[tuple[str, str, int]]:
     """Returns task, way and number of the problems that have been answered.
 
-    files: of each model, named by its content. Raises UserError for answers of another file, or to another split.
+    files: of each model, named by its content. Raises UserError for answers of another file, to another split, or with
+    another number of threads.
     """
     records = read_records(out)
     for each in records:
+        if each.get("threads", 1) != threads:
+            raise UserError(f"{out} has answers of --threads {each.get('threads', 1)}; give another --out")
         name = each["way"].rpartition(":")[0]
         of = each.get("split", split), each.get("file", files.get(name))
         if name in files and of != (split, files[name]):
@@ -145,12 +151,15 @@ def read_records(out: Path) -> list[Record]:
 
 
 def format_table(records: Sequence[Record]) -> Iterator[str]:
-    """Yields the table: each way's accuracy, forward passes, and CPU time relative to that of the first causal way."""
+    """Yields the table: each way's accuracy, forward passes, and time relative to that of the first causal way."""
     for task in dict.fromkeys(record["task"] for record in records):
         own = [record for record in records if record["task"] == task]
         by_way = {way: [r for r in own if r["way"] == way] for way in dict.fromkeys(r["way"] for r in own)}
         base = next((way for way in by_way if way.endswith(f":{CAUSAL}")), next(iter(by_way)))
-        yield f"| {task} | problems | right, % (95 %) | forward passes | tokens per forward pass | CPU time to {base} |"
+        spent_on = "CPU time" if own[0].get("threads", 1) == 1 else "time by the clock"
+        yield (
+            f"| {task} | problems | right, % (95 %) | forward passes | tokens per forward pass | {spent_on} to {base} |"
+        )
         yield "|---|---|---|---|---|---|"
         for way, rows in by_way.items():
             share = estimate_proportion([row["right"] for row in rows])
@@ -189,14 +198,14 @@ def execute(args: argparse.Namespace) -> int:
     for bundle in args.bundles:
         if bundle.stem in models:
             raise UserError(f"two bundles are called {bundle.stem}; rename one")
-        models[bundle.stem] = load(bundle, threads=1, allow_spinning=False)
+        models[bundle.stem] = load(bundle, threads=args.threads, allow_spinning=args.threads > 1)
         files[bundle.stem] = manifest.read(bundle).find_engine().model
     asked = set(args.modes.split(",")) if args.modes else None
     ways = [way for name, model in models.items() for way in list_ways(name, model, widths)]
     if strange := sorted((asked or set()) - {way.mode for way in ways}):
         raise UserError(f"--modes has {strange[0]}; expected some of {', '.join(sorted({way.mode for way in ways}))}")
     ways = [way for way in ways if asked is None or way.mode in asked]
-    measure(models, files, ways, tasks.choose_tasks(args.task, None), args.split, args.count, args.out)
+    measure(models, files, ways, tasks.choose_tasks(args.task, None), args.split, args.count, args.out, args.threads)
     records = read_records(args.out)
     print("\n".join(format_table(records)))
     compared, apart = count_differing(records)
@@ -220,6 +229,9 @@ OPTIONS = (
     option("--count", type=int, default=400, help="problems per task (default: 400)"),
     option("--modes", help="decoding modes, with commas (default: all that a model has)"),
     option("--widths", help="further block sizes to draft, in tokens, with commas, as in 4,8 (default: none)"),
+    option(
+        "--threads", type=int, default=1, help="threads per model; if more than 1, times are by the clock (default: 1)"
+    ),
     option("--out", type=Path, required=True, help="file to append one JSON line per answer to"),
 )
 
