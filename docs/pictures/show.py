@@ -18,7 +18,7 @@ from html import escape
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-LINE = re.compile(r"step (\d+)  block (\d+)  \|(.*)\|  \+(\d+) tokens")
+LINE = re.compile(r"step (\d+)  block (\d+)  \|(.*)\|  \+(\d+) tokens?(?:, end)?")
 MASK, NEWLINE = "░", "⏎"
 COLUMNS, BLOCK = 60, 16  # characters per line; positions per block
 SECONDS, HOLD = 0.9, 3.0  # of a frame, and of the last one
