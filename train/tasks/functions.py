@@ -45,7 +45,7 @@ def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
         raise UserError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     plain = split.removesuffix("_surface")
     drafts = _generate(plain, count, random.Random(f"{plain}-{seed}"))
-    return surface.rewrite_for(split, seed, drafts, TRAINING_CHANGES if split == "train" else CHANGES)
+    return surface.rewrite_for(split, seed, drafts, CHANGES)
 
 
 def grade(problem: Problem, text: str) -> bool:
@@ -168,7 +168,6 @@ def _fill(value: Any, values: Mapping[str, Any]) -> Any:
 
 
 CHANGES = ("name", "order", "no_example", *surface.CHANGES)
-TRAINING_CHANGES = ("name", "name", "name", *CHANGES)  # most is to be learned from other names
 
 
 def _rewrite(drawn: Drawn, problem: Problem, changes: Collection[str], rng: random.Random, split: str) -> Problem:
