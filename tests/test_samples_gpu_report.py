@@ -18,7 +18,7 @@ SPREAD = {"p10": 1, "p90": 2}
 STEP = {"forward": "step", "width": 4, "rows": 4}
 MEASURED = {
     "conditions": {"backend": "one", "engine": "two"},
-    "answers": {"count": 1, "tokens_per_second": {**SPREAD, "median": 800}},
+    "answers": {"count": 1, "mode": "block", "tokens_per_second": {**SPREAD, "median": 800}},
     "candidates": [],
     "forwards": [{**STEP, "past": past, "ms": {**SPREAD, "median": past / 100}} for past in (0, 24, 48)],
 }
