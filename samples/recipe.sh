@@ -175,6 +175,7 @@ evaluate() { # NAME, MINUTES, MINUTES, MINUTES, options that name the model
   shift 4
   for task in $(tasks); do
     for split in $(splits); do
+      if [[ $name:$split == @(*-control*|*-full|undistilled*):test_surface ]]; then continue; fi
       stage "$name$(mark "$task")-$split" "$words" "$forms" "$others" blockstep train evaluate "$@" --task "$task" \
         --split "$split" --count "$(n "$(of "${count[@]}")" 4)" --out "$RUNS/$name$(mark "$task")-$split.json"
     done
