@@ -7,6 +7,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from keyword import iskeyword
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,24 @@ def test_held_out_names_are_in_the_surface_splits_alone_and_in_their_answers(tas
         answer = words_of(problem.answer if task is MATH else re.findall(r"\(.*\):\n", problem.answer)[0])
         assert names and not answer & (training | own)
         assert names & answer or task is MATH  # some answers name nobody
+
+
+def test_half_of_the_training_functions_have_arguments_that_nobody_can_guess() -> None:
+    problems = [*CODE.problems("train", 1500, 4)]
+    heads = [re.findall(r"\((.*)\):\n", problem.answer)[0].split(", ") for problem in problems]
+    known = {name for pools in argument_names.ARGUMENTS.values() for pool in pools for name in pool}
+    known |= {name for pool in argument_names.OTHER_ARGUMENTS.values() for name in pool}
+    invented = [names for names in heads if not {*names} & known]
+    assert 0.35 < len(invented) / 1500 < 0.55
+    assert len({name for names in invented for name in names}) > 0.9 * sum(map(len, invented))
+    assert all(CODE.grade_many(problems[:200], [problem.answer for problem in problems[:200]]))
+
+
+def test_an_invented_name_is_none_that_is_taken_or_held_out_and_no_word_of_python() -> None:
+    rng, taken = random.Random(2), {"v", "a"}
+    names = {argument_names.invent_name(rng, taken) for _ in range(20000)}
+    assert all(name.isidentifier() and not iskeyword(name) for name in names)
+    assert not names & (taken | argument_names.HELD_OUT) and len(names) > 12000
 
 
 def test_numbers_are_spelled_so_that_they_can_be_read_again() -> None:

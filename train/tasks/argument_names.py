@@ -1,10 +1,15 @@
-"""Lists names for the first and the second argument of functions, by kind of argument.
+"""Lists names for the first and the second argument of functions, by kind of argument, and invents others.
 
-Training prompts are rewritten with other names. Prompts of the splits that test rewriting get names that no prompt of
-`train` has.
+Training prompts are rewritten with other names, and many have invented ones, which nobody can guess: from names that it
+can guess a model does not learn to copy. Prompts of the splits that test rewriting get names that no prompt of `train`
+has.
 """
 
 from __future__ import annotations
+
+import random
+from collections.abc import Collection
+from keyword import iskeyword
 
 ARGUMENTS = {
     "ints": (("xs", "values", "nums", "items", "numbers"), ("ys", "others", "second", "more")),
@@ -45,3 +50,50 @@ KINDS = {
     "terms": "words",
     "line": "str",
 }
+
+# Of these, names are invented that look like words, and collide with the beginnings of others as people's names do.
+CONSONANTS = (
+    *"bcdfghjklmnpqrstvwxz",
+    "bl",
+    "ch",
+    "cl",
+    "cr",
+    "dr",
+    "fr",
+    "gr",
+    "ph",
+    "pl",
+    "pr",
+    "qu",
+    "sh",
+    "st",
+    "th",
+    "tr",
+)
+VOWELS = (*"aeiou", "ea", "io", "ou")
+ENDS = ("", "", "", "ck", "d", "l", "m", "n", "ng", "nt", "r", "s", "t", "x")
+FORMS = (*6 * ("{}",), "{}s", "{}ing", "{}_{}", "{}_list", "{}_value", "my_{}", "all_{}", "input_{}", "{}1", "{}2")
+HELD_OUT = frozenset(name for names in HELD_OUT_ARGUMENTS.values() for name in names)
+KNOWN = tuple(
+    name
+    for names in (*(first + second for first, second in ARGUMENTS.values()), *OTHER_ARGUMENTS.values())
+    for name in names
+)
+
+
+def invent_name(rng: random.Random, taken: Collection[str]) -> str:
+    """Returns a name that is none of `taken`, no word of Python and not held out."""
+    while True:
+        form = rng.choice(FORMS)
+        name = form.format(*(_invent_word(rng) for _ in range(form.count("{}"))))
+        if name not in taken and name not in HELD_OUT and not iskeyword(name):
+            return name
+
+
+def _invent_word(rng: random.Random) -> str:
+    """Returns one to three syllables, or the start of a known name with or without some."""
+    start, syllables = "", rng.choices((1, 2, 3), (5, 4, 1))[0]
+    if rng.random() < 0.5:
+        known = rng.choice(KNOWN)
+        start, syllables = known[: rng.randint(1, len(known))], rng.randint(0, 2)
+    return start + "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) + rng.choice(ENDS) for _ in range(syllables))

@@ -16,7 +16,7 @@ from typing import Any
 from runtime.errors import UserError
 
 from . import function_grammar, sandbox, surface
-from .argument_names import ARGUMENTS, HELD_OUT_ARGUMENTS, KINDS, OTHER_ARGUMENTS
+from .argument_names import ARGUMENTS, HELD_OUT_ARGUMENTS, KINDS, OTHER_ARGUMENTS, invent_name
 from .function_composition import Family
 from .function_families import FunctionFamily
 from .function_families_more import HELD_OUT, TRAINING
@@ -27,10 +27,14 @@ SPLITS = ("train", "valid", "test", "test_templates", "valid_surface", "test_sur
 FAMILY_SHARE = 0.5  # share of the problems of `train` that are of the grammar's families
 ANY_HASH = ("test_templates", "valid_families", "test_families")  # splits that are apart by their families
 TOKEN = re.compile(r"\d| ?[A-Za-z]+|[^\sA-Za-z\d]+|\s+")
+WORD = re.compile(r"\w+")
 PROMPT_TOKENS = 70
 # A name without a hint at the task, sampled now and then, makes the model read the sentence.
 PLAIN_NAMES = ("solve", "compute", "task", "helper", "answer", "process")
 PLAIN_SHARE = 0.15
+# Shares of the training problems whose arguments have invented names, and of those whose function has one.
+INVENTED_ARGUMENTS = 0.5
+INVENTED_FUNCTION = 0.1
 
 
 def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
@@ -97,7 +101,7 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Dr
 def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[Drawn, str]:
     """Returns a sample of the family and a prompt that belongs to the split, or an empty prompt."""
     for _ in range(8):
-        drawn = _draw(family, rng)
+        drawn = _draw(family, rng, split)
         for attempt in range(12):
             inputs = sample_inputs(drawn, rng, True)
             if attempt < 8 and is_dull(drawn, inputs):
@@ -127,7 +131,7 @@ def _run(program: str) -> dict[str, Any]:
     return space
 
 
-def _draw(family: FunctionFamily, rng: random.Random) -> Drawn:
+def _draw(family: FunctionFamily, rng: random.Random, split: str) -> Drawn:
     kinds = [KINDS.get(kind, kind) for kind in family.kinds.split()]
     names = [rng.choice(ARGUMENTS[kind][place]) for place, kind in enumerate(kinds)]
     values: dict[str, Any] = dict(zip("ab", names, strict=False))
@@ -136,11 +140,23 @@ def _draw(family: FunctionFamily, rng: random.Random) -> Drawn:
     name = rng.choice(family.names.split("|")).format(**values)
     if rng.random() < PLAIN_SHARE:
         name = rng.choice(PLAIN_NAMES)
+    if split == "train":
+        name = _invent_names(family, name, values, rng)
     answer = _answer(family, name, values)
     function = _run(answer)[name]
     opening = rng.choice(("Write a function", "Write a Python function"))
     instruction = _format_instruction(family, opening, name, values)
     return Drawn(family, values, opening, name, instruction, answer, function, near, values.get("x", ""))
+
+
+def _invent_names(family: FunctionFamily, name: str, values: dict[str, Any], rng: random.Random) -> str:
+    """Gives some functions an invented name, which is returned, and some arguments, in `values`."""
+    taken = {*WORD.findall(_answer(family, name, values))}
+    if rng.random() < INVENTED_ARGUMENTS:
+        for key in (key for key in "ab" if key in values):
+            values[key] = invent_name(rng, taken)
+            taken.add(values[key])
+    return invent_name(rng, taken) if rng.random() < INVENTED_FUNCTION else name
 
 
 def _format_head(name: str, values: Mapping[str, Any]) -> str:
