@@ -100,7 +100,9 @@ def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> No
     assert not [line for line in more if "train teacher" in line]
     assert stages(tmp_path)[-1] == "study-table"
     plain = [line for line in more if "train evaluate" in line and "--gate rule=threshold,threshold=0.95 " in line]
-    assert len(plain) == 8 and all(f"--ckpt {tmp_path}/runs/teacher.pt " in line for line in plain)
+    assert len(plain) == 6 and all(f"--ckpt {tmp_path}/runs/teacher.pt " in line for line in plain)
+    surface = [name for name in stages(tmp_path) if name.endswith("-code-test_surface")]
+    assert "tad-speculative-code-test_surface" in surface and "tad-control-code-test_surface" not in surface
     # whoever can check drafts is judged with them, so that a method and its control are compared in both modes
     drafting = [name for name in stages(tmp_path) if name.endswith("-speculative-math-test")]
     assert [name.removesuffix("-speculative-math-test") for name in drafting] == [
