@@ -15,6 +15,7 @@ import pytest
 from train import evaluate, tasks
 from train.evaluation.evaluation_run import summarize_groups
 from train.tasks import argument_names, first_names, functions, surface, word_orders, word_problems
+from train.tasks.function_families_simple import SIMPLE
 from train.tasks.problem import split_of_sample
 from train.tasks.word_problems import find_final_number
 from train.tasks.word_templates import NAMES
@@ -144,6 +145,15 @@ def test_half_of_the_training_functions_have_arguments_that_nobody_can_guess() -
     assert 0.35 < len(invented) / 1500 < 0.55
     assert len({name for names in invented for name in names}) > 0.9 * sum(map(len, invented))
     assert all(CODE.grade_many(problems[:200], [problem.answer for problem in problems[:200]]))
+
+
+def test_train_alone_has_the_functions_that_a_visitor_tries_first() -> None:
+    groups = {family.group for family in SIMPLE}
+    trained = [problem for problem in CODE.problems("train", 3000, 6) if problem.group in groups]
+    assert 0.05 < len(trained) / 3000 < 0.1 and {problem.group for problem in trained} == groups
+    assert all(CODE.grade_many(trained, [problem.answer for problem in trained]))
+    held_out = [problem.group for split in ("valid", "test", "test_seen") for problem in CODE.problems(split, 200, 6)]
+    assert not groups & {*held_out}
 
 
 def test_an_invented_name_is_none_that_is_taken_or_held_out_and_no_word_of_python() -> None:

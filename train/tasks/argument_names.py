@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Collection
 from keyword import iskeyword
+from string import ascii_lowercase
 
 ARGUMENTS = {
     "ints": (("xs", "values", "nums", "items", "numbers"), ("ys", "others", "second", "more")),
@@ -51,34 +52,20 @@ KINDS = {
     "line": "str",
 }
 
-# Of these, names are invented that look like words, and collide with the beginnings of others as people's names do.
-CONSONANTS = (
-    *"bcdfghjklmnpqrstvwxz",
-    "bl",
-    "ch",
-    "cl",
-    "cr",
-    "dr",
-    "fr",
-    "gr",
-    "ph",
-    "pl",
-    "pr",
-    "qu",
-    "sh",
-    "st",
-    "th",
-    "tr",
-)
+# Of these, names are invented that look like words, and begin as words of the answers do, as people's names may.
+CLUSTERS, FINALS = "bl ch cl cr dr fr gr ph pl pr qu sh st th tr", "ck d l m n ng nt r s t x"
+CONSONANTS = ("", *"bcdfghjklmnpqrstvwxz", *CLUSTERS.split())
 VOWELS = (*"aeiou", "ea", "io", "ou")
-ENDS = ("", "", "", "ck", "d", "l", "m", "n", "ng", "nt", "r", "s", "t", "x")
+ENDS = ("", "", "", *FINALS.split())
 FORMS = (*6 * ("{}",), "{}s", "{}ing", "{}_{}", "{}_list", "{}_value", "my_{}", "all_{}", "input_{}", "{}1", "{}2")
-HELD_OUT = frozenset(name for names in HELD_OUT_ARGUMENTS.values() for name in names)
-KNOWN = tuple(
-    name
-    for names in (*(first + second for first, second in ARGUMENTS.values()), *OTHER_ARGUMENTS.values())
-    for name in names
+LETTER_SHARE = 0.1  # share of the invented names that are a letter
+CODE = "in if for not return sum len max min sorted range enumerate result count total"
+BEGINNINGS = (
+    *CODE.split(),
+    *(name for pools in ARGUMENTS.values() for pool in pools for name in pool),
+    *(name for pool in OTHER_ARGUMENTS.values() for name in pool),
 )
+HELD_OUT = frozenset(name for pool in HELD_OUT_ARGUMENTS.values() for name in pool)
 
 
 def invent_name(rng: random.Random, taken: Collection[str]) -> str:
@@ -86,14 +73,16 @@ def invent_name(rng: random.Random, taken: Collection[str]) -> str:
     while True:
         form = rng.choice(FORMS)
         name = form.format(*(_invent_word(rng) for _ in range(form.count("{}"))))
+        if rng.random() < LETTER_SHARE:
+            name = rng.choice(ascii_lowercase)
         if name not in taken and name not in HELD_OUT and not iskeyword(name):
             return name
 
 
 def _invent_word(rng: random.Random) -> str:
-    """Returns one to three syllables, or the start of a known name with or without some."""
+    """Returns one to three syllables, or the beginning of a word of the answers with or without some."""
     start, syllables = "", rng.choices((1, 2, 3), (5, 4, 1))[0]
     if rng.random() < 0.5:
-        known = rng.choice(KNOWN)
-        start, syllables = known[: rng.randint(1, len(known))], rng.randint(0, 2)
+        word = rng.choice(BEGINNINGS)
+        start, syllables = word[: rng.randint(1, len(word))], rng.randint(0, 2)
     return start + "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) + rng.choice(ENDS) for _ in range(syllables))

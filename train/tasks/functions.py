@@ -20,11 +20,13 @@ from .argument_names import ARGUMENTS, HELD_OUT_ARGUMENTS, KINDS, OTHER_ARGUMENT
 from .function_composition import Family
 from .function_families import FunctionFamily
 from .function_families_more import HELD_OUT, TRAINING
+from .function_families_simple import SIMPLE
 from .function_inputs import Drawn, choose_telling_tests, choose_tests, is_dull, sample_inputs, write_assertion
 from .problem import Problem, split_of_sample
 
 SPLITS = ("train", "valid", "test", "test_templates", "valid_surface", "test_surface", *function_grammar.SPLITS)
 FAMILY_SHARE = 0.5  # share of the problems of `train` that are of the grammar's families
+SIMPLE_SHARE = 0.15  # share of its other problems that a visitor would try first
 ANY_HASH = ("test_templates", "valid_families", "test_families")  # splits that are apart by their families
 TOKEN = re.compile(r"\d| ?[A-Za-z]+|[^\sA-Za-z\d]+|\s+")
 WORD = re.compile(r"\w+")
@@ -80,6 +82,8 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Dr
         composed = None
         if split in function_grammar.SPLITS or (split == "train" and rng.random() < FAMILY_SHARE):
             composed, family = function_grammar.sample_family(split, rng)
+        elif split == "train" and rng.random() < SIMPLE_SHARE:
+            family = rng.choice(SIMPLE)
         else:
             family = rng.choice(families)
         drawn, prompt = _find(split, family, rng)
