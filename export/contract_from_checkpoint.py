@@ -18,7 +18,7 @@ CAPACITY = 1024  # positions, by default
 
 
 def check_template(source: Checkpoint) -> None:
-    """Raises UserError for a chat template that cannot be rendered; otherwise only the first prompt would show that."""
+    """Raises UserError for a chat template that cannot be rendered: at the export, not at the bundle's first prompt."""
     if source.chat_template is not None:
         chat_template.check(source.chat_template)
 
@@ -35,11 +35,11 @@ def choose_default_out(ckpt: Path) -> Path:
 
 def check_query_scale(source: Checkpoint, capacity: int) -> None:
     """Raises UserError if, within the capacity, the model scales queries by position, which no graph here computes."""
-    most = find_longest(source.model.rope_scaling)
-    if most is not None and capacity > most:
+    longest = find_longest(source.model.rope_scaling)
+    if longest is not None and capacity > longest:
         raise UserError(
-            f"--capacity is {capacity}, but from position {most} on this model scales its queries (Llama 4's "
-            f"{QUERY_SCALE}), which is not supported; expected 1 to {most}"
+            f"--capacity is {capacity}, but from position {longest} on this model scales its queries (Llama 4's "
+            f"{QUERY_SCALE}), which is not supported; expected 1 to {longest}"
         )
 
 
@@ -47,22 +47,21 @@ def make_export_contract(source: Checkpoint, capacity: int | None, top_k: int = 
     """Returns a checkpoint's contract with a KV-cache capacity (positions) and counts of top tokens and candidates.
 
     Raises UserError if the capacity exceeds the model's context or leaves no room for an answer, or if a count exceeds
-    the tokens that the model can propose.
+    the tokens that the graph can predict.
     """
     context = source.decoding.context
     check_query_scale(source, capacity or min(CAPACITY, context))
     if capacity is not None and not 1 <= capacity <= context:
         raise UserError(f"--capacity is {capacity}; expected 1 to {context}, the context the model was trained with")
-    known = source.count_vocab() - len(
-        {source.decoding.mask_id, *source.list_missing_ids()}
-    )  # tokens that can be proposed
-    if not 0 <= top_k <= known:
+    excluded = {source.decoding.mask_id, *source.list_missing_ids()}  # tokens that the graph never predicts
+    predictable = source.count_vocab() - len(excluded)
+    if not 0 <= top_k <= predictable:
         raise UserError(
-            f"--top-k is {top_k}; expected 0, for the top-1 token alone, to {known}, the tokens it may give"
+            f"--top-k is {top_k}; expected 0, for the top-1 token alone, to {predictable}, the tokens it may give"
         )
-    if not 0 <= candidates <= known:
+    if not 0 <= candidates <= predictable:
         raise UserError(
-            f"--candidates is {candidates}; expected 0, for no decisions, to {known}, the tokens it may give"
+            f"--candidates is {candidates}; expected 0, for no decisions, to {predictable}, the tokens it may give"
         )
     contract = replace(
         derive_contract(source, top_k=top_k, candidates=candidates), capacity=capacity or min(CAPACITY, context)

@@ -14,7 +14,7 @@ from train.cli_options import CANDIDATES_OPTION, TOP_K_OPTION, add_directory_opt
 
 from .precisions import PRECISIONS
 from .trt_engines.builder import BuilderSettings
-from .trt_engines.from_bundle import from_bundle
+from .trt_engines.from_bundle import build_from_bundle
 from .trt_engines.gpu_support import TRT_DIALECTS, check_library, find_library
 from .trt_engines.report import BuildReport
 
@@ -153,7 +153,7 @@ def export(args: argparse.Namespace) -> int:
     if library is not None:
         check_library(library, args.dialect, {f"--{n.replace('_', '-')}": getattr(args, n) for n in NOT_IN_RTX})
     if library is not None and args.bundle is not None:
-        path = from_bundle(args.bundle, args.dialect, args.precision, settings, library, report)
+        path = build_from_bundle(args.bundle, args.dialect, args.precision, settings, library, report)
     else:
         from .trt_engines.from_checkpoint import GraphOptions, from_checkpoint  # needs torch
 

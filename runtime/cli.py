@@ -1,4 +1,4 @@
-"""Holds what the commands share: the parser, common options, and `run`, which turns errors into a line and a code."""
+"""Holds what the commands share: the parser, common options, and `run`, which turns errors into one line and a code."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def print_json(values: Mapping[str, Any]) -> None:
     print(json.dumps(values, allow_nan=False))
 
 
-def parse_json_object(text: str) -> dict[str, Any]:
+def parse_template_args(text: str) -> dict[str, Any]:
     """Parses the arguments of a chat template, as an argparse type."""
     try:
         return check_arguments(strict_json.parse(text))
@@ -153,7 +153,7 @@ ENGINE_OPTIONS = (  # options of every command that loads a bundle
 )
 MODE_OPTION = option("--mode", choices=MODES, help=HELP["mode"])
 # An option of the commands that put prompts into a chat template.
-TEMPLATE_OPTION = option("--template-args", type=parse_json_object, metavar="JSON", help=HELP["template-args"])
+TEMPLATE_OPTION = option("--template-args", type=parse_template_args, metavar="JSON", help=HELP["template-args"])
 
 
 def fill_dataclass(kind: Callable[..., T], args: argparse.Namespace, **own: Any) -> T:
@@ -193,9 +193,9 @@ def _silence(stream: TextIO) -> None:
     try:
         stream.flush()
     except OSError:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, stream.fileno())
-        os.close(silence)
+        devnull = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(devnull, stream.fileno())
+        os.close(devnull)
 
 
 def choose_served_name(bundle: str | Path, name: str | None) -> str:
@@ -203,8 +203,8 @@ def choose_served_name(bundle: str | Path, name: str | None) -> str:
     return name or files.name_of(files.resolve_path(Path(bundle))).removesuffix(".bundle")
 
 
-def port(text: str) -> int:
-    """Parses a port; checked here because getaddrinfo wraps one above 65535 to another port."""
+def parse_port(text: str) -> int:
+    """Parses a TCP port. Checked here, since getaddrinfo wraps a number above 65535 to another port."""
     number = int(text)
     if not 0 <= number <= 65535:
         raise argparse.ArgumentTypeError(f"{number} is not a port; expected 0 to 65535")

@@ -22,7 +22,7 @@ from .cli import (
     make_cli_parser,
     option,
     parse_at_least_1,
-    port,
+    parse_port,
     print_json,
     run,
 )
@@ -171,7 +171,7 @@ OPTIONS = (
         "bundle", metavar="BUNDLE", help="bundle, a folder that blockstep export onnx or blockstep export trt wrote"
     ),
     option("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)"),
-    option("--port", type=port, default=8000, metavar="N", help="TCP port; 0 takes a free one (default: 8000)"),
+    option("--port", type=parse_port, default=8000, metavar="N", help="TCP port; 0 takes a free one (default: 8000)"),
     option("--allow-host", action="append", type=parse_host, default=[], metavar="NAME", help=HELP["allow-host"]),
     option("--name", help="model name in the API (default: the bundle's name)"),
     option("--workers", type=parse_at_least_1, metavar="N", help=HELP["workers"]),

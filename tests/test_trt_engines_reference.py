@@ -18,7 +18,7 @@ from export import trt as command
 from export.contract_from_checkpoint import make_export_contract
 from export.proof.record import Recording
 from export.quantization.stored_weights import replace_by_stored_weights
-from export.trt_engines.from_bundle import runs_reference
+from export.trt_engines.from_bundle import fits_reference
 from export.trt_engines.graphs import GraphRecipe, Graphs
 from runtime import load, verify
 from runtime.bundle import trust_records
@@ -123,8 +123,8 @@ def test_an_engine_replays_the_reference_of_its_graph(
     bundle: tuple[Bundle, FakeTensorRT], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, _ = bundle
-    assert runs_reference(made, made.engines[0], replace(plan("trt"), profiles=((1, 64),)))
-    assert not runs_reference(made, made.engines[0], plan("trt"))  # which takes four tokens at once
+    assert fits_reference(made, made.engines[0], replace(plan("trt"), profiles=((1, 64),)))
+    assert not fits_reference(made, made.engines[0], plan("trt"))  # which takes four tokens at once
     assert verify.main([str(made.path), "--engine", "trt", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["engine"] == "trt-fp32-sm89-64" and "Fake 4090" in told["backend"]

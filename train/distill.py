@@ -113,7 +113,7 @@ def distill(args: argparse.Namespace) -> Fitted:
     found = choose_usable(args, saved, values["only_right"], method.stepwise) if method.from_trajectories else []
     lesson = make_method_inputs(args, saved, student, found)
     if method.from_examples or args.next_token > 0:
-        lesson.stream.tell_left_out()
+        lesson.stream.report_left_out()
     loss_of = plan(lesson)
     if args.next_token > 0:
         kept = make_next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)

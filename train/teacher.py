@@ -232,7 +232,7 @@ def train(args: argparse.Namespace) -> Fitted:
     longest = args.context - decoding.canvas if args.objective == "masked" else args.context
     bounds = (longest, decoding.canvas)
     stream = Stream(chosen, start.read_tokenizer(), decoding.eos_ids[0], args.batch, args.seed, *bounds)
-    stream.tell_left_out()
+    stream.report_left_out()
     how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
     recipe = Recipe(args.steps, args.learning_rate, **how)
     known = {**run_fingerprint.collect_options(vars(args)), "canvas": decoding.canvas, "causal_every": every}

@@ -1,4 +1,4 @@
-"""Makes a checkpoint whose weights are the numbers that a graph with quantized weights dequantizes to, in fp16."""
+"""Makes a checkpoint of the numbers that a graph with quantized weights computes with, for comparison in PyTorch."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .plan import GraphRequest, Plan, make_plan
 from .report import BuildReport
 
 
-def from_bundle(
+def build_from_bundle(
     path: Path, dialect: str, precision: str | None, settings: BuilderSettings, library: TrtLibrary, report: BuildReport
 ) -> Path:
     """Builds, from a bundle's graphs, the engines that it lacks; returns the bundle's path.
@@ -27,35 +27,35 @@ def from_bundle(
     Raises UserError if none of the graphs can be built here.
     """
     bundle = read(path)
-    text = bundle.tokenizer.read_text(encoding="utf-8")
-    shared = TargetBundle(bundle.path, bundle.contract, text, bundle.chat_template, bundle.provenance)
+    tokenizer_text = bundle.tokenizer.read_text(encoding="utf-8")
+    target = TargetBundle(bundle.path, bundle.contract, tokenizer_text, bundle.chat_template, bundle.provenance)
     left_out: list[UserError] = []
-    found = list_graphs(bundle, library.list_dialects() if dialect == "auto" else (dialect,), precision)
-    for origin in found:
+    graphs = list_graphs(bundle, library.list_dialects() if dialect == "auto" else (dialect,), precision)
+    for origin in graphs:
         files = [bundle.path / name for name in list_graph_files(origin)]
         verify_files(bundle, replace(origin, files={file.name: origin.files[file.name] for file in files}), "always")
         try:
             plan = plan_graph(origin, files[0], bundle.contract, settings, library)
         except UserError as error:
             left_out.append(error)
-            if len(left_out) == len(found):  # none can be built here
+            if len(left_out) == len(graphs):  # none can be built here
                 raise
             report.record_engine(origin.name, f"left out, {error}", built=False, why=str(error))
             continue
-        if report_missing(shared, plan, report, files[0].name):
+        if report_missing(target, plan, report, files[0].name):
             with make_working_folder(bundle.path) as folder:
-                kept = origin if runs_reference(bundle, origin, plan) else replace(origin, reference=None)
+                kept = origin if fits_reference(bundle, origin, plan) else replace(origin, reference=None)
                 if kept is not origin:
                     report.say(
-                        f"{plan.make_stem()}: what was recorded is wider than --max-prompt allows, so it is left out"
+                        f"{plan.make_stem()}: the recorded reference is wider than --max-prompt allows and is left out"
                     )
                 recorded = [bundle.path / kept.reference.file] if kept.reference else []
-                add(shared, plan, kept, [*files, *recorded], folder, report)
+                add(target, plan, kept, [*files, *recorded], folder, report)
     return bundle.path
 
 
-def runs_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
-    """Returns whether every recorded forward pass, if any, fits a planned engine's profiles."""
+def fits_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
+    """Returns whether a planned engine's profiles take every recorded forward pass, if any."""
     if origin.reference is None:
         return True
     forwards = read_reference(bundle.path, origin.reference, bundle.contract).forwards
@@ -75,11 +75,11 @@ def list_graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) 
                 found.setdefault(list_graph_files(engine)[0], engine)
         if found:
             return [*found.values()]
-    there = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
+    listed = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
     wanted = f"{' or '.join(dialects)} {precision or ''}".strip()
     raise UserError(
         (
-            f"{bundle.path} has no graph {wanted}, it has {there}; write it on the machine with the checkpoint: "
+            f"{bundle.path} has no graph {wanted}, it has {listed}; write it on the machine with the checkpoint: "
             f"blockstep export trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
         )
         + (f" --precision {precision}" if precision else "")
@@ -92,7 +92,7 @@ def list_graph_files(engine: Engine) -> list[str]:
 
 
 def plan_graph(origin: Engine, file: Path, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
-    """Returns the plan for a graph of the bundle; what the manifest lacks is read from the graph."""
+    """Returns the plan for a graph of the bundle; sizes that the manifest lacks are read from the graph."""
     if (known := origin.build) is not None:
         recipe = known.options.get("graph", {})
         request = GraphRequest(origin.dialect, origin.precision, known.capacity, known.batch, known.dtype, recipe)

@@ -1,4 +1,4 @@
-"""Implements prefix caching: the KV cache keeps what a prompt shares with the prompt and answer before."""
+"""Implements prefix caching: the KV cache keeps the blocks that a prompt shares with the last prompt and its answer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """Decodes one request at a time, with prefix caching, on a backend that has no other user meanwhile.
+    """Decodes one request at a time, with prefix caching, on a backend that nothing else uses meanwhile.
 
-    If a prompt begins with whole blocks of what is committed (the prompt before and its answer, as in a conversation;
-    a text that all prompts start with), these blocks are not prefilled; in fp32 the answer is the same. The KV cache is
+    If a prompt begins with whole blocks that are committed (of the last prompt and its answer, as in a conversation, or
+    of a text that all prompts start with), these are not prefilled; in fp32 the answer is the same. The KV cache is
     opened once, for the contract's whole capacity. gate: replaces the contract's. Raises UserError for models that
     cannot reuse a prefix, see `block_layout.check_reuse`.
     """
@@ -39,8 +39,8 @@ class Session:
         """Yields what `loop.decode_steps` yields. If it is closed early, what was committed until then is kept."""
         contract = self._backend.contract
         begin = Beginning(contract, self._gate, options)
-        held, earlier = self._find_held()
-        progress = begin(0, request, count_reusable(contract, held, earlier, request.prompt))
+        committed, last_prompt = self._find_committed()
+        progress = begin(0, request, count_reusable(contract, committed, last_prompt, request.prompt))
         batch = self._batch or Batch(self._backend, begin.rule, 1, contract.capacity)
         batch.clear()
         batch.add(progress)
@@ -52,11 +52,11 @@ class Session:
                 yield done
 
     def forget(self) -> None:
-        """Counts nothing as committed any more, after another use of the backend."""
+        """Treats the KV cache as empty from now on, since the backend was used otherwise."""
         self._batch = self._last = None
 
-    def _find_held(self) -> tuple[Ints, int]:
-        """Returns the ids that are committed in the KV cache [length], and the length of their request's prompt."""
+    def _find_committed(self) -> tuple[Ints, int]:
+        """Returns the ids that are committed in the KV cache [length], and the length of the prompt at their start."""
         if self._last is None:
             return NOTHING, 0
         prompt, progress = self._last

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.store import read
-from runtime.cli import DONE, Parser, parse_at_least_1, port, run
+from runtime.cli import DONE, Parser, parse_at_least_1, parse_port, run
 from runtime.engines.ort.threads import count_physical_cores
 from runtime.engines.registry import choose_engines
 from runtime.errors import UserError
@@ -63,7 +63,7 @@ def parse_options(argv: Sequence[str]) -> argparse.Namespace:
     )
     add("--gpus", type=float, default=0, metavar="N", help="GPUs per replica (default: 0)")
     add("--host", default="127.0.0.1", help="address to listen on (default: 127.0.0.1, this machine alone)")
-    add("--port", type=port, default=8000, metavar="N", help="TCP port (default: 8000)")
+    add("--port", type=parse_port, default=8000, metavar="N", help="TCP port (default: 8000)")
     add(
         "--address",
         metavar="ADDRESS",

@@ -25,7 +25,7 @@ SHORT, FINE, STRIDE = 64, 8, 32  # widths are multiples of FINE up to SHORT, of 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of a prompt and of its answer, the end token included."""
+    """Holds the token ids of a prompt and of its answer, the end token included."""
 
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
@@ -33,7 +33,7 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class PaddedBatch:
-    """Right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: where answers begin and end."""
+    """Holds right-padded sequences. ids int64 [batch, width]; start, length int64 [batch]: bounds of the answers."""
 
     ids: Tensor
     start: Tensor
@@ -65,7 +65,7 @@ def choose_width(longest: int) -> int:
 
 
 def pad(examples: Sequence[Example], pad_id: int) -> PaddedBatch:
-    """Pads examples to one batch; `choose_width` gives its width."""
+    """Pads examples to one batch, as wide as `choose_width` returns."""
     longest = max(len(example.prompt) + len(example.answer) for example in examples)
     ids = torch.full((len(examples), choose_width(longest)), pad_id)
     for row, example in enumerate(examples):
@@ -84,9 +84,9 @@ def survey(
 
 
 def sample_different(tasks: Sequence[Task]) -> list[Problem]:
-    """Returns up to SURVEY sampled training problems, without repetitions; they are all of a file's if it has fewer."""
-    drawn = (problem for task in tasks for problem in task.problems("train", SURVEY // len(tasks), 0))
-    return list({(problem.prompt, problem.answer): problem for problem in drawn}.values())
+    """Returns up to SURVEY sampled training problems, without repetitions; all those of a file that has fewer."""
+    sampled = (problem for task in tasks for problem in task.problems("train", SURVEY // len(tasks), 0))
+    return list({(problem.prompt, problem.answer): problem for problem in sampled}.values())
 
 
 def choose_canvas(examples: Sequence[Example], block: int) -> int:
@@ -96,7 +96,7 @@ def choose_canvas(examples: Sequence[Example], block: int) -> int:
 
 
 class Stream:
-    """The training examples of several tasks in equal shares; `examples(step)` is the same on every call."""
+    """Samples training examples of several tasks in equal shares; a step's examples are the same on every call."""
 
     def __init__(
         self,
@@ -106,35 +106,36 @@ class Stream:
         batch: int,
         seed: int,
         longest: int,
-        answer: int,
+        longest_answer: int,
         encode_prompts: prompts.Encode | None = None,
     ) -> None:
         """Creates the stream.
 
-        Examples are left out if their answer has more than `answer` tokens, or prompt and answer together more than
-        `longest`. encode_prompts: encodes the prompts; None: they are encoded as plain text.
+        Examples are left out if their answer has more than `longest_answer` tokens, or prompt and answer together more
+        than `longest`. encode_prompts: encodes the prompts; None: they are encoded as plain text.
         """
         self.tasks, self.tokenizer, self.end_id, self.encode_prompts = tasks, tokenizer, end_id, encode_prompts
-        self.batch, self.seed, self.longest, self.answer = batch, seed, longest, answer
+        self.batch, self.seed, self.longest, self.longest_answer = batch, seed, longest, longest_answer
         self._chunk: tuple[int, list[list[Example]]] | None = None
 
     def select_examples(self, step: int) -> list[Example]:
         """Returns the `batch` examples of a training step, which have similar lengths."""
         chunk, place = divmod(step, CHUNK)
         if self._chunk is None or self._chunk[0] != chunk:
-            self._chunk = (chunk, self._draw(chunk))
+            self._chunk = (chunk, self._sample_chunk(chunk))
         return self._chunk[1][place]
 
-    def _draw(self, chunk: int) -> list[list[Example]]:
+    def _sample_chunk(self, chunk: int) -> list[list[Example]]:
+        """Returns CHUNK batches, each of examples of similar lengths."""
         seed, share = self.seed * 1_000_003 + chunk, CHUNK * self.batch // len(self.tasks) + 1
-        drawn: list[Example] = []
+        sampled: list[Example] = []
         for task in self.tasks:
             pairs = [(problem.prompt, problem.answer) for problem in task.problems("train", share, seed)]
-            drawn += encode(self.tokenizer, pairs, self.end_id, self.encode_prompts)
-        fitting = [example for example in drawn if self._fits(example)]
+            sampled += encode(self.tokenizer, pairs, self.end_id, self.encode_prompts)
+        fitting = [example for example in sampled if self._fits(example)]
         if not fitting:
             raise UserError(
-                f"no training answer has at most {self.answer} tokens, and {self.longest} with its prompt; "
+                f"no training answer has at most {self.longest_answer} tokens, and {self.longest} with its prompt; "
                 "raise --canvas or --context"
             )
         rng = random.Random(seed)
@@ -149,18 +150,18 @@ class Stream:
 
     def _fits(self, example: Example) -> bool:
         whole = len(example.prompt) + len(example.answer)
-        return bool(example.prompt) and len(example.answer) <= self.answer and whole <= self.longest
+        return bool(example.prompt) and len(example.answer) <= self.longest_answer and whole <= self.longest
 
-    def tell_left_out(self) -> None:
+    def report_left_out(self) -> None:
         """Prints to stderr how many training examples are left out: those too long, or with an empty prompt."""
         problems = sample_different(self.tasks)
         found = encode(self.tokenizer, [(p.prompt, p.answer) for p in problems], self.end_id, self.encode_prompts)
-        gone = [problem for problem, example in zip(problems, found, strict=True) if not self._fits(example)]
-        if 0 < len(gone) < len(found):  # if all are, the first batch raises UserError
-            lines = [problem.line for problem in gone if problem.line]
+        left_out = [problem for problem, example in zip(problems, found, strict=True) if not self._fits(example)]
+        if 0 < len(left_out) < len(found):  # if all are, the first batch raises UserError
+            lines = [problem.line for problem in left_out if problem.line]
             print(
-                f"{len(gone)} of {len(found)} training examples ({100 * len(gone) / len(found):.1f} %) are left out: "
-                f"an answer has more than {self.answer} tokens, or more than {self.longest} with its prompt, or the "
-                f"prompt has none{': ' * bool(lines)}{prompts.name_lines(lines) if lines else ''}",
+                f"{len(left_out)} of {len(found)} training examples ({100 * len(left_out) / len(found):.1f} %) are "
+                f"left out: an answer has more than {self.longest_answer} tokens, or more than {self.longest} with its "
+                f"prompt, or the prompt has none{': ' * bool(lines)}{prompts.name_lines(lines) if lines else ''}",
                 file=sys.stderr,
             )

@@ -63,8 +63,9 @@ def list_expected_shapes(config: ModelConfig) -> dict[str, TensorShape]:
 def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Scheme | None = None) -> DirectoryWeights:
     """Returns the directory's tensors, to be read on access.
 
-    renames: (pattern, replacement) of whole names; the first match is used. scheme: how the directory's quantized
-    weights are stored, None if it has none. Raises UserError, naming the tensor or file, if they do not fit the config.
+    renames: pairs of a pattern, which has to match a whole name, and a replacement; the first match is used. scheme:
+    how the directory's quantized weights are stored, None if it has none. Raises UserError, naming the tensor or file,
+    if they do not fit the config.
     """
     expected, found = list_expected_shapes(config), dict[str, StoredTensor]()
     parts, biases = dict[str, dict[str, StoredTensor]](), dict[str, StoredTensor]()
@@ -152,7 +153,7 @@ def map_stored_names(folder: Path, renames: Renames) -> dict[str, str]:
 
 
 def rename(name: str, renames: Renames) -> str:
-    """Returns the model's name of a stored tensor; the stored name if no rule matches."""
+    """Returns the model's name for a stored tensor; the stored name if no pattern matches."""
     for pattern, replacement in renames:
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement)
@@ -162,13 +163,13 @@ def rename(name: str, renames: Renames) -> str:
 def _read_all_stored(folder: Path) -> Iterator[StoredTensor]:
     """Yields the tensors of all files. Raises UserError if a file's tensors are not those that the index names."""
     for file, named in _list_files(folder):
-        there = read_header(file)
-        for stored in there:
+        tensors = read_header(file)
+        for stored in tensors:
             if named is not None and stored.name not in named:
                 raise UserError(f"{file} has a tensor {stored.name} that {INDEX} does not name; download both again")
-        if named is not None and (gone := sorted(named.keys() - {stored.name for stored in there})):
-            raise UserError(f"{file} lacks the tensor {gone[0]} that {INDEX} names in it; download it again")
-        yield from there
+        if named is not None and (missing := sorted(named.keys() - {stored.name for stored in tensors})):
+            raise UserError(f"{file} lacks the tensor {missing[0]} that {INDEX} names in it; download it again")
+        yield from tensors
 
 
 def _list_files(folder: Path) -> list[tuple[Path, dict[str, str] | None]]:

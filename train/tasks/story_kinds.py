@@ -4,8 +4,8 @@ A story counts one quantity: things, boxes of things or dollars. `x` is its valu
 the one before `x`. `n` and `o` are any numbers, `p` and `m` factors, `t` a factor of three or more. `{who}` is the name
 or the pronoun, `{unit}` what is counted ("shells", "dollars"), `{the}` all of it ("the shells", "the money").
 
-The phrases of a kind say the same, and no phrase is of two kinds of one list, so a prompt determines its answer. A new
-kind goes to the end of its list: places in the lists decide which families are held out.
+The phrases of a kind mean the same, and no phrase belongs to two kinds of one list, so a prompt determines its answer.
+Append a new kind to its list: the places in the lists decide which families are held out.
 """
 
 # one entry is a few lines here; one argument per line would make it three times as long
@@ -24,13 +24,13 @@ RIVAL = "rival"  # then the quantity is another person's, which only a question 
 
 @dataclass(frozen=True, slots=True, eq=False)  # compared and hashed as objects, which is faster
 class Kind:
-    """A kind of start, event or question.
+    """Describes a kind of start, event or question.
 
     Attributes:
-        units: letters of the quantities that it can be about; in capitals, those of another person.
+        units: letters of the quantities that it can be about, as in `ANY`; in capitals, those of another person.
         steps: the calculations; none if nothing changes, or if a start gives `n`.
-        answer: one clause, in which `[y]` is replaced by the equation of y.
-        makes: the letter of the quantity after it; empty: the one before; the constant above: another person's.
+        answer: one clause of the right answer, in which `[y]` is replaced by the equation of y.
+        makes: the letter of the quantity after it; empty: the one before; `RIVAL`: another person's.
         items: the things that it can be about.
     """
 

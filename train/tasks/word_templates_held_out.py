@@ -1,4 +1,4 @@
-"""The templates that training never samples, for testing on unseen kinds of story."""
+"""Lists the word-problem templates that training never samples, to test on unseen kinds of story."""
 
 from __future__ import annotations
 
