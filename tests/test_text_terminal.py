@@ -36,6 +36,15 @@ def test_in_a_pipe_a_step_is_a_line(tmp_path: Path) -> None:
     ]
 
 
+def test_a_line_counts_no_tokens_after_the_last_that_was_wanted(tmp_path: Path) -> None:
+    model = make_speaker(tmp_path, PROMPT, "abcdef")  # a block per step
+    assert drawn(model, Lines, 6).splitlines() == [
+        "step 1  block 1  |abcd|  +4 tokens",
+        "step 2  block 2  |ef|  +2 tokens",
+    ]
+    assert drawn(model, Lines, 3).splitlines() == ["step 1  block 1  |abc|  +3 tokens"]
+
+
 def played(output: str, columns: int, rows: int) -> list[str]:
     """What a terminal shows after these writes: line feeds, returns, cursor up, erase below; colours are dropped."""
     lines, row, column, i = [""], 0, 0, 0
