@@ -86,6 +86,22 @@ def test_a_student_that_drafts_for_itself_has_a_row_and_a_time_per_mode(runs: Pa
     assert (found["cdlm-speculative"]["milliseconds"], found["cdlm"]["milliseconds"]) == (20, 10)
 
 
+def test_the_teacher_that_drafts_for_itself_is_timed_as_the_undistilled_row(runs: Path, tmp_path: Path) -> None:
+    write_report(runs, "undistilled-speculative", "math", "test", [1] * 79 + [0] * 21, 9)
+    line = {"task": "math", "way": "teacher:speculative", "problem": 0, "seconds": 0.03}
+    with (runs / "times.jsonl").open("a", encoding="utf-8") as times:
+        times.write(json.dumps(line) + "\n")
+    found = {row["name"]: row for row in written(runs, tmp_path / "out")[1]["tables"]["math"]}
+    assert found["undistilled-speculative"]["milliseconds"] == 30 and found["teacher"]["milliseconds"] is None
+
+
+def test_changed_prompts_which_not_every_row_has_count_in_no_mean_and_no_mark(runs: Path, tmp_path: Path) -> None:
+    write_report(runs, "cdlm", "math", "test_surface", [0] * 100, 50)
+    math = written(runs, tmp_path / "out")[0].split("## math")[1].split("## code")[0].splitlines()
+    row = next(line for line in math if line.startswith("| CDLM"))
+    assert "✗" not in row and row.endswith("| 5.00 | 10.0 | 5.0 |")
+
+
 def test_a_method_is_compared_with_its_control_over_all_problems(runs: Path, tmp_path: Path) -> None:
     text, values = written(runs, tmp_path / "out")
     found = values["controls"]["cdlm"]
