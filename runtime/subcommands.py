@@ -24,7 +24,7 @@ COMMANDS = {
     "export onnx": ("export.onnx", "export a checkpoint for ONNX Runtime"),
     "export trt": ("export.trt", "build TensorRT engines of a checkpoint or of a copied bundle"),
     "export verify": ("export.verify", "compare a bundle with PyTorch, on prompts of your choice"),
-    "export fit": ("export.fit", "estimate whether an engine fits a Jetson"),
+    "export fit": ("export.fit", "estimate whether an engine fits a Jetson or an RTX card"),
     "export triton": ("export.triton", "write a model repository for Triton"),
     "train teacher": ("train.teacher", "train an autoregressive baseline or a masked-diffusion teacher"),
     "train collect": ("train.collect", "collect a teacher's trajectories"),
