@@ -130,6 +130,32 @@ def test_a_stopped_run_is_not_gone_on_with_by_other_options(
     assert (tmp_path / "run.pt.resume").read_bytes() == before
 
 
+@pytest.mark.parametrize("which", ["teacher", "distill", "collect"])
+def test_a_stopped_run_is_not_gone_on_with_by_a_version_that_generates_other_problems(
+    which: str, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main, words = {
+        "teacher": (teacher.main, f"--task code --init {folder}/teacher.pt {SHORT} {SHAPE} --context 512 --canvas 256"),
+        "distill": (
+            distill.main, f"--task code --method cd4lm --attention full --teacher {folder}/long.pt {SHORT}",
+        ),
+        "collect": (
+            collect.main, f"--ckpt {folder}/long.pt --task code --count 4 --temperatures 0 --batch 2 --no-bf16",
+        ),
+    }[which]  # fmt: skip
+    long = f"--task code --out {folder}/long.pt --steps 1 --batch 2 --no-bf16 {SHAPE} --context 512 --canvas 256"
+    assert teacher.main(long.split()) == 0
+    out = [*words.split(), "--out", f"{tmp_path}/run.pt"]
+    with monkeypatch.context() as patch:
+        interrupted(3, patch)
+        assert main(out) == (0 if which == "collect" else 130)
+    monkeypatch.setattr("train.tasks.functions.INVENTED_ARGUMENTS", 0.4)
+    capsys.readouterr()
+    assert main(out) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: ") and ("problems (" in error or "other settings" in error)
+
+
 def test_the_same_files_elsewhere_are_the_same_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

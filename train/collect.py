@@ -39,6 +39,7 @@ from .data import prompts
 from .data.trajectories import NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
 from .storage.output_files import replace_file
 from .torch_backend import TorchBackend, derive_contract
+from .trainer import run_fingerprint
 
 ONE_A_STEP = GateSpec(rule="count", min=1)
 HELP = {  # help texts that do not fit on the line of their option below
@@ -155,6 +156,8 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     chosen = tasks.choose_tasks(args.task, args.data)
     planned = plan(chosen, args.count, parse_numbers(args.temperatures, "--temperatures"), args.shard, args.seed)
     settings = collect_settings(args, [task.name for task in chosen], saved)
+    if not args.data:
+        settings["problems_sha256"] = run_fingerprint.hash_problems(chosen)
     distributed.check_same(settings)
     distributed.run_in_first_process(lambda: write_settings(args.out / SETTINGS, settings))
     gate = make_gate(args.threshold)

@@ -122,6 +122,8 @@ def distill(args: argparse.Namespace) -> Fitted:
     recipe = Recipe(args.steps, args.learning_rate, **how)
     # Has the values of the method's options, so that a default and the same value given explicitly are equal.
     identity = run_fingerprint.collect_options({**vars(args), **values})
+    if method.from_examples or args.next_token > 0:
+        identity["problems"] = run_fingerprint.hash_problems(lesson.stream.tasks)
     fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)
     distributed.run_in_first_process(lambda: output.write(student, fitted.weights))
     distributed.run_in_first_process(lambda: resume.forget(args.out))

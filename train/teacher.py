@@ -49,8 +49,9 @@ HELP = {  # help texts that do not fit on the line of their option below
         "answer and its next tokens in every update (default: full)"
     ),
     "causal-every": (
-        "period of causal updates, for --objective masked: each N-th update trains under causal attention, 0 for none "
-        "(default: 2; 0 with --no-shift or another --attention than full)"
+        "period of causal updates, for --objective masked: each N-th update trains all blocks of an answer "
+        "and its next tokens under the block-causal mask, 0 for none (default: 2; 0 with --no-shift or another "
+        "--attention than full)"
     ),
     "canvas": (
         "maximum answer tokens, in whole blocks; longer training answers are left out (default: the 99th percentile of "
@@ -236,6 +237,7 @@ def train(args: argparse.Namespace) -> Fitted:
     how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
     recipe = Recipe(args.steps, args.learning_rate, **how)
     known = {**run_fingerprint.collect_options(vars(args)), "canvas": decoding.canvas, "causal_every": every}
+    known["problems"] = run_fingerprint.hash_problems(chosen)
     loss = make_loss(args, start, model, forward, stream)
     fitted = train_model(model, loss, recipe, args.out, known, args.tensorboard)
     made = replace(start, weights=fitted.weights)

@@ -1,15 +1,18 @@
-"""Makes run fingerprints: the options and the contents of files that a stopped run and its resumption must share."""
+"""Makes run fingerprints: options, contents of files and problems that a stopped run and its resumption must share."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from train.open_checkpoint import compute_fingerprint
+from train.tasks import Task
 
 # Options that do not change what is learned; `dtype` is only the type in which --out stores the weights.
 WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})
+SAMPLED = 64  # training problems per task by which changed tasks are told apart
 SHOWN = 20  # characters of a value that an error message shows; enough to tell hashes apart
 
 
@@ -21,6 +24,15 @@ def collect_options(options: Mapping[str, Any]) -> dict[str, Any]:
     Raises OSError if the path does not exist.
     """
     return {name: _to_plain(value) for name, value in options.items() if name not in WITHOUT_EFFECT}
+
+
+def hash_problems(chosen: Sequence[Task]) -> str:
+    """Returns a hash over the first training problems of each task, since another version may generate others."""
+    digest = hashlib.sha256()
+    for task in chosen:
+        for problem in task.problems("train", SAMPLED, 0):
+            digest.update(repr((problem.prompt, problem.answer)).encode())
+    return digest.hexdigest()
 
 
 def list_changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
