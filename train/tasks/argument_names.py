@@ -52,7 +52,7 @@ KINDS = {
     "line": "str",
 }
 
-# Of these, names are invented that look like words, and begin as words of the answers do, as people's names may.
+# Parts of invented names, which look like words; many begin like a word of the answers, as names that people choose do.
 CLUSTERS, FINALS = "bl ch cl cr dr fr gr ph pl pr qu sh st th tr", "ck d l m n ng nt r s t x"
 CONSONANTS = ("", *"bcdfghjklmnpqrstvwxz", *CLUSTERS.split())
 VOWELS = (*"aeiou", "ea", "io", "ou")

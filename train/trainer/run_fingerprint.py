@@ -12,7 +12,7 @@ from train.tasks import Task
 
 # Options that do not change what is learned; `dtype` is only the type in which --out stores the weights.
 WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})
-SAMPLED = 64  # training problems per task by which changed tasks are told apart
+SAMPLED = 64  # training problems per task that the hash covers
 SHOWN = 20  # characters of a value that an error message shows; enough to tell hashes apart
 
 
