@@ -12,6 +12,8 @@ from collections.abc import Collection
 from keyword import iskeyword
 from string import ascii_lowercase
 
+from .invented_words import invent_syllables
+
 ARGUMENTS = {
     "ints": (("xs", "values", "nums", "items", "numbers"), ("ys", "others", "second", "more")),
     "int": (("n", "x", "number", "value"), ("m", "y", "other")),
@@ -52,14 +54,10 @@ KINDS = {
     "line": "str",
 }
 
-# Parts of invented names, which look like words; many begin like a word of the answers, as names that people choose do.
-CLUSTERS, FINALS = "bl ch cl cr dr fr gr ph pl pr qu sh st th tr", "ck d l m n ng nt r s t x"
-CONSONANTS = ("", *"bcdfghjklmnpqrstvwxz", *CLUSTERS.split())
-VOWELS = (*"aeiou", "ea", "io", "ou")
-ENDS = ("", "", "", *FINALS.split())
 FORMS = (*6 * ("{}",), "{}s", "{}ing", "{}_{}", "{}_list", "{}_value", "my_{}", "all_{}", "input_{}", "{}1", "{}2")
 LETTER_SHARE = 0.1  # share of the invented names that are a letter
 CODE = "in if for not return sum len max min sorted range enumerate result count total"
+# Many invented names begin like a word of the answers, as names that people choose do.
 BEGINNINGS = (
     *CODE.split(),
     *(name for pools in ARGUMENTS.values() for pool in pools for name in pool),
@@ -85,4 +83,4 @@ def _invent_word(rng: random.Random) -> str:
     if rng.random() < 0.5:
         word = rng.choice(BEGINNINGS)
         start, syllables = word[: rng.randint(1, len(word))], rng.randint(0, 2)
-    return start + "".join(rng.choice(CONSONANTS) + rng.choice(VOWELS) + rng.choice(ENDS) for _ in range(syllables))
+    return start + invent_syllables(syllables, rng)

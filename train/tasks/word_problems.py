@@ -1,10 +1,11 @@
 """Generates word problems of one to five dependent steps from templates, by a seed, and grades them.
 
 `valid` and `test` have two to five steps and are written as the templates say. `train` also has problems of one step,
-problems of a grammar's training families (`story_families`), and prompts written as people type them; `valid_surface`
-and `test_surface` are `valid` and `test` with one such change per prompt. `valid_simple` and `test_simple` have the
-problems of one step that are not in `train`, `valid_families` and `test_families` the held-out families,
-`valid_seen` and `test_seen` problems of the training families that are not in `train`.
+problems in everyday words (`everyday`), problems of a grammar's training families (`story_families`), and prompts
+written as people type them; `valid_surface` and `test_surface` are `valid` and `test` with one such change per prompt.
+`valid_simple` and `test_simple` have the problems of one step that are not in `train`, `valid_families` and
+`test_families` the held-out families, `valid_seen` and `test_seen` problems of the training families that are not in
+`train`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from functools import partial
 
 from runtime.errors import UserError
 
-from . import first_names, story_families, surface
+from . import everyday, first_names, story_families, surface
 from .problem import Problem, split_of_sample
 from .word_orders import ORDERS
 from .word_steps import HIM, HIS, Calculation, calculate, parse_steps
@@ -31,7 +32,8 @@ SPLITS = (
     "train", "valid", "test", "test_templates", "valid_surface", "test_surface", "valid_simple", "test_simple",
     "valid_families", "test_families", "valid_seen", "test_seen",
 )  # fmt: skip
-FAMILY_SHARE = 0.5  # share of the training problems that are of the grammar
+FAMILY_SHARE = 0.5  # share of the other training problems that are of the grammar
+EVERYDAY_SHARE = 0.15  # share of the training problems in everyday words
 SIMPLE_SHARE = 0.12  # share of the templates' training problems with one step
 MAX_FRUITLESS_DRAWS = 20_000
 FINAL_NUMBER = re.compile(r"\s*(-?\d+(?:,\d{3})*|-?\d+)(?![\d,]*\d)(?!\.\d)")
@@ -189,6 +191,8 @@ def _draw_all(split: str, count: int, seed: int) -> Iterator[surface.Draft]:
 
 
 def _choose_source(base: str, kind: str, rng: random.Random) -> Source:
+    if kind == "everyday":
+        return partial(everyday.draw_draft, rng)
     if kind in ("families", "seen"):
         return partial(story_families.draw_draft, base if kind == "families" else "train", base, rng)
     return partial(_draw_draft, TEMPLATES.get(kind, TRAINING), rng)
@@ -196,8 +200,11 @@ def _choose_source(base: str, kind: str, rng: random.Random) -> Source:
 
 def _sample_train_sources(seed: int, rng: random.Random) -> Iterator[Source]:
     simple, families = random.Random(f"simple-{seed}"), random.Random(f"families-{seed}")
+    everyday_words = random.Random(f"everyday-{seed}")
     while True:
         kind = "families" if families.random() < FAMILY_SHARE else "simple" if simple.random() < SIMPLE_SHARE else ""
+        if everyday_words.random() < EVERYDAY_SHARE:
+            kind = "everyday"
         yield _choose_source("train", kind, rng)
 
 
