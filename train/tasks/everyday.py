@@ -1,4 +1,4 @@
-"""Samples problems of one to three calculations, worded as a visitor would, in many words, some invented; `train` alone has them.
+"""Samples problems of one to three calculations, worded as a visitor would, with many nouns; `train` alone has them.
 
 Their answers are equations without nouns ("That is 6*8=48. Then 48-20=28."), so a small model can write one for words
 that it has never seen.
@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from . import everyday_phrases, first_names, surface
 from .everyday_phrases import COLORS, DAYS, DEEDS, ENDS, HOLDERS, LESS, MORE, PLACES, PLURALS, STARTS, STORIES
 from .invented_words import invent_syllables
 from .problem import Problem, split_of_sample
-from .word_steps import FACTORS, HIGHEST_RESULT, HIM, HIS, LOWEST_RESULT, Calculation, calculate, parse_steps
+from .word_steps import FACTORS, HIGHEST_RESULT, HIM, HIS, LOWEST_RESULT, Calculation, parse_steps, run_steps
 from .word_templates import NAMES
 
 LONGER_SHARE = 0.35  # share of the problems with a start and one or two changes
@@ -54,7 +54,7 @@ def pluralize(noun: str) -> str:
     return f"{noun[:-1]}ies" if re.search(r"[^aeiou]y$", noun) else f"{noun}s"
 
 
-def draw_numbers(steps: tuple[Calculation, ...], rng: random.Random) -> dict[str, int]:
+def draw_numbers(steps: Sequence[Calculation], rng: random.Random) -> dict[str, int]:
     """Samples the inputs of steps until every step keeps the rules on numbers; returns all values by name."""
     results = {step.result for step in steps}
     operands = {name for step in steps for name in (step.left, step.right)}
@@ -63,12 +63,7 @@ def draw_numbers(steps: tuple[Calculation, ...], rng: random.Random) -> dict[str
         highest, values = rng.choice(HIGHEST), {name: int(name) for name in operands if name.isdigit()}
         for name in names:
             values[name] = rng.choice(FACTORS) if name in "pq" else rng.randint(LOWEST_RESULT, highest)
-        for step in steps:
-            result = calculate(values[step.left], step.op, values[step.right])
-            if result is None:
-                break
-            values[step.result] = result
-        else:
+        if run_steps(steps, values):
             return values
 
 
@@ -80,26 +75,23 @@ def _draw_story(rng: random.Random) -> Problem:
 def _draw_longer(rng: random.Random) -> Problem:
     """Samples a start with one or two changes of what is counted."""
     while True:
-        now = first = rng.randint(LOWEST_RESULT, rng.choice(HIGHEST))
-        steps, values, parts = list[Calculation](), {"n": first}, [rng.choice(STARTS)]
+        values, steps, parts = (
+            {"n": rng.randint(LOWEST_RESULT, rng.choice(HIGHEST))},
+            list[Calculation](),
+            [rng.choice(STARTS)],
+        )
         for place in range(rng.choice((1, 1, 2))):
-            changed, result = f"o{place}", f"y{place}"
             op, phrases = rng.choice((("+", MORE), ("-", LESS)))
-            steps.append(Calculation(result, f"y{place - 1}" if place else "n", op, changed))
-            values[changed] = rng.randint(LOWEST_RESULT, HIGHEST_RESULT // 3)
-            after = calculate(now, op, values[changed])
-            if after is None:
-                break
-            now = values[result] = after
+            values[f"o{place}"] = rng.randint(LOWEST_RESULT, HIGHEST_RESULT // 3)
+            steps.append(Calculation(f"y{place}", f"y{place - 1}" if place else "n", op, f"o{place}"))
             order = rng.choice(("", "", "Then ", "Later ", "Now "))
-            parts.append(order + rng.choice(phrases).replace("{o}", f"{{{changed}}}"))
-        else:
-            story = " ".join(f"{part[:1].upper() + part[1:] if part[0] != '{' else part}." for part in parts)
+            parts.append(order + rng.choice(phrases).replace("{o}", f"{{o{place}}}"))
+        if run_steps(steps, values):
             ends = ENDS if "{items}" in parts[0] else [end for end in ENDS if "{" not in end]
-            return _make_problem(f"{story} {rng.choice(ends)}", tuple(steps), values, rng)
+            return _make_problem(f"{'. '.join(parts)}. {rng.choice(ends)}", steps, values, rng)
 
 
-def _make_problem(phrase: str, steps: tuple[Calculation, ...], values: dict[str, int], rng: random.Random) -> Problem:
+def _make_problem(phrase: str, steps: Sequence[Calculation], values: dict[str, int], rng: random.Random) -> Problem:
     words = _draw_words(rng)
     prompt = SLOT.sub(lambda found: str(values.get(found[1], words.get(found[1], ""))), phrase)
     prompt = re.sub(r"(^|[.?!] )([a-z])", lambda found: found[1] + found[2].upper(), prompt)

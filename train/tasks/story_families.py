@@ -16,7 +16,7 @@ from . import first_names, surface
 from .intent_frames import split_of_pair
 from .problem import Problem, split_of_sample
 from .story_kinds import EVENTS, QUESTIONS, RIVAL, STARTS, Kind
-from .word_steps import FACTORS, HIGHEST_RESULT, HIM, HIS, LOWEST_RESULT, Calculation, calculate, parse_steps
+from .word_steps import FACTORS, HIGHEST_RESULT, HIM, HIS, LOWEST_RESULT, Calculation, parse_steps, run_steps
 from .word_templates import GOODS, HE_NAMES, PEOPLE, SHE_NAMES
 from .word_templates_simple import BAGS, THINGS
 
@@ -132,12 +132,7 @@ def draw_values(kind: Kind, before: int, now: int, highest: int, rng: random.Ran
         for name in INPUTS[kind]:
             values[name] = rng.choice(RANGES.get(name, range(LOWEST_RESULT, highest + 1)))
         values["y"] = now if now else values.get("n", 0)  # the steps may change it
-        for step in STEPS[kind]:
-            result = calculate(values[step.left], step.op, values[step.right])
-            if result is None or result > top:
-                break
-            values[step.result] = result
-        else:
+        if run_steps(STEPS[kind], values, top):
             return values
     return None
 

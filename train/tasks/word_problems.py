@@ -22,7 +22,7 @@ from runtime.errors import UserError
 from . import everyday, first_names, story_families, surface
 from .problem import Problem, split_of_sample
 from .word_orders import ORDERS
-from .word_steps import HIM, HIS, Calculation, calculate, parse_steps
+from .word_steps import HIM, HIS, Calculation, parse_steps, run_steps
 from .word_templates import NAMES, THREE_STEPS, TWO_STEPS, Template
 from .word_templates_held_out import HELD_OUT_TEMPLATES
 from .word_templates_long import FIVE_STEPS, FOUR_STEPS
@@ -95,12 +95,7 @@ def draw_numbers(template: Compiled, rng: random.Random) -> dict[str, int]:
         values = dict(template.constants)
         for name, low, size in template.inputs:
             values[name] = low + int(uniform() * size)
-        for step in template.steps:
-            result = calculate(values[step.left], step.op, values[step.right])
-            if result is None:
-                break
-            values[step.result] = result
-        else:
+        if run_steps(template.steps, values):
             return values
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 HIM = {"he": "him", "she": "her"}
@@ -54,3 +55,13 @@ def calculate(left: int, op: str, right: int) -> int | None:
             return None
         result = left // right
     return result if LOWEST_RESULT <= result <= HIGHEST_RESULT else None
+
+
+def run_steps(steps: Sequence[Calculation], values: dict[str, int], highest: int = HIGHEST_RESULT) -> bool:
+    """Adds the results of the steps to `values`; returns False if one breaks a rule or is above `highest`."""
+    for step in steps:
+        result = calculate(values[step.left], step.op, values[step.right])
+        if result is None or result > highest:
+            return False
+        values[step.result] = result
+    return True
