@@ -126,8 +126,8 @@ def fit(args: argparse.Namespace) -> int:
     devices = (args.device,) if args.device else tuple(MEMORY)
     verdicts = [judge_fit(device, shape, need, args.system_gb, context) for device in devices]
     if args.json:
-        told = {"bundle": str(args.bundle), "engine": engine.name, "batch": shape.batch, "context": context}
-        print_json({**told, **asdict(need), "total": need.total, "devices": [asdict(each) for each in verdicts]})
+        summary = {"bundle": str(args.bundle), "engine": engine.name, "batch": shape.batch, "context": context}
+        print_json({**summary, **asdict(need), "total": need.total, "devices": [asdict(each) for each in verdicts]})
     else:
         print("\n".join(report(engine.name, need, verdicts, context)))
     return FAILED if args.device and not verdicts[0].fits else DONE

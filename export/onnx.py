@@ -152,8 +152,8 @@ def export(args: argparse.Namespace) -> int:
     failed = not all(check.ok for check in checks)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
-        told = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
-        print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
+        summary = {"bundle": None if failed else str(out), "checks": [asdict(check) for check in checks]}
+        print_json({**summary, "seconds": round(time.perf_counter() - started, 3)})
     return FAILED if failed else DONE
 
 

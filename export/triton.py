@@ -145,7 +145,7 @@ def format_config(name: str, values: Mapping[str, str]) -> str:
     """
     inputs = [_format_tensor("input", key, *kind, "optional: true ") for key, kind in INPUTS.items()]
     outputs = [_format_tensor("output", key, *kind) for key, kind in OUTPUTS.items()]
-    told = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in values.items()]
+    parameters = [f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}' for key, value in values.items()]
     lines = [
         f'name: "{name}"',
         'backend: "python"',
@@ -154,7 +154,7 @@ def format_config(name: str, values: Mapping[str, str]) -> str:
         *inputs,
         *outputs,
         "instance_group { count: 1 kind: KIND_MODEL }  # another instance is another process with the weights again",
-        *told,
+        *parameters,
     ]
     return "\n".join(lines) + "\n"
 

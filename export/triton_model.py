@@ -43,16 +43,17 @@ class TritonPythonModel:
 
     def initialize(self, args: dict[str, str]) -> None:
         """Loads the bundle next to this file with the parameters of config.pbtxt."""
-        told = {name: value["string_value"] for name, value in json.loads(args["model_config"])["parameters"].items()}
-        threads, workers = (int(told[name]) if name in told else None for name in ("threads", "workers"))
+        configured = json.loads(args["model_config"])["parameters"]
+        parameters = {name: value["string_value"] for name, value in configured.items()}
+        threads, workers = (int(parameters[name]) if name in parameters else None for name in ("threads", "workers"))
         model = load(
             Path(__file__).parent / "bundle",
-            engine=told.get("engine"),
+            engine=parameters.get("engine"),
             threads=threads,
-            verify=told["verify"],
-            device=told["device"],
-            trust_engine=told["trust_engine"] == "true",
-            allow_spinning=told["allow_spinning"] == "true",
+            verify=parameters["verify"],
+            device=parameters["device"],
+            trust_engine=parameters["trust_engine"] == "true",
+            allow_spinning=parameters["allow_spinning"] == "true",
         )
         self._pool = ModelPool(model, workers)
         self._threads = ThreadPoolExecutor(len(self._pool.models))
@@ -62,19 +63,19 @@ class TritonPythonModel:
         for request in requests:
             sender = request.get_response_sender()
             try:
-                ask = read_request(request)
+                wanted = read_request(request)
             except UserError as error:
                 _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
                 continue
-            self._threads.submit(self._answer, self._pool.take(), ask, sender)
+            self._threads.submit(self._answer, self._pool.take(), wanted, sender)
 
     def finalize(self) -> None:
         """Waits for the answers in progress."""
         self._threads.shutdown()
 
-    def _answer(self, model: Model, ask: TritonRequest, sender: Any) -> None:
+    def _answer(self, model: Model, request: TritonRequest, sender: Any) -> None:
         try:
-            send_answer(model, ask, sender)
+            send_answer(model, request, sender)
         except UserError as error:
             _fail(sender, str(error), pb_utils.TritonError.INVALID_ARG)
         except (NumericalError, DeviceError) as error:
@@ -86,14 +87,14 @@ class TritonPythonModel:
             self._pool.give(model)
 
 
-def send_answer(model: Model, ask: TritonRequest, sender: Any) -> None:
+def send_answer(model: Model, request: TritonRequest, sender: Any) -> None:
     """Decodes one request; sends each block (`stream`) or the whole answer. Raises what `Model.steps` raises."""
     pieces, finish = [], "cancelled"
-    for block in _generate_wanted(model, ask, sender):
+    for block in _generate_wanted(model, request, sender):
         pieces.append(block.text)
         if block.result is not None:
             finish = block.result.finish
-        elif ask.stream:
+        elif request.stream:
             sender.send(_make_response(pieces.pop(), ""))
     if finish == "cancelled":
         return _fail(sender, "the request was cancelled", pb_utils.TritonError.CANCELLED)
@@ -131,9 +132,9 @@ def _limit(max_tokens: Any) -> int | None:
     return int(max_tokens)
 
 
-def _generate_wanted(model: Model, ask: TritonRequest, sender: Any) -> Iterator[Block]:
+def _generate_wanted(model: Model, request: TritonRequest, sender: Any) -> Iterator[Block]:
     """Yields the answer's blocks until the request is cancelled, which is checked after each forward pass."""
-    steps = model.steps(ask.prompt, ask.options)
+    steps = model.steps(request.prompt, request.options)
     try:
         yield from blocks(while_wanted(steps, lambda: not sender.is_cancelled()), model.tokenizer)
     finally:

@@ -162,8 +162,8 @@ def export(args: argparse.Namespace) -> int:
         )
     report.say(format_next_step(args, path) if report.ok else f"what failed was not added to {path}")
     if args.json:
-        told = {"bundle": str(path), "ok": report.ok, "engines": report.engines, "checks": report.checks}
-        print_json({**told, "seconds": round(time.perf_counter() - started, 3)})
+        summary = {"bundle": str(path), "ok": report.ok, "engines": report.engines, "checks": report.checks}
+        print_json({**summary, "seconds": round(time.perf_counter() - started, 3)})
     return DONE if report.ok else FAILED
 
 

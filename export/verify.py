@@ -110,9 +110,9 @@ def verify(args: argparse.Namespace) -> int:
     verify_files(made, engine, "always")
     candidate = open_candidate(made, engine, args.trust_engine, args.device)
     contract = candidate.contract
-    asked = take_held_out_texts(args.task, args.data, args.prompts)
-    encode, lines = prompts.make_encoder(source, args.raw), [problem.line for problem in asked]
-    requests = make_held_out_requests(encode, contract, [problem.prompt for problem in asked], lines)
+    problems = take_held_out_texts(args.task, args.data, args.prompts)
+    encode, lines = prompts.make_encoder(source, args.raw), [problem.line for problem in problems]
+    requests = make_held_out_requests(encode, contract, [problem.prompt for problem in problems], lines)
     if engine.kind.native_code or args.device != "cpu":
         print(f"{engine.name}: {candidate.name}", file=sys.stderr)
     other = choose_comparison(source, engine.dialect, engine.precision)
@@ -128,10 +128,10 @@ def verify(args: argparse.Namespace) -> int:
     for check in checks:
         print(check, file=stream)
     if args.json:
-        told = {"bundle": str(made.path), "engine": engine.name, "prompts": len(requests), "answers": parity.answers}
-        told |= {"max": asdict(parity.distance), "differing": [asdict(each) for each in parity.differing]}
-        told |= {"checks": [asdict(check) for check in checks], "seconds": round(time.perf_counter() - started, 3)}
-        print_json(told)
+        summary = {"bundle": str(made.path), "engine": engine.name, "prompts": len(requests), "answers": parity.answers}
+        summary |= {"max": asdict(parity.distance), "differing": [asdict(each) for each in parity.differing]}
+        summary |= {"checks": [asdict(check) for check in checks], "seconds": round(time.perf_counter() - started, 3)}
+        print_json(summary)
     return DONE if all(check.ok for check in checks) else FAILED
 
 
@@ -147,8 +147,8 @@ def compare_with_pytorch(
     contract, model = candidate.contract, source.build()
     limit_threads(parameters=sum(each.numel() for each in model.parameters()))
     reference = TorchBackend(model, contract, barred=source.list_missing_ids())
-    twin = load_instrumented(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
-    return compare(reference, candidate, requests, gate=engine.gate, twin=twin, arithmetic=arithmetic)
+    instrumented = load_instrumented(made.path / engine.graph, candidate) if isinstance(candidate, OrtBackend) else None
+    return compare(reference, candidate, requests, gate=engine.gate, instrumented=instrumented, arithmetic=arithmetic)
 
 
 def make_arithmetic_backend(

@@ -38,8 +38,8 @@ def bench(args: argparse.Namespace) -> int:
     """Loads the bundle, measures, prints."""
     texts = read_prompts(Path(args.prompts)) if args.prompts else [args.prompt or PROMPT]
     model = load_model(args)
-    asked = DecodeOptions(max_new_tokens=args.max_new_tokens, threshold=args.threshold, mode=args.mode)
-    requests = [model.request(text, asked) for text in texts]
+    options = DecodeOptions(max_new_tokens=args.max_new_tokens, threshold=args.threshold, mode=args.mode)
+    requests = [model.request(text, options) for text in texts]
     prompts = texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}"
     values: dict[str, Any] = {
         "conditions": describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)

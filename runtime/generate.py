@@ -81,10 +81,10 @@ def generate(args: argparse.Namespace) -> int:
         print_json(report(model, collect_answer(stream), loaded))
         return DONE
     # On a terminal --show has printed the answer already; it must not be printed twice.
-    drawn = isinstance(shown, Screen) and sys.stdout.isatty()
+    animated = isinstance(shown, Screen) and sys.stdout.isatty()
     # In one file with the lines of steps, each block's text would end in the next step's line: the whole follows them.
-    whole = shown is not None and not drawn and is_same_file(sys.stdout, sys.stderr)
-    answer = collect_answer(stream if drawn or whole else print_blocks(stream))
+    whole = shown is not None and not animated and is_same_file(sys.stdout, sys.stderr)
+    answer = collect_answer(stream if animated or whole else print_blocks(stream))
     if whole:
         print(answer.text, flush=True)
     if shown is not None:

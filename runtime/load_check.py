@@ -35,13 +35,14 @@ OUTSIDE = ("SIGKILL", "SIGTERM", "SIGINT", "SIGHUP", "SIGQUIT")  # signals that 
 # The child loads the package from its folder, whatever the folder's name and the program that hosts this interpreter.
 CHILD = """
 import importlib.util, json, sys
-asked = json.load(sys.stdin)
-sys.path[:] = asked["path"]
-spec = importlib.util.spec_from_file_location("blockstep", asked["start"], submodule_search_locations=asked["package"])
+settings = json.load(sys.stdin)
+sys.path[:] = settings["path"]
+start, package = settings["start"], settings["package"]
+spec = importlib.util.spec_from_file_location("blockstep", start, submodule_search_locations=package)
 sys.modules["blockstep"] = package = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(package)
 from blockstep.load_check import report
-report(asked)
+report(settings)
 """
 
 
@@ -67,13 +68,13 @@ def attempt(bundle: Bundle, engine: Engine | None, threads: int | None = None, p
         SECONDS + size // RATE,
         MEMORY + COPIES * size + get_stack_size() * (threads or os.cpu_count() or 1),
     )
-    asked = {**find_child_paths(), "bundle": str(bundle.path.absolute()), "engine": engine.name if engine else None}
-    asked |= {"kind": engine.kind.name if engine else None, "threads": threads, "seconds": seconds, "bytes": memory}
-    asked["prove"] = prove
+    settings = {**find_child_paths(), "bundle": str(bundle.path.absolute()), "engine": engine.name if engine else None}
+    settings |= {"kind": engine.kind.name if engine else None, "threads": threads, "seconds": seconds, "bytes": memory}
+    settings["prove"] = prove
     reason = f"{sys.prefix} has no python executable"
     for executable in interpreter.list_interpreters():
         try:
-            outcome = interpreter.run_code(executable, CHILD, json.dumps(asked), seconds * PATIENCE)
+            outcome = interpreter.run_code(executable, CHILD, json.dumps(settings), seconds * PATIENCE)
         except interpreter.NotReached as error:
             reason = str(error)
             continue

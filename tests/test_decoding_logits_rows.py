@@ -111,7 +111,7 @@ def test_a_step_tells_what_it_asked_and_how_sure_each_position_last_was() -> Non
     first, second, *_ = (
         step for [step] in decode_steps(backend, [Request(np.array([5, 6, 7]), DecodeOptions(2 * BLOCK))])
     )
-    assert first.asked.tolist() == [0, 1, 2, 3] and second.asked.tolist() == [1, 3]
+    assert first.targets.tolist() == [0, 1, 2, 3] and second.targets.tolist() == [1, 3]
     assert first.confidence.tolist() == np.float32([0.9, 0.1, 0.9, 0.1]).tolist()
     assert second.confidence.tolist() == np.float32([0.9, 0.8, 0.9, 0.7]).tolist()
 

@@ -53,7 +53,7 @@ def alone(backend: Backend, request: Request) -> list[Step]:
 def told(step: Step) -> tuple[Any, ...]:
     """What a step did, without its number, its place in the batch and times."""
     result = step.result and replace(step.result, seconds=0, prefill_seconds=0)
-    arrays = (step.tokens, step.open, step.accepted, step.asked)
+    arrays = (step.tokens, step.open, step.accepted, step.targets)
     return step.slot >= 0, step.block, step.given, *(tuple(part.tolist()) for part in arrays), result
 
 

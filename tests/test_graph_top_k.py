@@ -210,7 +210,7 @@ def test_a_comparison_of_answers_looks_at_them(cached: Made) -> None:
     source, contract, file = cached
     engine, reference = OrtBackend(file, contract, threads=1), TorchBackend(source.build(), contract)
     requests = sample_requests(contract)[:2]
-    *_, right = compare(reference, engine, requests, twin=load_instrumented(file, engine))
+    *_, right = compare(reference, engine, requests, instrumented=load_instrumented(file, engine))
     assert all(check.ok for check in right.make_checks(TIE)) and right.distance.top is not None
     *_, wrong = compare(reference, Damaged(engine, without_the_best, None), requests)
     assert [check.ok for check in wrong.make_checks(TIE)] == [False, True]

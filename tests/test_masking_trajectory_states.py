@@ -37,7 +37,7 @@ def trajectory(width: int = 6) -> Trajectory:
 
 
 def draw(target: str, seed: int, count: int = 1) -> trajectory_states.States:
-    return trajectory_states.draw_states(
+    return trajectory_states.sample_states(
         [trajectory()] * count, tiny.contract(), target, torch.Generator().manual_seed(seed)
     )
 
@@ -92,7 +92,9 @@ def test_completed_finishes_the_block_and_asks_for_consistency_in_the_next() -> 
 def test_the_last_block_of_a_canvas_has_none_behind_it() -> None:
     short = trajectory()
     short = replace(short, tokens=short.tokens[:8], order=short.order[:8], hidden=short.hidden[:8])
-    found = trajectory_states.draw_states([short] * 50, tiny.contract(), "completed", torch.Generator().manual_seed(0))
+    found = trajectory_states.sample_states(
+        [short] * 50, tiny.contract(), "completed", torch.Generator().manual_seed(0)
+    )
     assert {moment(found, row)[3] for row in range(50)} == {(4, 5, 6, 7), ()}
 
 
@@ -133,7 +135,7 @@ def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
     for t, prompt in zip(found, prompts, strict=True):
         answer = loop.generate(backend, Request(prompt, DecodeOptions(contract.canvas)), gate=collect.ONE_A_STEP)
         assert tuple(t.tokens[: len(answer.token_ids)].tolist()) == answer.token_ids, f"seed {seed}"
-        states = trajectory_states.draw_states([t] * 12, contract, target, torch.Generator().manual_seed(seed))
+        states = trajectory_states.sample_states([t] * 12, contract, target, torch.Generator().manual_seed(seed))
         with torch.no_grad():
             hidden = model(states.earlier, states.visible)[noise.find_predicting_rows(states.unmasked, shift)]
         rows, places = states.unmasked.nonzero(as_tuple=True)
@@ -146,7 +148,9 @@ def test_a_state_is_what_the_teacher_had_before_it_when_it_accepted_a_token(
 
 def test_a_full_teachers_trajectory_is_read_in_its_students_blocks_to_the_end_of_the_last() -> None:
     contract = tiny.contract(alignment="absolute")  # blocks end at 4, 8, 12, 16; the trajectory at 3 + 12
-    found = trajectory_states.draw_states([trajectory()] * 60, contract, "completed", torch.Generator().manual_seed(2))
+    found = trajectory_states.sample_states(
+        [trajectory()] * 60, contract, "completed", torch.Generator().manual_seed(2)
+    )
     ends = found.visible.max(1).values
     assert {*ends.tolist()} == {8, 12, 16}
     for row in (ends == 16).nonzero().flatten().tolist():
@@ -155,7 +159,9 @@ def test_a_full_teachers_trajectory_is_read_in_its_students_blocks_to_the_end_of
 
 def test_in_a_causal_student_a_block_that_y_star_has_committed_is_seen_causally_there_alone() -> None:
     contract = tiny.contract(attention="causal_context", shift=True)
-    found = trajectory_states.draw_states([trajectory()] * 40, contract, "completed", torch.Generator().manual_seed(1))
+    found = trajectory_states.sample_states(
+        [trajectory()] * 40, contract, "completed", torch.Generator().manual_seed(1)
+    )
     first, second = (1, 2, 3), (7, 7, 7, 7)
     for y, later in zip(found.visible.tolist(), found.visible_later.tolist(), strict=True):
         if max(y) == 11:  # the first block is drawn, the second behind it is masked in both

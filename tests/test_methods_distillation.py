@@ -28,7 +28,7 @@ from train.masking import noise, predictions
 from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks
 from train.methods import cd4lm, dparallel
-from train.methods.setup import Lesson, Teacher
+from train.methods.setup import MethodInputs, Teacher
 from train.methods.table import DEFAULTS, METHODS, choose_method
 from train.storage import student_pt
 from train.torch_backend import TorchBackend, derive_contract
@@ -248,20 +248,20 @@ def words_for(folder: Path, method: str, out: Path, *extra: str) -> list[str]:
     return [*words.split(), "--out", str(out), "--learning-rate", "0.1", *extra]
 
 
-def lecture(school: Path, words: str) -> tuple[Lesson, Teacher, Loss]:
+def lecture(school: Path, words: str) -> tuple[MethodInputs, Teacher, Loss]:
     """A student in training, its teacher, sharper than it or they would agree, and the loss of a step."""
     method, *extra = words.split()
     args = distill.make_parser().parse_args(words_for(school, method, school / "s.pt", *extra))
     saved = open_checkpoint.load(school / "teacher.pt")
     student = replace(saved, decoding=replace(saved.decoding, attention=args.attention))
     found = read_shards(school / "trajectories") if METHODS[method].from_trajectories else []
-    lesson = distill.make_method_inputs(args, saved, student, found)
-    teacher = lesson.teacher()
+    inputs = distill.make_method_inputs(args, saved, student, found)
+    teacher = inputs.teacher()
     with torch.no_grad():
         for parameter in teacher.model.parameters():
             parameter *= 4
     _, values = choose_method(args.method, args.attention, {name: getattr(args, name) for name in DEFAULTS})
-    return lesson, teacher, METHODS[method].plan(values)(replace(lesson, teacher=lambda: teacher))
+    return inputs, teacher, METHODS[method].plan(values)(replace(inputs, teacher=lambda: teacher))
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def lecture(school: Path, words: str) -> tuple[Lesson, Teacher, Loss]:
 def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_the_student_alone(
     method: str, attention: str, school: Path
 ) -> None:
-    lesson, teacher, loss_of = lecture(school, f"{method} --attention {attention}")
+    inputs, teacher, loss_of = lecture(school, f"{method} --attention {attention}")
     total, terms = loss_of(1)
     total.backward()
     shares = {
@@ -282,7 +282,7 @@ def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_th
     assert total.item() == pytest.approx(sum(share * terms[name] for name, share in shares.items()), rel=1e-5)
     assert all(terms[name] > 0 for name in shares if name not in ("cons", "doubt"))  # which may have no position
     assert all(p.grad is None for p in teacher.model.parameters())
-    gradients = [p.grad for p in lesson.model.parameters()]
+    gradients = [p.grad for p in inputs.model.parameters()]
     assert all(g is not None and g.isfinite().all() for g in gradients) and any(
         g.abs().max() > 0 for g in gradients if g is not None
     )
@@ -306,31 +306,31 @@ def test_a_loss_is_the_sum_of_its_terms_depends_on_the_step_alone_and_teaches_th
 )
 def test_each_term_alone_teaches_the_student(words: str, school: Path) -> None:
     """A teacher in the student's place would have no gradient."""
-    lesson, _, loss_of = lecture(school, words)
+    inputs, _, loss_of = lecture(school, words)
     total, _ = loss_of(1)
     total.backward()
-    norms = {name: 0.0 if p.grad is None else p.grad.norm().item() for name, p in lesson.model.named_parameters()}
-    matrices = [name for name, p in lesson.model.named_parameters() if p.dim() == 2]
+    norms = {name: 0.0 if p.grad is None else p.grad.norm().item() for name, p in inputs.model.named_parameters()}
+    matrices = [name for name, p in inputs.model.named_parameters() if p.dim() == 2]
     assert matrices and min(norms[name] for name in matrices) > 0 and total.item() > 0
 
 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
 def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: str, school: Path) -> None:
     """The slow way: every row in both forward passes."""
-    lesson, _, loss_of = lecture(school, f"dparallel --attention {attention} --ordered 0.5")
-    learning = torch.optim.Adam(lesson.model.parameters(), 1e-2)
+    inputs, _, loss_of = lecture(school, f"dparallel --attention {attention} --ordered 0.5")
+    learning = torch.optim.Adam(inputs.model.parameters(), 1e-2)
     for _ in range(8):  # until some position is right, where alone certainty is asked for
         learning.zero_grad()
         loss_of(3)[0].backward()
         learning.step()
-    contract, generator, slow = lesson.contract, lesson.make_generator(3), torch.zeros(())
-    answers = dparallel.take_answers(lesson.found, contract)
-    picked = torch.randint(len(answers), (lesson.stream.batch,), generator=generator).tolist()
-    laid = noise.lay_out([answers[i] for i in picked], contract, lesson.compute_least_length(), generator)
+    contract, generator, slow = inputs.contract, inputs.make_generator(3), torch.zeros(())
+    answers = dparallel.take_answers(inputs.found, contract)
+    picked = torch.randint(len(answers), (inputs.stream.batch,), generator=generator).tolist()
+    laid = noise.lay_out([answers[i] for i in picked], contract, inputs.compute_least_length(), generator)
     both, behind = dparallel.sample_halves(laid, contract, 0.5, generator)
     for half in both:
         scores = predictions.compute_scores(
-            lesson.model, predictions.compute_hidden(lesson.run, laid, half | behind, half, contract), contract
+            inputs.model, predictions.compute_hidden(inputs.run, laid, half | behind, half, contract), contract
         )
         weight, target = noise.make_weights(laid, half, FILLER)[half], laid.ids[half]
         slow = slow + losses.denoising(scores.log_softmax(-1), target, weight)
@@ -342,10 +342,10 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
 @pytest.mark.parametrize("attention", ["full", "block_causal"])
 def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(attention: str, school: Path) -> None:
     """DSCD the slow way: each side alone, with the masks that are its own, asked where the student has masks."""
-    lesson, teacher, loss_of = lecture(school, f"cd4lm --attention {attention} --ordered 0.5")
-    contract, generator = lesson.contract, lesson.make_generator(1)
+    inputs, teacher, loss_of = lecture(school, f"cd4lm --attention {attention} --ordered 0.5")
+    contract, generator = inputs.contract, inputs.make_generator(1)
     laid = noise.lay_out(
-        lesson.stream.select_examples(1), contract, lesson.compute_least_length(), generator
+        inputs.stream.select_examples(1), contract, inputs.compute_least_length(), generator
     )  # fmt: skip
     noisy, less = cd4lm.sample_nested_masks(laid, units_of(laid, attention == "block_causal"), 0.5, generator)
     assert (noisy & ~less).any() and not (less & ~noisy).any()
@@ -354,7 +354,7 @@ def test_the_teacher_sees_the_less_noisy_answer_and_the_student_the_noisy_one(at
         hidden = predictions.compute_hidden(teacher.model, laid, less, noisy, teacher.contract)
         taught = predictions.compute_scores(teacher.model, hidden, contract)
     said = predictions.compute_scores(
-        lesson.model, predictions.compute_hidden(lesson.run, laid, noisy, noisy, contract), contract
+        inputs.model, predictions.compute_hidden(inputs.run, laid, noisy, noisy, contract), contract
     )
     soft, softer = (scores.double().div(2).softmax(-1) for scores in (taught, said))
     apart = (soft * (soft.clamp_min(1e-300).log() - softer.clamp_min(1e-300).log())).sum(-1)
@@ -372,11 +372,11 @@ def test_a_gradient_through_bf16_is_that_of_fp32(words: str, school: Path) -> No
     """CDLM runs the student without gradients first, and older torch then kept weights cast without any."""
     gradients = []
     for bf16 in (False, True):
-        lesson, _, loss_of = lecture(school, words)
+        inputs, _, loss_of = lecture(school, words)
         with torch.autocast("cpu", torch.bfloat16, bf16):
             total, _ = loss_of(1)
         total.backward()
-        found = {name: p.grad for name, p in lesson.model.named_parameters() if p.dim() == 2}
+        found = {name: p.grad for name, p in inputs.model.named_parameters() if p.dim() == 2}
         gradients.append({name: gradient for name, gradient in found.items() if gradient is not None})
     exact, rounded = gradients
     assert exact.keys() == rounded.keys()

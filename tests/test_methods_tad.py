@@ -19,7 +19,7 @@ from train.data.trajectories import NEVER_ACCEPTED, Trajectory
 from train.masking import noise
 from train.masking.all_blocks import FILLER
 from train.methods import dparallel, tad
-from train.methods.setup import Lesson, Teacher
+from train.methods.setup import MethodInputs, Teacher
 
 M, P, END = tiny.MASK, tiny.PAD, tiny.END
 PROMPT = (5, 6, 7)
@@ -127,13 +127,13 @@ def trajectory(contract: Contract, prompt: int, answer: int, width: int, seed: i
     return Trajectory(tuple(ids.tolist()), tokens, order, hidden, True)
 
 
-def lesson_of(contract: Contract, seed: int) -> tuple[Lesson, Teacher]:
+def make_method_inputs(contract: Contract, seed: int) -> tuple[MethodInputs, Teacher]:
     """A random student and teacher, and random trajectories of one to three blocks."""
     model, teacher = tiny.model(seed), Teacher(tiny.model(seed + 2), tiny.contract(attention="full"), adapted=False)
     sizes = ((5, 7), (9, 12), (3, 2), (1, 4), (6, 5))
     found = [trajectory(contract, *size, model.config.width, seed + i) for i, size in enumerate(sizes)]
     stream: Any = SimpleNamespace(batch=6, seed=seed)
-    return Lesson(model, model, contract, lambda: teacher, found, stream, 3), teacher
+    return MethodInputs(model, model, contract, lambda: teacher, found, stream, 3), teacher
 
 
 def log_probs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
@@ -143,13 +143,13 @@ def log_probs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(scores, dim=-1)
 
 
-def slowly(lesson: Lesson, teacher: Teacher, step: int, near: float) -> tuple[float, float, Counter[str]]:
+def slowly(inputs: MethodInputs, teacher: Teacher, step: int, near: float) -> tuple[float, float, Counter[str]]:
     """The loss's two terms, position by position, each block decoded alone; and how many positions of a kind it met."""
-    contract, generator, model = lesson.contract, lesson.make_generator(step), lesson.model
-    picked = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
-    found = [lesson.found[i] for i in picked]
+    contract, generator, model = inputs.contract, inputs.make_generator(step), inputs.model
+    picked = torch.randint(len(inputs.found), (inputs.stream.batch,), generator=generator).tolist()
+    found = [inputs.found[i] for i in picked]
     examples = dparallel.take_answers(found, contract)
-    laid = noise.lay_out(examples, contract, lesson.compute_least_length(), generator)
+    laid = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
     blocks = noise.find_blocks(laid, contract, laid.list_positions())
     chance = torch.rand((len(found), int(blocks.number.max()) + 1), generator=generator)
     current = None if contract.has_cache else noise.sample_block(laid, blocks, generator)
@@ -194,11 +194,11 @@ def slowly(lesson: Lesson, teacher: Teacher, step: int, near: float) -> tuple[fl
 def test_the_loss_is_that_of_every_position_decoded_alone(attention: str, alignment: str, shift: bool) -> None:
     seed, kinds = tiny.choose_seed(), Counter[str]()
     contract = tiny.contract(attention=attention, alignment=alignment, shift=shift)
-    lesson, teacher = lesson_of(contract, seed)
-    loss_of = tad.make_loss(lesson, near=0.5, distant=0.3)
+    inputs, teacher = make_method_inputs(contract, seed)
+    loss_of = tad.make_loss(inputs, near=0.5, distant=0.3)
     for step in range(3):
         with torch.no_grad():
-            hard, soft, met = slowly(lesson, teacher, step, 0.5)
+            hard, soft, met = slowly(inputs, teacher, step, 0.5)
             total, figures = loss_of(step)
         assert figures["near"] == pytest.approx(hard, rel=1e-4), f"seed {seed}"
         assert figures["distant"] == pytest.approx(soft, rel=1e-4), f"seed {seed}"
@@ -209,12 +209,12 @@ def test_the_loss_is_that_of_every_position_decoded_alone(attention: str, alignm
 
 def test_without_distant_positions_the_loss_is_cross_entropy_alone_and_without_near_ones_kl_alone() -> None:
     contract = tiny.contract()
-    lesson, _ = lesson_of(contract, 3)
-    whole = [each for each in lesson.found if len(each.prompt) == 9]  # the canvas is full: no filler
+    inputs, _ = make_method_inputs(contract, 3)
+    whole = [each for each in inputs.found if len(each.prompt) == 9]  # the canvas is full: no filler
     whole = [replace(each, prompt=each.prompt[:8]) for each in whole]
-    lesson = replace(lesson, found=whole)
+    inputs = replace(inputs, found=whole)
     assert dparallel.take_answers(whole, contract) == [Example(whole[0].prompt, tuple(whole[0].tokens[:12].tolist()))]
-    (_, all_near), (_, all_distant) = (tad.make_loss(lesson, near, 1.0)(1) for near in (1.0, 0.0))
+    (_, all_near), (_, all_distant) = (tad.make_loss(inputs, near, 1.0)(1) for near in (1.0, 0.0))
     assert all_near["distant"] == 0 and all_near["near"] > 0
     assert all_distant["near"] == 0 and all_distant["distant"] > 0
 
@@ -222,7 +222,7 @@ def test_without_distant_positions_the_loss_is_cross_entropy_alone_and_without_n
 def test_the_soft_loss_is_of_the_teachers_stored_state_through_its_own_head() -> None:
     """A block of which one token was unmasked has one state; if the stored one is the student's own, the KL is 0."""
     contract, model = tiny.contract(), tiny.model(4)
-    made, other = lesson_of(contract, 4)
+    made, other = make_method_inputs(contract, 4)
     with torch.no_grad():
         own = block_alone(model, contract, torch.tensor([*PROMPT, M, M, M, M]), 3, 3)[0]
     one = Trajectory(
@@ -230,8 +230,8 @@ def test_the_soft_loss_is_of_the_teachers_stored_state_through_its_own_head() ->
     )
 
     def soft(teacher: Teacher, found: Trajectory) -> float:
-        lesson = replace(made, model=model, run=model, found=[found], teacher=lambda: teacher)
-        return tad.make_loss(lesson, near=0.0, distant=1.0)(1)[1]["distant"]
+        inputs = replace(made, model=model, run=model, found=[found], teacher=lambda: teacher)
+        return tad.make_loss(inputs, near=0.0, distant=1.0)(1)[1]["distant"]
 
     itself = Teacher(model, contract, adapted=True)
     assert soft(itself, one) == pytest.approx(0, abs=1e-4)

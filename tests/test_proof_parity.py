@@ -273,7 +273,7 @@ def test_a_wrong_score_of_a_token_that_is_never_best_is_seen(tmp_path: Path) -> 
     assert blind.check("fp32").ok and blind.every_log_prob is None  # what was compared before twins
     assert found.every_log_prob is not None and found.every_log_prob > 0.1 and not found.check("fp32").ok
     requests = sample_requests(reference.contract)[:2]
-    *_, whole = compare(reference, other, requests, twin=load_instrumented(damaged, other))
+    *_, whole = compare(reference, other, requests, instrumented=load_instrumented(damaged, other))
     assert [check.ok for check in whole.make_checks(TIE)] == [False, True]
 
 

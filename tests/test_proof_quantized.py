@@ -140,9 +140,9 @@ def test_the_arithmetic_next_to_an_engine_loses_what_it_does_compared_alone_and_
     reference = TorchBackend(source.build(), contract, barred=source.list_missing_ids())
     engine, arithmetic = OrtBackend(graph, contract, threads=1), QuantizedBackend(source, contract, formats)
     *_, alone = compare(reference, arithmetic, requests)
-    *_, engines = compare(reference, engine, requests, twin=load_instrumented(graph, engine))
+    *_, engines = compare(reference, engine, requests, instrumented=load_instrumented(graph, engine))
     twin = load_instrumented(graph, engine)
-    *_, both = compare(reference, engine, requests, twin=twin, arithmetic=arithmetic)
+    *_, both = compare(reference, engine, requests, instrumented=twin, arithmetic=arithmetic)
     assert both.lost == alone.distance.log_prob > 1e-3
     assert both == replace(engines, lost=both.lost) and both.distance.forwards == alone.distance.forwards
 

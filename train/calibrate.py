@@ -149,10 +149,10 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
         plots.plot_reliability(args.plot, bins)
     if best is not None and args.write:
         keep(args, subject, gate, best)
-    told = report(args, gate, points, best, bins) | {"engine": subject.engine, "held_to": held_to}
+    summary = report(args, gate, points, best, bins) | {"engine": subject.engine, "held_to": held_to}
     if args.out:
-        replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
-    return told
+        replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8"))
+    return summary
 
 
 def check_writable(args: argparse.Namespace) -> None:
@@ -241,7 +241,7 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
         plots.plot_reliability(args.plot, shown, "field")
     if args.write:
         keep_temperature(args, subject, temperature)
-    told = {
+    summary = {
         "model": str(args.ckpt or args.bundle), "engine": subject.engine, "task": task.name, "split": baseline.SPLIT,
         "seed": args.seed, "problems": len(problems), "decisions": len(decided.right), "temperature": temperature,
         "written": args.write, "before": before.as_dict(), "after": after.as_dict(),
@@ -249,8 +249,8 @@ def calibrate_decisions(args: argparse.Namespace) -> dict[str, Any]:
         "reliability": {name: [asdict(each) for each in bins] for name, bins in shown.items()},
     }  # fmt: skip
     if args.out:
-        replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(told, indent=1), encoding="utf-8"))
-    return told
+        replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8"))
+    return summary
 
 
 def keep_temperature(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, temperature: float) -> None:
@@ -324,21 +324,22 @@ def execute(args: argparse.Namespace) -> int:
     """Calibrates and prints the outcome."""
     if args.decisions:
         return show_decisions(calibrate_decisions(args), args.json)
-    told = calibrate(args)
+    summary = calibrate(args)
     if args.json:
-        print_json(told)
+        print_json(summary)
     else:
-        used = " and ".join(f"{own['problems']} of {name}" for name, own in told["points"][0]["by_task"].items())
-        against = f"   (to {', '.join(told['held_to'])}, worst task; problems: {used})"
+        used = " and ".join(f"{own['problems']} of {name}" for name, own in summary["points"][0]["by_task"].items())
+        against = f"   (to {', '.join(summary['held_to'])}, worst task; problems: {used})"
         print(f"{'threshold':>11}{'forward passes':>16}{'difference':>12}{'at least':>10}{against}")
-        for point in told["points"]:
+        for point in summary["points"]:
             low, apart, named = point["low"], point["difference"], name_of(point["mode"], point["threshold"])
             print(f"{named:>11}{point['forwards']:>16.2f}{apart:>12.4f}{low:>10.4f}")
-        errors = ", ".join(f"{name} {e:.4f}" for name, e in told["calibration_error"].items())
+        errors = ", ".join(f"{name} {e:.4f}" for name, e in summary["calibration_error"].items())
         print(f"expected calibration error: {errors}")
-        met = told["mode"] is not None
-        print(f"{name_of(told['mode'], told['chosen'])} meets the target" if met else "no threshold meets the target")
-    return DONE if told["mode"] is not None else FAILED
+        met = summary["mode"] is not None
+        best = name_of(summary["mode"], summary["chosen"]) if met else "no threshold"
+        print(f"{best} meets the target")
+    return DONE if summary["mode"] is not None else FAILED
 
 
 def name_of(mode: str, threshold: float | None) -> str:

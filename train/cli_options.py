@@ -197,8 +197,8 @@ def bf16_is_faster(device: str) -> bool:
 
     if device == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    ask: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
-    found = ask()
+    read: Callable[[], Mapping[str, Any]] = getattr(torch.cpu, "get_capabilities", dict)  # older versions lack it
+    found = read()
     return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 

@@ -100,7 +100,7 @@ def collect(backend: TorchBackend, prompts: Sequence[np.ndarray], gate: GateSpec
     for done in decode_steps(backend, requests, gate=gate):
         for step in done:
             assert backend.hidden is not None  # the backend has keep_hidden
-            latest[step.row, step.asked] = backend.hidden[step.slot, : len(step.asked)]
+            latest[step.row, step.targets] = backend.hidden[step.slot, : len(step.targets)]
             start = starts[step.row][step.block]
             for place in np.flatnonzero(step.accepted).tolist():
                 position = start + place
@@ -161,8 +161,8 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
     distributed.check_same(settings)
     distributed.run_in_first_process(lambda: write_settings(args.out / SETTINGS, settings))
     gate = make_gate(args.threshold)
-    asked = encode_prompts(planned, prompts.make_encoder(saved, args.raw), contract)
-    shards = [shard for each in planned if (shard := each.select(asked)).problems]
+    encoded = encode_prompts(planned, prompts.make_encoder(saved, args.raw), contract)
+    shards = [shard for each in planned if (shard := each.select(encoded)).problems]
     model = saved.build().to(args.device)
     how = {"keep_hidden": True, "bf16": args.bf16, "barred": saved.list_missing_ids()}
     tokenizer = saved.read_tokenizer()
@@ -173,7 +173,7 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
             backend = TorchBackend(
                 model, contract, temperature=shard.temperature, seed=shard.derive_seed(args.seed), **how
             )
-            found = decode_prompts(backend, [asked[p.prompt] for p in shard.problems], args.batch, gate)
+            found = decode_prompts(backend, [encoded[p.prompt] for p in shard.problems], args.batch, gate)
             write_shard(path, grade_trajectories(found, shard, tokenizer, contract))
             new += len(found)
         else:
@@ -200,10 +200,9 @@ def decode_prompts(
     backend: TorchBackend, encoded: Sequence[Sequence[int]], batch: int, gate: GateSpec = ONE_A_STEP
 ) -> list[Trajectory]:
     """Decodes prompts, `batch` at a time; returns their trajectories in the same order."""
-    asked = [np.array(ids, np.int64) for ids in encoded]
-    return [
-        found for first in range(0, len(asked), batch) for found in collect(backend, asked[first : first + batch], gate)
-    ]
+    rows = [np.array(ids, np.int64) for ids in encoded]
+    parts = [rows[first : first + batch] for first in range(0, len(rows), batch)]
+    return [found for part in parts for found in collect(backend, part, gate)]
 
 
 def collect_settings(args: argparse.Namespace, names: list[str], saved: checkpoint.Checkpoint) -> dict[str, object]:

@@ -41,7 +41,7 @@ from .huggingface import peft_train
 from .huggingface.families import Overrides
 from .methods import table
 from .methods.next_token import make_next_token_loss
-from .methods.setup import Lesson, Teacher
+from .methods.setup import MethodInputs, Teacher
 from .torch_backend import derive_contract
 from .trainer import resume, run_fingerprint
 from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
@@ -111,20 +111,20 @@ def distill(args: argparse.Namespace) -> Fitted:
     output = Output(args.out, args.student or args.teacher, overrides, low_rank, DTYPES[args.dtype])
     distributed.run_in_first_process(lambda: output.check(student))
     found = choose_usable(args, saved, values["only_right"], method.stepwise) if method.from_trajectories else []
-    lesson = make_method_inputs(args, saved, student, found)
+    inputs = make_method_inputs(args, saved, student, found)
     if method.from_examples or args.next_token > 0:
-        lesson.stream.report_left_out()
-    loss_of = plan(lesson)
+        inputs.stream.report_left_out()
+    loss_of = plan(inputs)
     if args.next_token > 0:
-        kept = make_next_token_loss(lesson.model, lesson.run, lesson.stream, lesson.contract.pad_id)
+        kept = make_next_token_loss(inputs.model, inputs.run, inputs.stream, inputs.contract.pad_id)
         loss_of = add_next_token_loss(loss_of, kept, args.next_token, method.from_examples)
     how = {name: getattr(args, name) for name in ("save_every", "bf16", "seed", "optimizer")}
     recipe = Recipe(args.steps, args.learning_rate, **how)
     # Has the values of the method's options, so that a default and the same value given explicitly are equal.
     identity = run_fingerprint.collect_options({**vars(args), **values})
     if method.from_examples or args.next_token > 0:
-        identity["problems"] = run_fingerprint.hash_problems(lesson.stream.tasks)
-    fitted = train_model(lesson.model, loss_of, recipe, args.out, identity, args.tensorboard)
+        identity["problems"] = run_fingerprint.hash_problems(inputs.stream.tasks)
+    fitted = train_model(inputs.model, loss_of, recipe, args.out, identity, args.tensorboard)
     distributed.run_in_first_process(lambda: output.write(student, fitted.weights))
     distributed.run_in_first_process(lambda: resume.forget(args.out))
     return fitted
@@ -132,7 +132,7 @@ def distill(args: argparse.Namespace) -> Fitted:
 
 def make_method_inputs(
     args: argparse.Namespace, saved: Checkpoint, student: Checkpoint, found: Sequence[Trajectory]
-) -> Lesson:
+) -> MethodInputs:
     """Builds a method's inputs: the student, with an adapter if one is trained, and a function that builds the teacher.
 
     found: trajectories.
@@ -151,7 +151,7 @@ def make_method_inputs(
         )
 
     forward = CompiledForward(model) if args.compile else model
-    return Lesson(
+    return MethodInputs(
         model, forward, derive_contract(student), teacher, found, make_ground_truth(args, student), args.steps
     )
 

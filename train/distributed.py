@@ -56,9 +56,9 @@ def run(command: Callable[[], int]) -> int:
     bound_kernel_caches()
     if _read_torchrun_variable("RANK") == 0:
         return run_command(lambda: _run_with_device_errors(command))
-    said = io.StringIO()
+    captured = io.StringIO()
     try:
-        with redirect_stdout(io.StringIO()), redirect_stderr(said):
+        with redirect_stdout(io.StringIO()), redirect_stderr(captured):
             code = run_command(lambda: _run_with_device_errors(command))
     except Exception:
         time.sleep(PATIENCE)
@@ -67,7 +67,7 @@ def run(command: Callable[[], int]) -> int:
         time.sleep(PATIENCE)
         print(
             f"process {_read_torchrun_variable('RANK')}:",
-            *said.getvalue().splitlines()[-1:],
+            *captured.getvalue().splitlines()[-1:],
             file=sys.stderr,
             flush=True,
         )
@@ -118,8 +118,8 @@ def check_same(values: Mapping[str, Any]) -> None:
     digest = hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).digest()
     ours = torch.frombuffer(bytearray(digest), dtype=torch.uint8).double()
     if (sum_over_processes(ours) != ours * count_processes()).any().item():
-        told = ", ".join(f"{name} {str(value)[:20]}" for name, value in sorted(values.items()))
-        raise UserError(f"the processes differ in their options or files; here they are {told}: give all the same")
+        listed = ", ".join(f"{name} {str(value)[:20]}" for name, value in sorted(values.items()))
+        raise UserError(f"the processes differ in their options or files; here they are {listed}: give all the same")
 
 
 def place(model: Transformer, device: str) -> Transformer:

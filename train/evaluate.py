@@ -71,9 +71,9 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     kept = find_fitting_problems(subject, problems)
     left_out = sorted({*range(len(problems))} - {*kept})
     problems = [problems[place] for place in kept]
-    asked = {"task": task.name, "split": args.split, "seed": args.seed}
+    sampling = {"task": task.name, "split": args.split, "seed": args.seed}
     if other is not None:
-        check_same(args.against, other, {**asked, "problems": len(problems)}, left_out)
+        check_same(args.against, other, {**sampling, "problems": len(problems)}, left_out)
     found = evaluate_model(subject, task, problems, gate, mode=mode)
     figures, wrong = measure_task(task, problems, found.texts)
     per_problem = {
@@ -84,7 +84,7 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
         **({"left_out": left_out} if left_out else {}),
     }
     report = {
-        **collect_settings(args, subject.backend, asked),
+        **collect_settings(args, subject.backend, sampling),
         "mode": mode,
         "gate": asdict(gate),
         **found.summarize(),
@@ -101,10 +101,10 @@ def assess(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
-def collect_settings(args: argparse.Namespace, backend: Backend, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a report's settings: model, engine, problems, precision. asked: the problems' task, split and seed."""
+def collect_settings(args: argparse.Namespace, backend: Backend, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a report's settings: model, engine, problems, precision. sampling: the problems' task, split and seed."""
     model = {"model": str(args.ckpt or args.bundle), "engine": backend.name, "attention": backend.contract.attention}
-    return {**model, "commit": "fused", **asked, "bf16": bool(args.bf16)}
+    return {**model, "commit": "fused", **sampling, "bf16": bool(args.bf16)}
 
 
 def show_wrong(problems: Sequence[tasks.Problem], found: Evaluation) -> None:

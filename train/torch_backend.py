@@ -192,8 +192,8 @@ class TorchBackend:
         probs = log_probs.exp()
         entropy = -torch.where(probs > 0, probs * log_probs, probs).sum(-1)
         if self.temperature > 0:
-            drawn = torch.softmax(logits / self.temperature, dim=-1).flatten(0, 1)
-            token = torch.multinomial(drawn, 1, generator=self.generator).view(logits.shape[:2])
+            probabilities = torch.softmax(logits / self.temperature, dim=-1).flatten(0, 1)
+            token = torch.multinomial(probabilities, 1, generator=self.generator).view(logits.shape[:2])
             confidence = probs.gather(-1, token[..., None])[..., 0]
         else:
             confidence, token = probs.max(dim=-1)

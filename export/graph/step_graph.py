@@ -287,8 +287,8 @@ def describe_inputs(
     """Returns the graph's inputs: their names, example tensors, and the names of their dynamic axes."""
     size, some = batch or 2, {} if batch else {0: "batch"}
     ids, rows = torch.zeros(size, 8, dtype=torch.int64), torch.zeros(size, 3, dtype=torch.int64)
-    wide, asked = {**some, 1: "width"}, {**some, 1: "n"}
-    inputs: list[tuple[str, Tensor, dict[int, str]]] = [("input_ids", ids, wide), ("rows", rows, asked)]
+    wide, logits = {**some, 1: "width"}, {**some, 1: "n"}
+    inputs: list[tuple[str, Tensor, dict[int, str]]] = [("input_ids", ids, wide), ("rows", rows, logits)]
     if not graph.full:
         between = [("past_length", torch.full((size,), 5), some), ("visible", torch.ones_like(ids), wide)]
         inputs = [inputs[0], *between, inputs[1]]
@@ -301,7 +301,7 @@ def describe_inputs(
     if graph.open_top_k:
         inputs.append(("top_k", torch.tensor([graph.top_k]), {}))
     if graph.candidates:
-        inputs.append((CANDIDATE_INPUT, torch.zeros(size, 3, 5, dtype=torch.int64), {**asked, 2: "c"}))
+        inputs.append((CANDIDATE_INPUT, torch.zeros(size, 3, 5, dtype=torch.int64), {**logits, 2: "c"}))
     names, tensors, axes = zip(*inputs, strict=True)
     return list(names), list(tensors), list(axes)
 

@@ -113,8 +113,8 @@ def decode(
     recorder, decoded = Recorder(OrtBackend(file, contract), inputs), []
     for request in requests:
         wanted = min(request.options.max_new_tokens or contract.block, BLOCKS * contract.block)
-        asked = replace(request, options=replace(request.options, max_new_tokens=wanted))
-        result = generate(recorder, asked, gate=engine.gate)
+        limited = replace(request, options=replace(request.options, max_new_tokens=wanted))
+        result = generate(recorder, limited, gate=engine.gate)
         done = (len(request.prompt), tuple(result.token_ids), result.finish, result.forwards)
         decoded.append(Decoded(*done, tuple(recorder.written)))
     return decoded

@@ -254,10 +254,10 @@ def measure_head(
     if parts.takes("top_k"):
         feeds["top_k"] = np.array([contract.top_k])
     rows = np.zeros((1, ROWS), np.int64)
-    asked = Forward(rows, rows[0], rows, rows)
-    asked = add_candidates(asked, contract, [contract.mask_id, *source.list_missing_ids()], SEED)
-    if asked.candidates is not None:
-        feeds[CANDIDATE_INPUT] = asked.candidates
+    forward = Forward(rows, rows[0], rows, rows)
+    forward = add_candidates(forward, contract, [contract.mask_id, *source.list_missing_ids()], SEED)
+    if forward.candidates is not None:
+        feeds[CANDIDATE_INPUT] = forward.candidates
     names = (*REDUCED, *(TOP if contract.top_k else ()), *((CANDIDATE_OUTPUT,) if contract.candidates else ()))
     found = dict(zip(names, parts.run(feeds, names), strict=True))
     made = Proposal(**found)
@@ -267,7 +267,7 @@ def measure_head(
     entropy, tokens = find_worst(0.0, near.entropy - made.entropy), int((near.token != made.token).sum())
     apart = measure_log_prob_gap(made, near, all_near)
     if contract.candidates:
-        apart = find_worst(apart, subtract_candidates(all_near, asked, made))
+        apart = find_worst(apart, subtract_candidates(all_near, forward, made))
     return Gap(apart, bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
 

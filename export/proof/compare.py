@@ -158,11 +158,11 @@ class SideBySide:
         self,
         reference: TorchBackend,
         candidate: Inspectable,
-        twin: OrtBackend | None = None,
+        instrumented: OrtBackend | None = None,
         arithmetic: Backend | None = None,
     ) -> None:
-        self.reference, self.candidate, self.twin, self.distance = reference, candidate, twin, Distance()
-        self.arithmetic, self.lost = arithmetic, 0.0
+        self.reference, self.candidate, self.instrumented = reference, candidate, instrumented
+        self.arithmetic, self.distance, self.lost = arithmetic, Distance(), 0.0
         self.contract = candidate.contract
         self.gaps = TokenGaps(self.contract.block)
 
@@ -176,9 +176,9 @@ class SideBySide:
             backend.keep(rows)
 
     def forward(self, forward: Forward) -> Proposal:
-        asked = replace(forward, top=forward.top or self.contract.top_k > 0)
-        asked = add_candidates(asked, self.contract, self.reference.barred.tolist(), self.distance.forwards)
-        ours, theirs = self.reference.forward(asked), self.candidate.forward(asked)
+        requested = replace(forward, top=forward.top or self.contract.top_k > 0)
+        requested = add_candidates(requested, self.contract, self.reference.barred.tolist(), self.distance.forwards)
+        ours, theirs = self.reference.forward(requested), self.candidate.forward(requested)
         log_probs = self.reference.log_probs
         if log_probs is None:
             raise AssertionError("the reference kept no log-probabilities")
@@ -197,32 +197,34 @@ class SideBySide:
             find_worst(before.keys, keys),
             find_worst(before.values, values),
             before.twin,
-            find_worst(before.candidates or 0.0, subtract_candidates(log_probs, asked, theirs))
+            find_worst(before.candidates or 0.0, subtract_candidates(log_probs, requested, theirs))
             if self.contract.candidates
             else None,
         )
-        self._look_at_every_token(asked, theirs, log_probs, new)
+        self._look_at_every_token(requested, theirs, log_probs, new)
         if self.arithmetic is not None:
             rounded = self.arithmetic.forward(forward)
             self.lost = find_worst(self.lost, np.log(ours.confidence) - np.log(rounded.confidence))
         return ours
 
     def _list_backends(self) -> tuple[Backend, ...]:
-        return (self.reference, self.candidate, *(each for each in (self.twin, self.arithmetic) if each is not None))
+        others = (self.instrumented, self.arithmetic)
+        return (self.reference, self.candidate, *(each for each in others if each is not None))
 
     def _look_at_every_token(self, forward: Forward, theirs: Proposal, log_probs: Tensor, new: slice) -> None:
         """Adds the distances that the instrumented graph shows, if there is one."""
-        if self.twin is None:
+        if self.instrumented is None:
             return
-        again, before = self.twin.forward(replace(forward, top=False, candidates=None)), self.distance
+        again, before = self.instrumented.forward(replace(forward, top=False, candidates=None)), self.distance
         deltas = [again.confidence - theirs.confidence, again.entropy - theirs.entropy, again.token - theirs.token]
-        every = torch.log_softmax(torch.from_numpy(self.twin.last_logits), dim=-1)  # [1, n, vocab]
+        every = torch.log_softmax(torch.from_numpy(self.instrumented.last_logits), dim=-1)  # [1, n, vocab]
         if theirs.top_logprob is not None:
             deltas.append(subtract_top(every, theirs) * np.exp(theirs.top_logprob))  # in probability
         if theirs.candidate_logprob is not None:
             deltas.append(subtract_candidates(every, forward, theirs) * np.exp(theirs.candidate_logprob))
         if self.reference.cache is not None:
-            theirs_now, again_now = (widen(each.read_cache()[..., new, :]) for each in (self.candidate, self.twin))
+            engines = (self.candidate, self.instrumented)
+            theirs_now, again_now = (widen(each.read_cache()[..., new, :]) for each in engines)
             deltas.append(again_now - theirs_now)
         apart = find_worst(before.every_log_prob or 0.0, subtract(log_probs, every))
         self.distance = replace(before, twin=find_worst(before.twin or 0.0, *deltas), every_log_prob=apart)
@@ -267,19 +269,19 @@ def compare(
     *,
     gate: GateSpec | None = None,
     separate: int = SEPARATE,
-    twin: OrtBackend | None = None,
+    instrumented: OrtBackend | None = None,
     arithmetic: Backend | None = None,
 ) -> Iterator[Parity]:
     """Answers the requests on both backends; yields the whole comparison so far after each request.
 
     Every request runs with fused commits, and every `separate`-th also with unfused ones (`full` models commit
-    nothing). gate: replaces the contract's gate. twin: the candidate's instrumented graph
+    nothing). gate: replaces the contract's gate. instrumented: the candidate's instrumented graph
     (`instrumented.load_instrumented`), to compare all tokens' probabilities; without it, only those of the top-1 tokens
     are compared. arithmetic: the candidate's arithmetic in PyTorch (`quantized_reference`), which runs the same forward
     passes to measure `Parity.lost`.
     """
     once, mode = not candidate.contract.has_cache, candidate.contract.plainest_mode
-    both, rule = SideBySide(reference, candidate, twin, arithmetic), gate or candidate.contract.gate
+    both, rule = SideBySide(reference, candidate, instrumented, arithmetic), gate or candidate.contract.gate
     differing: list[Difference] = []
     answers = 0
     for number, request in enumerate(requests):

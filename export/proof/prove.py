@@ -59,11 +59,11 @@ def prove(
         sample_requests(contract),
     )
     candidate = OrtBackend(model, contract, allow_spinning=False)  # PyTorch and the engine take turns
-    twin, arithmetic = (
+    instrumented, arithmetic = (
         load_instrumented(model, candidate),
         QuantizedBackend(source, contract, formats) if formats else None,
     )
-    *_, found = compare(reference, candidate, requests, separate=1, twin=twin, arithmetic=arithmetic)
+    *_, found = compare(reference, candidate, requests, separate=1, instrumented=instrumented, arithmetic=arithmetic)
     yield from found.make_checks(TIE, precision, compute_whole_bound(found.lost) if formats else None)
     if "speculative" in contract.modes and PRECISIONS[precision].exact:
         yield compare_speculative(reference, candidate, requests)

@@ -183,8 +183,8 @@ def record_reference(
         bounds, part = (
             compute_least_bounds(engine, contract, each) for each in (recorded.forwards, recorded.forwards[:first])
         )
-        told = f"{describe_counts(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
-        return write_recording(engine, recorded, bounds, first, part, Check("reference", True, told), folder)
+        detail = f"{describe_counts(recorded)}; nothing here runs {engine.precision}, so its bounds are not measured"
+        return write_recording(engine, recorded, bounds, first, part, Check("reference", True, detail), folder)
     replayed = replay(backend, recorded.forwards)
     scatter = compute_scatter(recorded.forwards, replayed)
     bounds = derive_bounds(engine, recorded.forwards, replayed, scatter)

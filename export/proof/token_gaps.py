@@ -32,6 +32,6 @@ class TokenGaps:
         if len(self.recent) > own:
             self._latest[0] = self.recent[0][0]  # of an unfused commit: its last row predicts position 0 (`shift`)
         if own:
-            self._latest[step.asked] = self.recent[-1]
+            self._latest[step.targets] = self.recent[-1]
         self.recent = []
         return self._latest[: len(step.open)].copy()

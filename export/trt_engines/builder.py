@@ -106,30 +106,30 @@ def build_engine(
     TensorRT's message if TensorRT rejects the graph or builds no engine.
     """
     trt, polygraphy = import_libraries(settings.flavor)
-    with collect_errors() as said, redirect_native_output():
+    with collect_errors() as messages, redirect_native_output():
         decompose = False
         while True:
             try:
                 made = _build(trt, polygraphy, model, contract, profiles, settings, progress, decompose)
                 return Built(*made, decompose)
             except (polygraphy.exception.PolygraphyException, *RAISED) as error:
-                reason = format_error(said, error)
+                reason = format_error(messages, error)
             if settings.flavor == "tensorrt" and NEEDS_NEWER_DRIVER in reason:
                 reason += f"; {INSTALL['tensorrt']}"
             if decompose or NEEDS_DECOMPOSING not in reason:
                 raise DeviceError(f"TensorRT does not build {model.name}: {reason}")
-            said.clear()
+            messages.clear()
             decompose = True
 
 
 def parse_network(model: Path, flavor: str) -> Network:
     """Returns what TensorRT's parser makes of a graph, without building it. Raises DeviceError if the parser fails."""
     trt, polygraphy = import_libraries(flavor)
-    with collect_errors() as said, redirect_native_output():
+    with collect_errors() as messages, redirect_native_output():
         try:
             _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(model), strongly_typed=True)
         except (polygraphy.exception.PolygraphyException, *RAISED) as error:
-            raise DeviceError(f"TensorRT does not take {model.name}: {format_error(said, error)}") from None
+            raise DeviceError(f"TensorRT does not take {model.name}: {format_error(messages, error)}") from None
         return inspect(trt, network)
 
 
@@ -240,9 +240,9 @@ def collect_errors() -> Iterator[list[str]]:
     """Collects the errors that TensorRT and Polygraphy would print in the body of the `with`; drops warnings."""
     from polygraphy.logger import G_LOGGER
 
-    said: list[str] = []
+    messages: list[str] = []
     handler = logging.Handler(logging.ERROR)
-    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
     before, colors = G_LOGGER.use_python_logging_system, G_LOGGER.colors
     G_LOGGER.use_python_logging_system, G_LOGGER.colors = True, False
     logger = G_LOGGER.python_logger
@@ -251,7 +251,7 @@ def collect_errors() -> Iterator[list[str]]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Polygraphy calls functions that TensorRT for RTX deprecates
-            yield said
+            yield messages
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate

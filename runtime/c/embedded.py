@@ -69,7 +69,7 @@ class HostCalls:
 
     def generate(self, model: Any, request: Any, decoding: Any, out: Any) -> None:
         pool, _ = self._find_loaded(model)
-        asked = pool.models[0].request(
+        prepared = pool.models[0].request(
             self._read_prompt(request),
             max_new_tokens=request.max_new_tokens or None,
             raw=bool(request.raw),
@@ -86,7 +86,7 @@ class HostCalls:
         if lent is None:
             return self._put(out, [], CANCELLED)
         try:
-            done, result = self._run(lent.steps(asked.prompt, asked.options), lent, request, wanted)
+            done, result = self._run(lent.steps(prepared.prompt, prepared.options), lent, request, wanted)
         finally:
             pool.give(lent)
         return self._put(out, done, result)

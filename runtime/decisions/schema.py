@@ -213,12 +213,12 @@ class _Reader:
         name = schema.get("type")
         if "type" not in schema:
             first = next((name for name in schema if name not in ANNOTATIONS | DEFINITIONS), None)
-            where, told = (
+            where, problem = (
                 (place, "has no type")
                 if first is None
                 else (f"{place}{format_path_step(first)}", "comes without a type")
             )
-            refuse(where, f"{told}; expected type, enum, const, anyOf or $ref")
+            refuse(where, f"{problem}; expected type, enum, const, anyOf or $ref")
         if not isinstance(name, str) or name not in TYPES:
             advice = "; list its values in an enum" if name == "number" else ""
             refuse(f"{place}.type", f"is {describe_value(name)}; expected one of {', '.join(TYPES)}{advice}")
@@ -272,8 +272,8 @@ class _Reader:
             refuse(f"{place}.items", f"is {describe_value(rest)}; expected one schema, or false")
         least, most = schema.get("minItems", 0), schema.get("maxItems", len(first) if rest is False else None)
         if type(least) is not int or least < 0 or least != most or type(most) is not int:
-            told = f"minItems {describe_value(least)} and maxItems {describe_value(most)}"
-            refuse(place, f"has {told}; expected the same number for both, as a form has a fixed number of fields")
+            problem = f"minItems {describe_value(least)} and maxItems {describe_value(most)}"
+            refuse(place, f"has {problem}; expected the same number for both, as a form has a fixed number of fields")
         if least > len(first) and not isinstance(rest, dict):
             refuse(f"{place}.minItems", f"is {least}, but schemas are given for {len(first)} items; give items")
         parts: list[Part] = ["["]

@@ -25,7 +25,7 @@ class Step:
     """Holds what one step did to one sequence. tokens, open, accepted, confidence [block]: the canvas after the step.
 
     open: whether a position is still masked. confidence: of each position's latest prediction, so an unmasked position
-    keeps the confidence of its acceptance; 0 for tokens that were given. asked [n]: the canvas positions that the
+    keeps the confidence of its acceptance; 0 for tokens that were given. targets [n]: the canvas positions that the
     forward pass predicted, in the order of its rows. row: the request's index. slot: its place in the forward pass, or
     -1 if none was needed. block: the block's index in the answer. given: how many of the canvas's first tokens belong
     to the prompt. steps, forwards: of the request so far, as in its `Result`.
@@ -39,7 +39,7 @@ class Step:
     open: Bools
     accepted: Bools
     confidence: Floats
-    asked: Ints
+    targets: Ints
     steps: int
     forwards: int
     result: Result | None
@@ -136,7 +136,7 @@ class Batch:
                 raise NumericalError(
                     "the model's scores are not finite numbers (NaN or infinity); its weights or engine are damaged"
                 )
-            ready |= {slot: live[slot] for slot, own in inputs.items() if live[slot].receive(out, slot, own.asked)}
+            ready |= {slot: live[slot] for slot, own in inputs.items() if live[slot].receive(out, slot, own.targets)}
         self._clock = time.perf_counter()
         for slot, s in chosen.items():
             if s.prefilled is None:  # the prefill took no time of its own if the canvas was in it, or none was needed
@@ -188,14 +188,14 @@ def _step(slot: int, s: Progress, accepted: Bools, inputs: Inputs | None) -> Ste
     """Records what the gate accepted of a canvas, whether or not a forward pass was run for it."""
     block, given, canvas, still_open, sure = s.blocks - 1, s.tail, s.canvas, s.open, s.latest.confidence.copy()
     s.finalize(accepted)
-    place, asked = (-1, NOTHING) if inputs is None else (slot, inputs.asked[: len(canvas)])  # without rejected drafts
+    # the targets without those of rejected drafts
+    place, targets = (-1, NOTHING) if inputs is None else (slot, inputs.targets[: len(canvas)])
     result = s.result
     if result is not None and s.prefilled is not None:
         seconds = time.perf_counter() - s.started
         result = replace(result, seconds=seconds, prefill_seconds=s.prefilled - s.started)
-    return Step(
-        s.row, place, block, given, canvas.copy(), still_open.copy(), accepted, sure, asked, s.steps, s.forwards, result
-    )
+    tokens, masked = canvas.copy(), still_open.copy()
+    return Step(s.row, place, block, given, tokens, masked, accepted, sure, targets, s.steps, s.forwards, result)
 
 
 def _has_numbers(out: Proposal, slots: Iterable[int]) -> bool:

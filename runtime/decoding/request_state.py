@@ -230,9 +230,9 @@ class BlockProgress(Progress):
     def draw(self) -> None:
         """If the request is sampled, puts sampled tokens into the latest predictions of masked positions."""
         if self.sampler is not None:
-            drawn = self.sampler(self.latest, len(self.answer) - self.tail, self.draws)
-            np.copyto(self.latest.token, drawn.token, where=self.open)
-            np.copyto(self.latest.confidence, drawn.confidence, where=self.open)
+            sampled = self.sampler(self.latest, len(self.answer) - self.tail, self.draws)
+            np.copyto(self.latest.token, sampled.token, where=self.open)
+            np.copyto(self.latest.confidence, sampled.confidence, where=self.open)
             self.draws += 1
 
     def accept(self, choice: Bools) -> Bools:

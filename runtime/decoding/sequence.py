@@ -18,14 +18,14 @@ NOTHING = np.zeros(0, np.int64)
 class Inputs:
     """Holds one sequence's part of a forward pass: ids [width], visible [width], its committed length, and rows [n].
 
-    asked [at most n]: the canvas positions that the first of these rows predict.
+    targets [at most n]: the canvas positions that the first of these rows predict.
     """
 
     ids: Ints
     visible: Ints
     past: int
     rows: Ints
-    asked: Ints
+    targets: Ints
 
 
 class Sequence(Protocol):
@@ -72,15 +72,15 @@ class CachedBlocks:
         shift, past, pending = self._contract.shift, self.past, len(self.pending)
         visible = self._committed[past : past + pending]
         if pending and not self._fused:
-            asked = masked[: self._first].nonzero()[0]  # the last row predicts position 0, or nothing
-            return Inputs(self.pending, visible, past, np.array([pending - 1]), asked)
-        asked, ids = masked.nonzero()[0], canvas
+            targets = masked[: self._first].nonzero()[0]  # the last row predicts position 0, or nothing
+            return Inputs(self.pending, visible, past, np.array([pending - 1]), targets)
+        targets, ids = masked.nonzero()[0], canvas
         if pending:
             ids = np.concatenate((self.pending, canvas))
         elif self._first and masked[0]:
-            asked = asked[1:]  # what the last committed row predicted of position 0 is known
+            targets = targets[1:]  # what the last committed row predicted of position 0 is known
         visible = np.concatenate((visible, self._ends[past + pending : past + len(ids)]))
-        return Inputs(ids, visible, past, pending + asked - shift, asked) if len(asked) else None
+        return Inputs(ids, visible, past, pending + targets - shift, targets) if len(targets) else None
 
     def receive(self) -> tuple[bool, bool]:
         """Notes that a forward pass was run. Returns whether it committed tokens and whether the block was in it."""
@@ -110,10 +110,10 @@ class WholeCanvas:
 
     def make_inputs(self, canvas: Ints, masked: Bools) -> Inputs:
         """Returns the whole sequence, of which only the block in progress, `canvas`, is predicted."""
-        asked, ids = masked.nonzero()[0], self._ids.copy()
+        targets, ids = masked.nonzero()[0], self._ids.copy()
         ids[self._first : self._first + len(canvas)] = canvas
         return Inputs(
-            ids, compute_block_ends(self._contract, len(ids)), 0, self._first + asked - self._contract.shift, asked
+            ids, compute_block_ends(self._contract, len(ids)), 0, self._first + targets - self._contract.shift, targets
         )
 
     def receive(self) -> tuple[bool, bool]:

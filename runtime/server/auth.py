@@ -72,7 +72,7 @@ class Door:
         matches = [hmac.compare_digest(given, known) for known in self._keys]
         if scheme.lower() == "bearer" and any(matches):
             return None
-        asked = {"www-authenticate": "Bearer"}
+        challenge = {"www-authenticate": "Bearer"}
         return Refusal(
-            401, "no API key that is known here; send Authorization: Bearer KEY", None, "invalid_api_key", asked
+            401, "no API key that is known here; send Authorization: Bearer KEY", None, "invalid_api_key", challenge
         )

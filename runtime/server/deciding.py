@@ -40,13 +40,13 @@ class Decided:
         return "length" if self.decision.partial else "eos"
 
 
-def decide(model: Model, ask: ServerRequest, threshold: Threshold | None, still: Callable[[], bool]) -> Decided:
+def decide(model: Model, request: ServerRequest, threshold: Threshold | None, still: Callable[[], bool]) -> Decided:
     """Decides what the request wants decided, on a model that runs nothing else. threshold: for free texts.
 
     still: whether the reply is still wanted; once it returns false, the decision ends and is partial. Raises what
     `Model.decide_form` raises.
     """
-    wanted = ask.decision
+    wanted = request.decision
     if wanted is None:
         raise ValueError("the request wants nothing decided")
     keywords: DecisionKeywords = {
@@ -57,7 +57,7 @@ def decide(model: Model, ask: ServerRequest, threshold: Threshold | None, still:
     }
     before: TypedDecision[Any] | None = None
     if wanted.functions:
-        call = decide_call(model, ask.prompt, wanted.functions, wanted.optional, **keywords)
+        call = decide_call(model, request.prompt, wanted.functions, wanted.optional, **keywords)
         before = call.decision
         if call.name is not None or before.partial or wanted.text is None:
             return Decided(call.name, call.arguments, None, before, _count_tokens(model, before.text))
@@ -67,7 +67,7 @@ def decide(model: Model, ask: ServerRequest, threshold: Threshold | None, still:
         if wanted.max_forwards <= before.forwards:
             return Decided(None, "", None, replace(before, partial=True), 0)
         keywords["max_forwards"] = wanted.max_forwards - before.forwards
-    decision = decide_schema(model, ask.prompt, wanted.text, **keywords)
+    decision = decide_schema(model, request.prompt, wanted.text, **keywords)
     tokens = _count_tokens(model, decision.text)
     if before is not None:
         fields, forwards = (*before.fields, *decision.fields), before.forwards + decision.forwards

@@ -107,17 +107,17 @@ Deliver = Callable[[Event], None]
 
 
 def answer(
-    model: Model, ask: ServerRequest, threshold: Threshold | None, wanted: Callable[[], bool], deliver: Deliver
+    model: Model, request: ServerRequest, threshold: Threshold | None, wanted: Callable[[], bool], deliver: Deliver
 ) -> None:
     """Decides or decodes one request outside of a batch, and delivers its events.
 
     Stops after the step at which `wanted` returns false. Raises what `Model.steps` raises.
     """
-    decided = None if ask.decision is None else decide(model, ask, threshold, wanted)
+    decided = None if request.decision is None else decide(model, request, threshold, wanted)
     if decided is not None and hand_out_decision(decided, wanted(), deliver):
         return
-    work = PendingAnswer(model, ask, threshold, deliver, decided)
-    steps = model.steps(work.request.prompt, work.request.options)
+    work = PendingAnswer(model, request, threshold, deliver, decided)
+    steps = model.steps(work.decode_request.prompt, work.decode_request.options)
     try:
         for step in steps:
             if not work.take(step, wanted()):
@@ -146,26 +146,27 @@ def hand_out_decision(decided: Decided, wanted: bool, deliver: Deliver) -> bool:
 class PendingAnswer:
     """Turns an answer's steps into events; keeps when and how confidently each position was unmasked.
 
-    decided: the choice of ordinary text, if something had to be decided first. request: what to decode; its threshold
+    decided: the choice of ordinary text, if something had to be decided first. decode_request: its threshold
     is the given one, and notes each value that a step reads.
     """
 
     def __init__(
         self,
         model: Model,
-        ask: ServerRequest,
+        request: ServerRequest,
         threshold: Threshold | None,
         deliver: Deliver,
         decided: Decided | None = None,
     ) -> None:
         self._decided = decided
-        self._contract, self._tokenizer, self._ask, self._deliver = model.contract, model.tokenizer, ask, deliver
+        self._contract, self._tokenizer = model.contract, model.tokenizer
+        self._request, self._deliver = request, deliver
         self._seen: list[float] = []  # thresholds that steps have read
-        self._mode = choose_mode(model.contract, ask.options.mode)
+        self._mode = choose_mode(model.contract, request.options.mode)
         read = _note_thresholds(model, threshold, self._seen) if self._mode == "block" else None
-        self.request = model.request(ask.prompt, ask.options, threshold=read)
+        self.decode_request = model.request(request.prompt, request.options, threshold=read)
         self._finish = "cancelled"  # why the answer ended
-        self._stops, self._before = Stops(ask.stop), 0  # _before: tokens in finished blocks
+        self._stops, self._before = Stops(request.stop), 0  # _before: tokens in finished blocks
         self._blocks = BlockReader(model.tokenizer)
         self._spelling, self._offset = model.tokenizer.stream(), 0
         self._confidence = np.zeros(model.contract.block, np.float32)  # [block]
@@ -184,7 +185,7 @@ class PendingAnswer:
             return False
         if (block := self._blocks.read(step)) is not None:
             return self._hand_out(block)
-        if self._ask.canvas:
+        if self._request.canvas:
             self._deliver(self._make_canvas(step))
         return True
 
@@ -196,7 +197,7 @@ class PendingAnswer:
 
     def _hand_out(self, block: Block) -> bool:
         """Delivers a finished block. Returns whether the answer goes on."""
-        tokens = tuple(self._spell(block)) if self._ask.logprobs or self._ask.canvas else ()
+        tokens = tuple(self._spell(block)) if self._request.logprobs or self._request.canvas else ()
         self._before += len(block.token_ids)
         text = self._stops.push(block.text)
         if block.result is not None and not self._stops.hit:

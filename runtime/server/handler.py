@@ -45,18 +45,18 @@ async def complete(service: Service, api: Api, request: Request) -> Response:
     def read() -> tuple[Any, tuple[ServerRequest, ...]]:
         body, most = parse_body(content), service.workers.most
         gated = service.workers.threshold is not None
-        asks = read_server_requests(service.model, service.name, service.most, api, body, most, gated)
-        return make_writable(body) if api is RESPONSES and asks[0].decision is not None else body, asks
+        requests = read_server_requests(service.model, service.name, service.most, api, body, most, gated)
+        return make_writable(body) if api is RESPONSES and requests[0].decision is not None else body, requests
 
-    body, asks = await service.intake.run(len(content), read)
+    body, requests = await service.intake.run(len(content), read)
     feed: Feed = asyncio.Queue()
-    jobs = [Job(ask, _make_deliver(feed, index)) for index, ask in enumerate(asks)]
+    jobs = [Job(each, _make_deliver(feed, index)) for index, each in enumerate(requests)]
     service.workers.submit(*jobs)
     cached = service.model.contract.has_cache
-    responses = api is RESPONSES
-    reply = ResponsesReply(asks[0], service.name, cached, body) if responses else Reply(asks, service.name, cached)
+    name, responses = service.name, api is RESPONSES
+    reply = ResponsesReply(requests[0], name, cached, body) if responses else Reply(requests, name, cached)
     events = _receive_events(service, request, jobs, feed, started)
-    if asks[0].stream:
+    if requests[0].stream:
         headers = {"cache-control": "no-store", "x-accel-buffering": "no"}
         return StreamingResponse(_format_lines(reply, events), headers=headers, media_type="text/event-stream")
     return await _reply_whole(reply, events, len(jobs))
@@ -120,7 +120,7 @@ async def _receive_events(
         _withdraw(service, jobs)
         for index, job in enumerate(jobs):
             last, seconds = ended.get(index, (None, time.perf_counter() - started))
-            _log(service, request.url.path, job.ask, last, seconds)
+            _log(service, request.url.path, job.request, last, seconds)
 
 
 async def _withdraw_when_gone(service: Service, request: Request, jobs: Sequence[Job]) -> None:
@@ -179,9 +179,9 @@ def _format_line(chunk: dict[str, Any]) -> bytes:
     return name + b"data: " + json.dumps(chunk, allow_nan=False, separators=(",", ":")).encode() + b"\n\n"
 
 
-def _log(service: Service, path: str, ask: ServerRequest, last: Event | None, seconds: float) -> None:
+def _log(service: Service, path: str, request: ServerRequest, last: Event | None, seconds: float) -> None:
     finish, done = (last.finish, last.counts) if isinstance(last, End) else ("unfinished", None)
     tokens, forwards = (done.tokens, done.forwards) if done else (0, 0)
-    text = f" {json.dumps(service.model.tokenizer.decode(ask.prompt))}" if service.log_prompts else ""
+    text = f" {json.dumps(service.model.tokenizer.decode(request.prompt))}" if service.log_prompts else ""
     line = "%s %s: %d prompt tokens, %d tokens in %d forward passes, %.3f s%s"
-    LOG.info(line, path, finish, len(ask.prompt), tokens, forwards, seconds, text)
+    LOG.info(line, path, finish, len(request.prompt), tokens, forwards, seconds, text)

@@ -115,9 +115,9 @@ def refuse_unknown_model(model: Any, name: str) -> Refusal:
 def _read_sampling(model: Model, fields: Mapping[str, Any]) -> tuple[float, int | None]:
     """Returns temperature and seed. Raises Refusal if they are out of bounds or the engine cannot sample."""
     temperature, seed = _read_number(fields, "temperature", 0.0), _read_whole(fields, "seed")
-    for name, asked in (("temperature", (temperature, None)), ("seed", (0.0, seed))):
+    for name, arguments in (("temperature", (temperature, None)), ("seed", (0.0, seed))):
         try:
-            check_sampling(model.contract, *asked)
+            check_sampling(model.contract, *arguments)
         except UserError as error:
             raise Refusal(400, str(error), name, "unsupported_value") from None
     return temperature, seed
@@ -201,21 +201,21 @@ def _read_stops(fields: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _read_logprobs(fields: Mapping[str, Any], chat: bool, drawn: bool) -> tuple[bool, bool]:
+def _read_logprobs(fields: Mapping[str, Any], chat: bool, sampled: bool) -> tuple[bool, bool]:
     """Returns whether log-probabilities are requested, and whether the top-1 token's are too."""
     if not chat:
         top = None if fields.get("logprobs") is False else _read_whole(fields, "logprobs")
-        _check_at_most_one("logprobs", top, drawn)
+        _check_at_most_one("logprobs", top, sampled)
         return top is not None, top == 1
     wanted, top = _read_flag(fields, "logprobs"), _read_whole(fields, "top_logprobs")
-    _check_at_most_one("top_logprobs", top, drawn)
+    _check_at_most_one("top_logprobs", top, sampled)
     if top and not wanted:
         raise Refusal(400, "top_logprobs needs logprobs to be true", "top_logprobs")
     return wanted, top == 1
 
 
-def _check_at_most_one(name: str, value: int | None, drawn: bool) -> None:
-    if drawn and value:
+def _check_at_most_one(name: str, value: int | None, sampled: bool) -> None:
+    if sampled and value:
         raise Refusal(
             400, f"{name} is {value}; at a temperature only the sampled token is returned, so expected 0", name
         )

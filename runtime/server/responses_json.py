@@ -31,8 +31,8 @@ class ResponsesReply:
 
     last = b""  # a stream ends with its last event, without a further line
 
-    def __init__(self, ask: ServerRequest, model: str, cached: bool, body: Mapping[str, Any]) -> None:
-        self._ask, self._cached = ask, cached
+    def __init__(self, request: ServerRequest, model: str, cached: bool, body: Mapping[str, Any]) -> None:
+        self._request, self._cached = request, cached
         repeated = {name: body.get(name) for name in ("instructions", "max_output_tokens")}
         self._item = f"msg_{secrets.token_hex(12)}"
         self._place = {"item_id": self._item, "output_index": 0, "content_index": 0}
@@ -41,14 +41,15 @@ class ResponsesReply:
             "object": "response",
             "created_at": int(time.time()),
             "model": model,
-            "temperature": ask.options.temperature,
+            "temperature": request.options.temperature,
             "metadata": _read_metadata(body.get("metadata")),
             **repeated,
             **FIXED,
-            **{name: body[name] for name in ECHOED if ask.decision is not None and body.get(name) is not None},
+            **{name: body[name] for name in ECHOED if request.decision is not None and body.get(name) is not None},
         }
         self._text, self._numbers, self._begun = "", count(), False  # _begun: whether a message has begun
-        self._sure = ask.decision is None or not ask.decision.functions  # whether a message must come, not a call
+        # whether a message must come, not a call
+        self._sure = request.decision is None or not request.decision.functions
 
     def make_body(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
         """Returns the body of a non-streamed reply. answers: the blocks and the End of the one answer."""
@@ -114,7 +115,7 @@ class ResponsesReply:
         ]
 
     def _finish(self, end: End) -> dict[str, Any]:
-        prompt, tokens = len(self._ask.prompt), end.counts.tokens
+        prompt, tokens = len(self._request.prompt), end.counts.tokens
         usage = {
             "input_tokens": prompt,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
@@ -126,7 +127,7 @@ class ResponsesReply:
         status = "incomplete" if cut else "completed"
         details = {"reason": "max_output_tokens"} if cut else None
         output = [self._make_call(end, status) or self._make_message(status, [_make_part(self._text)])]
-        own = make_own_fields(self._ask, self._cached, end)
+        own = make_own_fields(self._request, self._cached, end)
         return self._make_response(status, output, incomplete_details=details, usage=usage) | {"blockstep": own}
 
     def _make_response(self, status: str, output: list[Any], **changes: Any) -> dict[str, Any]:

@@ -32,10 +32,10 @@ class Job:
     whatever happens.
     """
 
-    __slots__ = ("ask", "deliver", "started", "wanted")
+    __slots__ = ("deliver", "request", "started", "wanted")
 
-    def __init__(self, ask: ServerRequest, deliver: Deliver) -> None:
-        self.ask, self.deliver, self.wanted = ask, deliver, True
+    def __init__(self, request: ServerRequest, deliver: Deliver) -> None:
+        self.request, self.deliver, self.wanted = request, deliver, True
         self.started = 0.0  # time.perf_counter() when a worker took it
 
 
@@ -131,7 +131,7 @@ class Workers:
 
     def choose_threshold(self, job: Job) -> Threshold | None:
         """Returns the threshold for a job's steps: the request's own, or the workers'."""
-        own = job.ask.options.threshold
+        own = job.request.options.threshold
         return self.threshold if own is None else own
 
     def record_end(self, job: Job) -> None:
@@ -151,7 +151,7 @@ class Workers:
         else:
             LOG.error("an answer failed", exc_info=error)
         # Some mistakes in a decision show only while it runs, such as a value with a token that the model bars.
-        job.deliver(Failure(message, mistake=isinstance(error, UserError) and job.ask.decision is not None))
+        job.deliver(Failure(message, mistake=isinstance(error, UserError) and job.request.decision is not None))
         self.record_end(job)
 
 
@@ -166,7 +166,7 @@ class SoloDecoder:
     def run(self, workers: Workers) -> None:
         while (job := workers.take(wait=True)) is not None:
             try:
-                answer(self._model, job.ask, workers.choose_threshold(job), lambda: job.wanted, job.deliver)
+                answer(self._model, job.request, workers.choose_threshold(job), lambda: job.wanted, job.deliver)
             except Exception as error:  # one request's failure must not end the thread
                 workers.fail(job, error)
             else:
@@ -205,7 +205,7 @@ class BatchDecoder:
         if not self._own_cache:
             return
         while self._held is None and self._batch.free and (job := workers.take(wait=False)) is not None:
-            if job.ask.decision is None:
+            if job.request.decision is None:
                 self._start(workers, job)
             else:
                 self._held = job
@@ -230,7 +230,7 @@ class BatchDecoder:
         """Returns the next job, None if there is none now. A decision that has to wait for the batch's KV cache is
         held, and no other job overtakes it."""
         job, self._held = self._held or workers.take(wait=not self._jobs), None
-        if job is not None and job.ask.decision is not None and self._jobs and not self._own_cache:
+        if job is not None and job.request.decision is not None and self._jobs and not self._own_cache:
             job, self._held = None, job
         return job
 
@@ -242,16 +242,16 @@ class BatchDecoder:
             self._step_meanwhile(workers)
             return job.wanted
 
-        if job.ask.decision is not None:
+        if job.request.decision is not None:
             try:
-                decided = decide(self._decider, job.ask, workers.choose_threshold(job), still_wanted)
+                decided = decide(self._decider, job.request, workers.choose_threshold(job), still_wanted)
             finally:
                 if not self._own_cache:
                     self._batch.release()
             if hand_out_decision(decided, job.wanted, job.deliver):
                 return workers.record_end(job)
-        work = PendingAnswer(self._model, job.ask, workers.choose_threshold(job), job.deliver, decided)
-        self._jobs[self._batch.add(work.request)] = job, work
+        work = PendingAnswer(self._model, job.request, workers.choose_threshold(job), job.deliver, decided)
+        self._jobs[self._batch.add(work.decode_request)] = job, work
         return None
 
     def _hear(self, workers: Workers, step: Step) -> None:

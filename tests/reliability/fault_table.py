@@ -59,8 +59,8 @@ FAULTS = (
     Fault(
         "next-token-shifted rows are read one too far",
         "runtime/decoding/sequence.py",
-        "return Inputs(ids, visible, past, pending + asked - shift, asked) if len(asked) else None",
-        "return Inputs(ids, visible, past, pending + asked, asked) if len(asked) else None",
+        "return Inputs(ids, visible, past, pending + targets - shift, targets) if len(targets) else None",
+        "return Inputs(ids, visible, past, pending + targets, targets) if len(targets) else None",
         "decoding_cached decoding_loop",
     ),
     Fault(

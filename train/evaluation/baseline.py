@@ -36,8 +36,8 @@ def read_report(path: Path, data: Path | None) -> BaselineReport:
     if split.startswith("test") or split == "all":
         raise UserError(f"{path} is of the split {split}; a threshold chosen there would spoil it: evaluate on valid")
     task = tasks.choose_tasks(name, data)[0]
-    drawn = task.problems(split, len(right) + len(left_out), seed)
-    problems = [problem for place, problem in enumerate(drawn) if place not in left_out]
+    sampled = task.problems(split, len(right) + len(left_out), seed)
+    problems = [problem for place, problem in enumerate(sampled) if place not in left_out]
     if task.name != name or len(problems) != len(right):
         raise UserError(f"{path} is of {len(right)} problems of {name}, which are not there; give its --data")
     return BaselineReport(task, problems, right, forwards)

@@ -145,15 +145,15 @@ def find_fitting_problems(subject: EvaluatedModel, problems: Sequence[tasks.Prob
     return prompts.find_fitting(encoded, [problem.line for problem in problems], subject.backend.contract)
 
 
-def _make_requests(contract: Contract, asked: Sequence[Sequence[int]]) -> list[Request]:
+def _make_requests(contract: Contract, encoded: Sequence[Sequence[int]]) -> list[Request]:
     """Makes one request per prompt, for an answer as long as the canvas, or shorter if the KV cache has less room."""
     found = []
-    for number, ids in enumerate(asked, start=1):
+    for number, ids in enumerate(encoded, start=1):
         wanted = max(1, min(contract.canvas, count_room_for_answer(contract, len(ids))))
         try:
             check_room(contract, len(ids), wanted)
         except UserError as error:
-            raise UserError(f"problem {number} of {len(asked)}: {error}") from None
+            raise UserError(f"problem {number} of {len(encoded)}: {error}") from None
         found.append(Request(np.array(ids, np.int64), DecodeOptions(wanted)))
     return found
 

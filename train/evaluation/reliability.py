@@ -77,10 +77,10 @@ def _predict_block(backend: Backend, example: Example, rng: random.Random) -> tu
     low = rng.choice(np.unique(begins[count_committed(contract, prompt) :]).tolist())
     high = int(ends[low])
     places, ratio = np.arange(low, high), rng.random()
-    asked = places >= max(prompt, low + contract.seeded)  # a seeded block's first token is known before the others
-    masked = asked & np.array([rng.random() < ratio for _ in places])
+    predicted = places >= max(prompt, low + contract.seeded)  # a seeded block's first token is known before the others
+    masked = predicted & np.array([rng.random() < ratio for _ in places])
     if not masked[places < len(known)].any():
-        masked = asked  # a step has at least one masked position
+        masked = predicted  # a step has at least one masked position
     width = high if contract.has_cache else prompt + contract.canvas
     ids = np.full(width, contract.mask_id, np.int64)
     ids[:low] = known[:low]

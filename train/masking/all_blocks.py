@@ -105,8 +105,8 @@ def sample_noise(canvas: AnswerBlocks, contract: Contract, early: float, generat
     """
     positions = canvas.list_block_positions(contract)
     rows, blocks = len(positions), masking.find_blocks(canvas, contract, positions)
-    drawn = 1 - torch.rand((rows, int(blocks.number.max()) + 1), generator=generator) ** early  # [batch, blocks]
-    ratio = drawn.gather(1, blocks.number)
+    ratios = 1 - torch.rand((rows, int(blocks.number.max()) + 1), generator=generator) ** early  # [batch, blocks]
+    ratio = ratios.gather(1, blocks.number)
     scattered = torch.rand(positions.shape, generator=generator) < ratio
     behind = masking.mark_tail(blocks, ratio)
     chosen = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)

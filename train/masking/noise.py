@@ -149,8 +149,8 @@ def sample_block_mask(canvas: AnswerBlocks, contract: Contract, generator: torch
     current = sample_block(canvas, blocks, generator)
     ratio = torch.rand((rows, 1), generator=generator)
     scattered = torch.rand((rows, width), generator=generator) < ratio
-    drawn = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, mark_tail(blocks, ratio))
-    decided = (blocks.number == current) & drawn & canvas.find_inside()
+    sampled = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, mark_tail(blocks, ratio))
+    decided = (blocks.number == current) & sampled & canvas.find_inside()
     return decided | ((blocks.number > current) & canvas.find_inside()), decided
 
 
@@ -162,9 +162,9 @@ def sample_ends(canvas: AnswerBlocks, units: Units, share: float, generator: tor
     """
     here = units.number
     shape = (len(here), int(here.max()) + 1)  # [batch, units]
-    drawn = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.find_inside()
+    sampled = (torch.rand(shape, generator=generator) < share).gather(1, here) & canvas.find_inside()
     ratio = (1 - torch.rand(shape, generator=generator) ** EARLY).gather(1, here)
-    return drawn, drawn & mark_tail(units, ratio)
+    return sampled, sampled & mark_tail(units, ratio)
 
 
 def spread(rows: int, share: float) -> Tensor:

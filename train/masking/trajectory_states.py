@@ -41,7 +41,7 @@ class States:
     hidden: Tensor
 
 
-def draw_states(
+def sample_states(
     trajectories: Sequence[Trajectory], contract: Contract, target: str, generator: torch.Generator
 ) -> States:
     """Samples one pair of states per trajectory: the block uniformly, y more often early in it than late.
@@ -53,15 +53,15 @@ def draw_states(
     """
     chances = [torch.rand(3, generator=generator).tolist() for _ in trajectories]
     own = zip(distributed.take_own_rows(trajectories), distributed.take_own_rows(chances), strict=True)
-    drawn = [_make_state(trajectory, contract, target, chance) for trajectory, chance in own]
-    longest = max(len(earlier) for earlier, *_ in drawn)
+    made = [_make_state(trajectory, contract, target, chance) for trajectory, chance in own]
+    longest = max(len(earlier) for earlier, *_ in made)
     width = choose_width(longest)
-    shape = (len(drawn), width)
+    shape = (len(made), width)
     ids = torch.full(shape, contract.pad_id)
     later, visible = ids.clone(), torch.ones((2, *shape), dtype=torch.int64)
     unmasked, masked = torch.zeros(shape, dtype=torch.bool), torch.zeros(shape, dtype=torch.bool)
     hidden = []
-    for row, (tokens, later_tokens, sees, new, still, states) in enumerate(drawn):
+    for row, (tokens, later_tokens, sees, new, still, states) in enumerate(made):
         for full, part in ((ids, tokens), (later, later_tokens), (unmasked, new), (masked, still)):
             full[row, : len(part)] = part
         visible[:, row, : sees.shape[1]] = sees

@@ -28,7 +28,7 @@ from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks, Units
 from train.trainer.training_loop import TOKENS, Loss
 
-from .setup import Lesson
+from .setup import MethodInputs
 
 STUDENT = (0.4, 0.9)  # least and greatest share of a canvas's positions that are masked for the student
 TEACHER = (0.3, 0.7)  # least and greatest ratio of the teacher's share to the student's
@@ -91,24 +91,24 @@ def sample_nested_masks(
     sizes = (canvas.length - canvas.start).tolist()
     chances = torch.rand((len(sizes), 2), generator=generator).tolist()
     counts = torch.tensor([sample_masked_counts(size, chance) for size, chance in zip(sizes, chances, strict=True)])
-    drawn = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.find_inside(), 2.0)
-    place = drawn.argsort(dim=1).argsort(dim=1)  # rank of each position in random order, canvases first; [batch, width]
+    keys = torch.rand(canvas.ids.shape, generator=generator).masked_fill(~canvas.find_inside(), 2.0)
+    place = keys.argsort(dim=1).argsort(dim=1)  # rank of each position in random order, canvases first; [batch, width]
     chosen, behind = noise.sample_ends(canvas, units, ordered, generator)
     student = torch.where(chosen, behind, place < counts[:, :1])
     return student, student & (place < counts[:, 1:])
 
 
-def make_loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float) -> Loss:
+def make_loss(inputs: MethodInputs, temperature: float, shares: Shares, ordered: float) -> Loss:
     """Returns the loss: both terms on `stream.batch` new examples per step; filler has the weight FILLER.
 
     ordered: see `sample_nested_masks`.
     """
-    model, contract, teacher = lesson.model, lesson.contract, lesson.teacher()
+    model, contract, teacher = inputs.model, inputs.contract, inputs.teacher()
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = lesson.make_generator(step)
-        examples = lesson.stream.select_examples(step)
-        laid = noise.lay_out(examples, contract, lesson.compute_least_length(), generator)
+        generator = inputs.make_generator(step)
+        examples = inputs.stream.select_examples(step)
+        laid = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
         units = choose_units(laid, contract)
         masked, less = sample_nested_masks(laid, units, ordered, generator)
         laid, masked, less = laid.take_own_rows(), distributed.take_own_rows(masked), distributed.take_own_rows(less)
@@ -116,12 +116,12 @@ def make_loss(lesson: Lesson, temperature: float, shares: Shares, ordered: float
         with teacher.activate() as frozen:
             hidden = predictions.compute_hidden(frozen, laid, less, masked, teacher.contract)
             taught = predictions.compute_scores(frozen, hidden, contract)
-        said = predictions.compute_scores(
-            model, predictions.compute_hidden(lesson.run, laid, masked, masked, contract), contract
+        scores = predictions.compute_scores(
+            model, predictions.compute_hidden(inputs.run, laid, masked, masked, contract), contract
         )
-        agreed = losses.tempered_distillation(taught, said, temperature, weight)
-        rebuilt = losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
-        share = shares.compute(step, lesson.steps)
+        agreed = losses.tempered_distillation(taught, scores, temperature, weight)
+        rebuilt = losses.denoising(torch.log_softmax(scores, dim=-1), target, weight)
+        share = shares.compute(step, inputs.steps)
         total = share * agreed + (1 - share) * rebuilt
         figures = {"agree": agreed.item(), "rebuild": rebuilt.item(), "share": share / distributed.count_processes()}
         return total, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}

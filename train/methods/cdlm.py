@@ -25,7 +25,7 @@ from train.device import select, send
 from train.masking import all_blocks, noise, predictions, trajectory_states
 from train.trainer.training_loop import TOKENS, Loss
 
-from .setup import Lesson
+from .setup import MethodInputs
 
 GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.9}
 
@@ -47,36 +47,36 @@ def parse_weights(text: str) -> LossWeights:
     return LossWeights(*shares)
 
 
-def make_loss(lesson: Lesson, weights: LossWeights, target: str) -> Loss:
+def make_loss(inputs: MethodInputs, weights: LossWeights, target: str) -> Loss:
     """Returns the loss of the three terms on `stream.batch` trajectories and as many new examples per step.
 
-    target: which later state is y*, see `trajectory_states.draw_states`.
+    target: which later state is y*, see `trajectory_states.sample_states`.
     """
-    model, contract, teacher = lesson.model, lesson.contract, lesson.teacher().model
+    model, contract, teacher = inputs.model, inputs.contract, inputs.teacher().model
     rows_of = partial(noise.find_predicting_rows, shift=contract.shift)
-    said = partial(predictions.log_probs, contract=contract)
+    log_probs = partial(predictions.log_probs, contract=contract)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = lesson.make_generator(step)
-        chosen = torch.randint(len(lesson.found), (lesson.stream.batch,), generator=generator).tolist()
-        found = [lesson.found[i] for i in chosen]
-        drawn = trajectory_states.draw_states(found, contract, target, generator)
+        generator = inputs.make_generator(step)
+        chosen = torch.randint(len(inputs.found), (inputs.stream.batch,), generator=generator).tolist()
+        found = [inputs.found[i] for i in chosen]
+        states = trajectory_states.sample_states(found, contract, target, generator)
         with torch.no_grad():
-            ahead = said(model, select(lesson.run(drawn.later, drawn.visible_later), rows_of(drawn.masked)))
+            ahead = log_probs(model, select(inputs.run(states.later, states.visible_later), rows_of(states.masked)))
             # This uses the teacher's head, which no adapter changes. If it is the student's too, the forward pass above
             # has gathered it.
-            taught = said(teacher, send(drawn.hidden, ahead.device).float())
+            taught = log_probs(teacher, send(states.hidden, ahead.device).float())
         torch.clear_autocast_cache()  # has weights cast without gradients, which older torch would reuse
-        hidden = lesson.run(drawn.earlier, drawn.visible)
-        distilled = losses.distillation(taught, said(model, select(hidden, rows_of(drawn.unmasked))))
-        steady = losses.consistency(ahead, said(model, select(hidden, rows_of(drawn.masked))))
-        denoised = all_blocks.denoising_loss(model, lesson.run, lesson.stream, step, contract, noise.EARLY, generator)
+        hidden = inputs.run(states.earlier, states.visible)
+        distilled = losses.distillation(taught, log_probs(model, select(hidden, rows_of(states.unmasked))))
+        steady = losses.consistency(ahead, log_probs(model, select(hidden, rows_of(states.masked))))
+        denoised = all_blocks.denoising_loss(model, inputs.run, inputs.stream, step, contract, noise.EARLY, generator)
         total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
         figures = {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
         seen = sum(map(Trajectory.count_tokens, distributed.take_own_rows(found)))
         return total, {
             **figures,
-            TOKENS: seen + count_tokens(distributed.take_own_rows(lesson.stream.select_examples(step))),
+            TOKENS: seen + count_tokens(distributed.take_own_rows(inputs.stream.select_examples(step))),
         }
 
     return loss_of

@@ -23,7 +23,7 @@ from train.masking.all_blocks import FILLER
 from train.masking.noise import AnswerBlocks
 from train.trainer.training_loop import TOKENS, Loss
 
-from .setup import Lesson
+from .setup import MethodInputs
 
 GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
 
@@ -58,31 +58,31 @@ def sample_halves(
     return (first & here, second & here), inside & (blocks.number > current)
 
 
-def make_loss(lesson: Lesson, certainty: float, ordered: float) -> Loss:
+def make_loss(inputs: MethodInputs, certainty: float, ordered: float) -> Loss:
     """Returns the loss of both terms, on both halves, of `stream.batch` trajectories per step.
 
     certainty: the weight w of the entropies. ordered: see `sample_halves`. Filler after an answer's end has the weight
     FILLER.
     """
-    contract, taught = lesson.contract, take_answers(lesson.found, lesson.contract)
+    contract, taught = inputs.contract, take_answers(inputs.found, inputs.contract)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = lesson.make_generator(step)
-        chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
+        generator = inputs.make_generator(step)
+        chosen = torch.randint(len(taught), (inputs.stream.batch,), generator=generator).tolist()
         examples = [taught[i] for i in chosen]
-        laid = noise.lay_out(examples, contract, lesson.compute_least_length(), generator)
+        laid = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
         both, behind = sample_halves(laid, contract, ordered, generator)
         laid, behind = laid.take_own_rows(), distributed.take_own_rows(behind)
         wrong, doubt = torch.zeros(()), torch.zeros(())
         for half in map(distributed.take_own_rows, both):
-            asked = half.any(dim=1)
-            asked[0] |= not asked.any()  # every process runs the same number of forward passes
-            rows, half, later = laid.select_rows(asked), half[asked], behind[asked]
-            hidden = predictions.compute_hidden(lesson.run, rows, half | later, half, contract)
-            said, target = predictions.compute_scores(lesson.model, hidden, contract), rows.ids[half]
+            used = half.any(dim=1)
+            used[0] |= not used.any()  # every process runs the same number of forward passes
+            rows, half, later = laid.select_rows(used), half[used], behind[used]
+            hidden = predictions.compute_hidden(inputs.run, rows, half | later, half, contract)
+            scores, target = predictions.compute_scores(inputs.model, hidden, contract), rows.ids[half]
             weight = noise.make_weights(rows, half, FILLER)[half]
-            wrong = wrong + losses.denoising(torch.log_softmax(said, dim=-1), target, weight)
-            doubt = doubt + losses.uncertainty(said, target, weight)
+            wrong = wrong + losses.denoising(torch.log_softmax(scores, dim=-1), target, weight)
+            doubt = doubt + losses.uncertainty(scores, target, weight)
         figures = {"wrong": wrong.item(), "doubt": doubt.item()}
         return wrong + certainty * doubt, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}
 

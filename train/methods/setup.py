@@ -35,7 +35,7 @@ class Teacher:
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class MethodInputs:
     """The method inputs of a distillation.
 
     model, contract: the student's. run: its forward pass, which may be compiled. teacher: builds the teacher, so that

@@ -15,7 +15,7 @@ from runtime.errors import UserError
 from train.trainer.training_loop import Loss
 
 from . import cd4lm, cdlm, dparallel, tad
-from .setup import Lesson
+from .setup import MethodInputs
 
 CACHED = ("block_causal", "causal_context")
 ALL = (*CACHED, "full")
@@ -74,18 +74,18 @@ class Method:
     stepwise: bool
     attentions: tuple[str, ...]
     gate: Mapping[str, Any]
-    plan: Callable[[Mapping[str, Any]], Callable[[Lesson], Loss]]
+    plan: Callable[[Mapping[str, Any]], Callable[[MethodInputs], Loss]]
 
     @property
     def from_trajectories(self) -> bool:
         return "trajectories" in self.options
 
 
-def _make_cdlm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+def _make_cdlm(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     return partial(cdlm.make_loss, weights=cdlm.parse_weights(values["weights"]), target=values["target"])
 
 
-def _make_cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+def _make_cd4lm(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     if not 0 < values["temperature"] < math.inf:
         raise UserError(f"--temperature is {values['temperature']:g}; expected a number above 0")
     shares = cd4lm.parse_shares(values["shares"])
@@ -94,13 +94,13 @@ def _make_cd4lm(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
     )
 
 
-def _make_dparallel(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+def _make_dparallel(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     if not 0 <= values["certainty"] < math.inf:
         raise UserError(f"--certainty is {values['certainty']:g}; expected a number of at least 0")
     return partial(dparallel.make_loss, certainty=values["certainty"], ordered=_read_share(values, "ordered"))
 
 
-def _make_tad(values: Mapping[str, Any]) -> Callable[[Lesson], Loss]:
+def _make_tad(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     if not 0 <= values["distant"] < math.inf:
         raise UserError(f"--distant is {values['distant']:g}; expected a number of at least 0")
     return partial(tad.make_loss, near=_read_share(values, "near"), distant=values["distant"])

@@ -34,7 +34,7 @@ from train.masking.noise import AnswerBlocks
 from train.trainer.training_loop import TOKENS, Loss
 
 from .dparallel import take_answers
-from .setup import Lesson
+from .setup import MethodInputs
 
 GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<", "threshold": 0.5}
 
@@ -83,8 +83,8 @@ def sample_states(
     if contract.has_cache:
         return masked, masked, ahead
     current = noise.sample_block(canvas, blocks, generator)
-    asked = masked & (blocks.number == current)
-    return asked | (inside & (blocks.number > current)), asked, ahead
+    predicted = masked & (blocks.number == current)
+    return predicted | (inside & (blocks.number > current)), predicted, ahead
 
 
 def collect_unmasked_states(canvas: AnswerBlocks, found: Sequence[Trajectory], chosen: Tensor) -> Tensor:
@@ -99,33 +99,33 @@ def collect_unmasked_states(canvas: AnswerBlocks, found: Sequence[Trajectory], c
     return torch.cat(parts)
 
 
-def make_loss(lesson: Lesson, near: float, distant: float) -> Loss:
+def make_loss(inputs: MethodInputs, near: float, distant: float) -> Loss:
     """Returns the loss of both terms on `stream.batch` trajectories per step.
 
     near: share of a block's positions, see `compute_horizon`. distant: weight of the KL term. Tokens after an answer's
     end have the weight FILLER.
     """
-    contract, teacher, taught = lesson.contract, lesson.teacher().model, take_answers(lesson.found, lesson.contract)
+    contract, teacher, taught = inputs.contract, inputs.teacher().model, take_answers(inputs.found, inputs.contract)
     reach = compute_horizon(near, contract.block)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
-        generator = lesson.make_generator(step)
-        chosen = torch.randint(len(taught), (lesson.stream.batch,), generator=generator).tolist()
+        generator = inputs.make_generator(step)
+        chosen = torch.randint(len(taught), (inputs.stream.batch,), generator=generator).tolist()
         examples = [taught[i] for i in chosen]
-        laid = noise.lay_out(examples, contract, lesson.compute_least_length(), generator)
-        laid, steps = add_steps(laid, [lesson.found[i] for i in chosen])
-        masked, asked, ahead = map(distributed.take_own_rows, sample_states(laid, steps, contract, generator))
-        laid, found = laid.take_own_rows(), [lesson.found[i] for i in distributed.take_own_rows(chosen)]
-        late = asked & (ahead >= reach)
-        weight, soft = noise.make_weights(laid, asked, FILLER)[asked], late[asked]
-        hidden = predictions.compute_hidden(lesson.run, laid, masked, asked, contract)
-        said = predictions.log_probs(lesson.model, select(hidden, ~soft), contract)
-        hard = losses.denoising(said, laid.ids[asked & ~late], weight[~soft])
+        laid = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
+        laid, steps = add_steps(laid, [inputs.found[i] for i in chosen])
+        masked, predicted, ahead = map(distributed.take_own_rows, sample_states(laid, steps, contract, generator))
+        laid, found = laid.take_own_rows(), [inputs.found[i] for i in distributed.take_own_rows(chosen)]
+        late = predicted & (ahead >= reach)
+        weight, soft = noise.make_weights(laid, predicted, FILLER)[predicted], late[predicted]
+        hidden = predictions.compute_hidden(inputs.run, laid, masked, predicted, contract)
+        near_log_probs = predictions.log_probs(inputs.model, select(hidden, ~soft), contract)
+        hard = losses.denoising(near_log_probs, laid.ids[predicted & ~late], weight[~soft])
         with torch.no_grad():  # after the student's forward pass, which gathers the head if both have the same one
             states = send(collect_unmasked_states(laid, found, late), hidden.device)
-            taught_soft = predictions.compute_scores(teacher, states, contract)
-        said_soft = predictions.compute_scores(lesson.model, select(hidden, soft), contract)
-        apart = losses.tempered_distillation(taught_soft, said_soft, 1.0, weight[soft])
+            teacher_scores = predictions.compute_scores(teacher, states, contract)
+        distant_scores = predictions.compute_scores(inputs.model, select(hidden, soft), contract)
+        apart = losses.tempered_distillation(teacher_scores, distant_scores, 1.0, weight[soft])
         figures = {"near": hard.item(), "distant": apart.item()}
         return hard + distant * apart, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}
 

@@ -21,7 +21,14 @@ from .function_composition import Family
 from .function_families import FunctionFamily
 from .function_families_more import HELD_OUT, TRAINING
 from .function_families_simple import SIMPLE
-from .function_inputs import Drawn, choose_telling_tests, choose_tests, is_dull, sample_inputs, write_assertion
+from .function_inputs import (
+    SampledFunction,
+    choose_telling_tests,
+    choose_tests,
+    is_dull,
+    sample_inputs,
+    write_assertion,
+)
 from .problem import Problem, split_of_sample
 
 SPLITS = ("train", "valid", "test", "test_templates", "valid_surface", "test_surface", *function_grammar.SPLITS)
@@ -86,46 +93,50 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Dr
             family = rng.choice(SIMPLE)
         else:
             family = rng.choice(families)
-        drawn, prompt = _find(split, family, rng)
+        sampled, prompt = _find(split, family, rng)
         if not prompt or prompt in seen:
             continue
         tests: tuple[str, ...] = ()
         if split != "train":
             seen.add(prompt)
             tests = (
-                choose_tests(drawn, prompt, rng) if composed is None else _choose_telling(composed, drawn, prompt, rng)
+                choose_tests(sampled, prompt, rng)
+                if composed is None
+                else _choose_telling(composed, sampled, prompt, rng)
             )
             if not tests:
                 continue
         made += 1
-        problem = Problem(prompt, drawn.answer, drawn.family.group, tests)
-        yield surface.Draft(problem, partial(_rewrite, drawn, problem))
+        problem = Problem(prompt, sampled.answer, sampled.family.group, tests)
+        yield surface.Draft(problem, partial(_rewrite, sampled, problem))
 
 
-def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[Drawn, str]:
+def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[SampledFunction, str]:
     """Returns a sample of the family and a prompt that belongs to the split, or an empty prompt."""
     for _ in range(8):
-        drawn = _draw(family, rng, split)
+        sampled = _sample_function(family, rng, split)
         for attempt in range(12):
-            inputs = sample_inputs(drawn, rng, True)
-            if attempt < 8 and is_dull(drawn, inputs):
+            inputs = sample_inputs(sampled, rng, True)
+            if attempt < 8 and is_dull(sampled, inputs):
                 continue
-            prompt = f"{drawn.instruction}\n{write_assertion(drawn, inputs)}"
+            prompt = f"{sampled.instruction}\n{write_assertion(sampled, inputs)}"
             fits = split in ANY_HASH or split_of_sample(prompt) == split.removesuffix("_seen")
             if fits and len(TOKEN.findall(prompt)) <= PROMPT_TOKENS:
-                return drawn, prompt
-    return drawn, ""
+                return sampled, prompt
+    return sampled, ""
 
 
-def _choose_telling(family: Family, drawn: Drawn, prompt: str, rng: random.Random) -> tuple[str, ...]:
+def _choose_telling(family: Family, sampled: SampledFunction, prompt: str, rng: random.Random) -> tuple[str, ...]:
     """Returns assertions that tell the right function from those of neighboring families."""
-    constants = {name: drawn.values[name] for name in drawn.family.draws}
+    constants = {name: sampled.values[name] for name in sampled.family.draws}
     programs: list[str] = []
     for body, values in function_grammar.list_neighbors(family, constants, rng):
-        programs.append(_answer(replace(drawn.family, body=body), f"other_{len(programs)}", {**drawn.values, **values}))
+        programs.append(
+            _answer(replace(sampled.family, body=body), f"other_{len(programs)}", {**sampled.values, **values})
+        )
     space = _run("\n\n".join(programs))
     others = [space[f"other_{place}"] for place in range(len(programs))]
-    return choose_telling_tests(drawn, prompt, others, rng)
+    return choose_telling_tests(sampled, prompt, others, rng)
 
 
 def _run(program: str) -> dict[str, Any]:
@@ -135,7 +146,7 @@ def _run(program: str) -> dict[str, Any]:
     return space
 
 
-def _draw(family: FunctionFamily, rng: random.Random, split: str) -> Drawn:
+def _sample_function(family: FunctionFamily, rng: random.Random, split: str) -> SampledFunction:
     kinds = [KINDS.get(kind, kind) for kind in family.kinds.split()]
     names = [rng.choice(ARGUMENTS[kind][place]) for place, kind in enumerate(kinds)]
     values: dict[str, Any] = dict(zip("ab", names, strict=False))
@@ -150,7 +161,7 @@ def _draw(family: FunctionFamily, rng: random.Random, split: str) -> Drawn:
     function = _run(answer)[name]
     opening = rng.choice(("Write a function", "Write a Python function"))
     instruction = _format_instruction(family, opening, name, values)
-    return Drawn(family, values, opening, name, instruction, answer, function, near, values.get("x", ""))
+    return SampledFunction(family, values, opening, name, instruction, answer, function, near, values.get("x", ""))
 
 
 def _invent_names(family: FunctionFamily, name: str, values: dict[str, Any], rng: random.Random) -> str:
@@ -190,28 +201,30 @@ def _fill(value: Any, values: Mapping[str, Any]) -> Any:
 CHANGES = ("name", "order", "no_example", *surface.CHANGES)
 
 
-def _rewrite(drawn: Drawn, problem: Problem, changes: Collection[str], rng: random.Random, split: str) -> Problem:
+def _rewrite(
+    sampled: SampledFunction, problem: Problem, changes: Collection[str], rng: random.Random, split: str
+) -> Problem:
     """Returns the problem with changes. Its tests now include the example, which may no longer end the prompt.
 
     The example is dropped only in the split of the bare instruction, which problems of several splits can have.
     """
     _, _, example = problem.prompt.partition("\n")
     if "name" in changes:
-        drawn = _rename(drawn, rng, split)
-    text = surface.rewrite_text(drawn.instruction, changes, rng, surface.PROSE)
-    if "no_example" not in changes or split_of_sample(drawn.instruction) != split:
+        sampled = _rename(sampled, rng, split)
+    text = surface.rewrite_text(sampled.instruction, changes, rng, surface.PROSE)
+    if "no_example" not in changes or split_of_sample(sampled.instruction) != split:
         text = f"{example}\n{text}" if "order" in changes else f"{text}\n{example}"
     prompt = surface.rewrite_text(text, changes, rng, surface.EDGES)
-    return replace(problem, prompt=prompt, answer=drawn.answer, tests=(*problem.tests, example))
+    return replace(problem, prompt=prompt, answer=sampled.answer, tests=(*problem.tests, example))
 
 
-def _rename(drawn: Drawn, rng: random.Random, split: str) -> Drawn:
+def _rename(sampled: SampledFunction, rng: random.Random, split: str) -> SampledFunction:
     """Gives the arguments other names, in the answer too; the function keeps its own, which tests call."""
-    kinds = [KINDS.get(kind, kind) for kind in drawn.family.kinds.split()]
+    kinds = [KINDS.get(kind, kind) for kind in sampled.family.kinds.split()]
     pool = OTHER_ARGUMENTS if split == "train" else HELD_OUT_ARGUMENTS
     chosen: list[str] = []
     for kind in kinds:
         chosen.append(rng.choice([name for name in pool[kind] if name not in chosen]))
-    values = {**drawn.values, **dict(zip("ab", chosen, strict=False))}
-    instruction = _format_instruction(drawn.family, drawn.opening, drawn.name, values)
-    return replace(drawn, instruction=instruction, answer=_answer(drawn.family, drawn.name, values))
+    values = {**sampled.values, **dict(zip("ab", chosen, strict=False))}
+    instruction = _format_instruction(sampled.family, sampled.opening, sampled.name, values)
+    return replace(sampled, instruction=instruction, answer=_answer(sampled.family, sampled.name, values))

@@ -37,12 +37,12 @@ def hash_problems(chosen: Sequence[Task]) -> str:
 
 def list_changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Returns the names in which two fingerprints differ, sorted, each with both values, as text."""
-    told = []
+    differences = []
     for name in sorted(before.keys() | now.keys()):
         there, here = (str(side[name])[:SHOWN] if name in side else "not known" for side in (before, now))
         if name not in before or name not in now or before[name] != now[name]:
-            told.append(f"{name} ({there} there, {here} here)")
-    return told
+            differences.append(f"{name} ({there} there, {here} here)")
+    return differences
 
 
 def _to_plain(value: Any) -> Any:

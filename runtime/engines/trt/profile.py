@@ -95,23 +95,23 @@ class ProfileRunner:
         self.widths, self.batch = widths, contract.batch
         batch, top_k, candidates = contract.batch, contract.top_k, contract.candidates
         self._dummy = contract.eos_ids[0]  # any token that is not barred
-        wide, asked = (batch, widths.most), (batch, widths.rows)
+        wide, logits = (batch, widths.most), (batch, widths.rows)
         inputs: dict[str, BufferSpec] = {
             "input_ids": (np.int64, wide),
             "past_length": (np.int64, (batch,)),
             "visible": (np.int64, wide),
-            "rows": (np.int64, asked),
+            "rows": (np.int64, logits),
         }
         outputs: dict[str, BufferSpec] = {
-            "token": (np.int64, asked),
-            "confidence": (np.float32, asked),
-            "entropy": (np.float32, asked),
+            "token": (np.int64, logits),
+            "confidence": (np.float32, logits),
+            "entropy": (np.float32, logits),
         }
         if top_k:
-            outputs |= {"top_token": (np.int64, (*asked, top_k)), "top_logprob": (np.float32, (*asked, top_k))}
+            outputs |= {"top_token": (np.int64, (*logits, top_k)), "top_logprob": (np.float32, (*logits, top_k))}
         if candidates:
-            inputs[CANDIDATE_INPUT] = (np.int64, (*asked, candidates))
-            outputs[CANDIDATE_OUTPUT] = (np.float32, (*asked, candidates))
+            inputs[CANDIDATE_INPUT] = (np.int64, (*logits, candidates))
+            outputs[CANDIDATE_OUTPUT] = (np.float32, (*logits, candidates))
         self._candidates = candidates
         self._shapes = {name: shape for name, (_, shape) in outputs.items()}
         self.inputs, self.outputs = PinnedBuffers(cuda, inputs, stack), PinnedBuffers(cuda, outputs, stack)
@@ -124,20 +124,20 @@ class ProfileRunner:
 
     def feed(self, forward: Forward, width: int, pad_id: int) -> None:
         """Writes the whole batch's inputs, padded to `width` tokens; padding sees one position and is never seen."""
-        own, asked = forward.input_ids.shape[1], forward.rows.shape[1]
-        if asked > self.widths.rows:
-            raise ValueError(f"{asked} rows requested of a profile for {self.widths.rows}")
+        own, logits = forward.input_ids.shape[1], forward.rows.shape[1]
+        if logits > self.widths.rows:
+            raise ValueError(f"{logits} rows requested of a profile for {self.widths.rows}")
         for name, given, rest in (("input_ids", forward.input_ids, pad_id), ("visible", forward.visible, 1)):
             array = self.inputs.get_array(name, self.batch, width)
             array[:, :own], array[:, own:] = given, rest
         self.inputs.get_array("past_length", self.batch)[:] = forward.past_length
         rows = self.inputs.get_array("rows", self.batch, self.widths.rows)
-        rows[:, :asked], rows[:, asked:] = forward.rows, 0
+        rows[:, :logits], rows[:, logits:] = forward.rows, 0
         if self._candidates:
             tokens = self.inputs.get_array(CANDIDATE_INPUT, self.batch, self.widths.rows, self._candidates)
             tokens[:] = self._dummy
             if forward.candidates is not None:
-                tokens[:, :asked, : forward.candidates.shape[2]] = forward.candidates
+                tokens[:, :logits, : forward.candidates.shape[2]] = forward.candidates
 
     def run(self) -> None:
         """Copies the inputs in, computes, copies the outputs out, and waits until all is done."""
