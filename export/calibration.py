@@ -1,4 +1,4 @@
-"""Keeps what `train calibrate --bundle` wrote if the same checkpoint is exported again, and reports it if it is lost.
+"""Keeps what `train calibrate --bundle` wrote if the same checkpoint is exported again, and reports what is lost.
 
 A calibration is a gate or a decision temperature of all engines of one dialect and precision, and the order of modes of
 the whole bundle. It holds for the checkpoint that it was measured with, decoded as it was then.
@@ -81,6 +81,20 @@ def describe_lost_calibration(path: Path, engine: Engine, provenance: Mapping[st
             command = f"blockstep train calibrate{flag} --bundle {path} --engine {engine.name}"
             lines.append(f"the calibrated {what} of {', '.join(names)} was {reason} and is gone; calibrate: {command}")
     return lines
+
+
+def describe_removed_engines(path: Path, engine: Engine, provenance: Mapping[str, Any]) -> list[str]:
+    """Returns a line if an export of `engine` removes other engines from the bundle at `path`, else none.
+
+    These are of another checkpoint. Call it before the engine is written.
+    """
+    old = _read_bundle(path)
+    if old is None or find_bundle(path, provenance) is not None:
+        return []
+    names = [each.name for each in old.engines if each.key != engine.key]
+    if not names:
+        return []
+    return [f"{', '.join(names)} of another checkpoint gone from {path}; give --out another path to keep both"]
 
 
 def describe_kept_calibration(before: Engine, after: Engine) -> list[str]:

@@ -26,6 +26,8 @@ def check_template(source: Checkpoint) -> None:
 def choose_default_out(ckpt: Path) -> Path:
     """Returns a bundle's default path: next to the checkpoint, or in the current folder for one in a download cache.
 
+    ckpt: a checkpoint's file or directory, or the adapter's folder if there is one, since that makes another model.
+
     A directory's name keeps what follows a dot (SDAR-1.7B-Chat). A path that ends in `..` is resolved to have a name.
     """
     ckpt = resolve_name(ckpt)

@@ -30,6 +30,7 @@ from .calibration import (
     apply_calibration,
     describe_kept_calibration,
     describe_lost_calibration,
+    describe_removed_engines,
     find_bundle,
     keep_mode_order,
 )
@@ -147,7 +148,7 @@ class OnnxBundle:
 def export(args: argparse.Namespace) -> int:
     """Traces, checks, and only then writes the bundle."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
-    out = args.out or choose_default_out(args.ckpt)
+    out = args.out or choose_default_out(args.adapter or args.ckpt)
     checks = write_bundle(fill_dataclass(OnnxBundle, args, overrides=make_overrides(args)), out, stream)
     failed = not all(check.ok for check in checks)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
@@ -174,7 +175,11 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     )  # fmt: skip
     there = find_bundle(out, origin)
     contract, engine = keep_mode_order(there, contract), apply_calibration(there, contract, fresh)
-    calibration = [*describe_kept_calibration(fresh, engine), *describe_lost_calibration(out, engine, origin)]
+    notes = [
+        *describe_kept_calibration(fresh, engine),
+        *describe_lost_calibration(out, engine, origin),
+        *describe_removed_engines(out, engine, origin),
+    ]
     with report_write_errors(out):
         check_place(out, contract, engine, origin)
     checks: list[Check] = []
@@ -198,7 +203,7 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
                 made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
             if proves_whole(source, wanted.parity) and PRECISIONS[wanted.precision].on_cpu:  # just replayed here
                 first_load.remember(made.find_engine(engine.name), "cpu")
-            print(*calibration, sep="\n", end="\n" if calibration else "", file=stream, flush=True)
+            print(*notes, sep="\n", end="\n" if notes else "", file=stream, flush=True)
     return checks
 
 

@@ -141,6 +141,11 @@ def test_a_calibrated_default_mode_does_not_keep_other_engines_out_and_a_new_gat
     replaced = replace(engine, name="ort-int8", precision="int8")
     (line,) = calibration.describe_lost_calibration(made, replaced, {"checkpoint_sha256": "b"})
     assert "of ort-fp32 was another checkpoint's" in line and line.endswith("--engine ort-int8")
+    removed = [f"ort-fp32 of another checkpoint gone from {made}; give --out another path to keep both"]
+    assert calibration.describe_removed_engines(made, replaced, {"checkpoint_sha256": "b"}) == removed
+    assert calibration.describe_removed_engines(made, engine, {"checkpoint_sha256": "b"}) == []  # replaced, as wanted
+    assert calibration.describe_removed_engines(made, replaced, origin) == []
+    assert calibration.describe_removed_engines(tmp_path / "none.bundle", engine, origin) == []
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.calibration import apply_calibration, describe_kept_calibration, describe_lost_calibration, keep_mode_order
+from export.calibration import (
+    apply_calibration,
+    describe_kept_calibration,
+    describe_lost_calibration,
+    describe_removed_engines,
+    keep_mode_order,
+)
 from export.contract_from_checkpoint import check_template, choose_default_out, make_export_contract
 from export.provenance import EXPORTER, collect_provenance
 from export.quantization.own_codes import find_own_codes_in_fp16, refuse_rounding_again
@@ -55,7 +61,7 @@ def from_checkpoint(
 ) -> Path:
     """Builds the engines that the bundle lacks, or without a library writes only graphs; returns the bundle's path."""
     limit_threads()
-    source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or choose_default_out(wanted.ckpt)
+    source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or choose_default_out(wanted.overrides.adapter or wanted.ckpt)
     check_template(source)
     if wanted.precision == "int4":
         # Raises UserError if weights that their directory holds quantized would be rounded a second time.
@@ -145,9 +151,10 @@ def export_one(
         files += [made.file] if made else []
         origin = replace(engine, model=files[0].name, parity=parity, reference=made.entry if made else None)
         kept = apply_calibration(shared.read_bundle(), shared.contract, origin)  # as `shared.write` stores it
-        calibration = [
+        notes = [
             *describe_kept_calibration(origin, kept),
             *describe_lost_calibration(shared.path, kept, shared.provenance),
+            *describe_removed_engines(shared.path, kept, shared.provenance),
         ]
         if plan is not None:
             add(shared, plan, origin, files, folder, report)
@@ -155,7 +162,7 @@ def export_one(
             with report_write_errors(shared.path):
                 shared.write(origin, files)
                 report.record_engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
-        for line in calibration if report.ok else ():
+        for line in notes if report.ok else ():
             report.say(line)
 
 
