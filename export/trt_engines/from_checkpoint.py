@@ -61,7 +61,8 @@ def from_checkpoint(
 ) -> Path:
     """Builds the engines that the bundle lacks, or without a library writes only graphs; returns the bundle's path."""
     limit_threads()
-    source, out = open_checkpoint.load(wanted.ckpt, wanted.overrides), wanted.out or choose_default_out(wanted.overrides.adapter or wanted.ckpt)
+    source = open_checkpoint.load(wanted.ckpt, wanted.overrides)
+    out = wanted.out or choose_default_out(wanted.overrides.adapter or wanted.ckpt)
     check_template(source)
     if wanted.precision == "int4":
         # Raises UserError if weights that their directory holds quantized would be rounded a second time.
