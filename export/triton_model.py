@@ -24,7 +24,7 @@ INPUTS = ("text_input", "input_ids", "max_tokens", "threshold", "stream")
 # Triton passes a field that is not an input as a parameter. These parameters would change the answer: `blockstep serve`
 # reads them, or other servers use them for max_tokens. Others are not refused: headers may be forwarded as parameters.
 REFUSED = (
-    "temperature", "stop", "logprobs", "top_logprobs", "stream_canvas",
+    "mode", "temperature", "stop", "logprobs", "top_logprobs", "stream_canvas", "tools", "response_format",
     "max_new_tokens", "max_completion_tokens", "max_output_tokens", "n_predict",
 )  # fmt: skip
 

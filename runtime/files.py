@@ -10,6 +10,7 @@ import errno
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -96,7 +97,7 @@ def write_whole(target: Path, write: Callable[[Path], object], *, durable: bool 
         OSError: if the file cannot be written, or if `target` is a device or a pipe.
     """
     _refuse_special(target)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.part")
+    temporary = target.with_name(f".{target.name}.{os.getpid()}-{threading.get_ident()}.part")
     try:
         write(temporary)
         if durable:

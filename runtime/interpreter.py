@@ -72,7 +72,11 @@ def run_code(executable: str, code: str, given: str, seconds: float) -> Outcome:
     ]
     for thread in threads:
         thread.start()
-    in_time = heard.wait(GREETING)
+    try:
+        in_time = heard.wait(GREETING)
+    except BaseException:  # Ctrl-C
+        process.kill()
+        raise
     greeted = bool(reports)
     ended = _wait(process, seconds if greeted else CLOSING if in_time else 0)
     for thread in threads:

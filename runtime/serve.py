@@ -149,11 +149,15 @@ def read_api_keys(file: str | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        keys = tuple(Path(file).read_text(encoding="utf-8").split())
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--api-key-file {file} cannot be read ({error}); give a text file, one key per line") from None
+    keys = tuple(filter(None, lines))
     if not keys:
         raise UserError(f"--api-key-file {file} has no key in it; write one per line")
+    for number, line in enumerate(lines, start=1):
+        if len(line.split()) > 1:
+            raise UserError(f"--api-key-file {file} has a space in line {number}; expected one key per line")
     return keys
 
 

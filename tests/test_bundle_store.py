@@ -185,6 +185,16 @@ def test_a_killed_writer_leaves_the_older_bundle_and_the_next_one_its_rest(renam
     assert len(names(path)) == 3
 
 
+def test_what_another_command_staged_in_a_bundle_keeps_no_export_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.bundle"
+    store(path)
+    staged = path / ".report.json.part"  # of a killed `train evaluate --out a.bundle/report.json`
+    staged.mkdir()
+    (staged / "half").write_text("{")
+    store(path, content=b"newer")
+    assert not staged.exists() and len(names(path)) == 3
+
+
 def test_writers_wait_for_each_other(tmp_path: Path) -> None:
     path = tmp_path / "a.bundle"
     store(path)

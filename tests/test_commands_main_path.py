@@ -87,6 +87,12 @@ def test_every_second_update_of_a_full_teacher_is_under_causal_masks_and_every_o
     assert contract.attention == attention and contract.modes == (MODES if attention == "causal_context" else MODES[:1])
 
 
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_no_prompt_is_lost_between_two_tasks(count: int) -> None:
+    shards = collect.plan(tasks.choose_tasks("math,code"), count, [0.0], 4, 0)
+    assert sum(len(shard.problems) for shard in shards) == count and [s.number for s in shards] == [*range(len(shards))]
+
+
 def shards(school: School) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(school.trajectories.glob("shard-*"))}
 

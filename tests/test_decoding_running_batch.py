@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tiny
-from remembering import NEVER, TOP, Remembering, make_remembering_contract
+from remembering import TOP, Remembering, make_remembering_contract
 from tiny import BLOCK
 
 from runtime.backend import Backend, Forward, Proposal
@@ -200,84 +200,6 @@ def test_an_engine_computes_as_many_sequences_as_are_at_work_and_fewer_once_plac
     for _ in range(40):
         batch.step()
     assert backend.computed[-1][0] == 1 and batch.free == 4
-
-
-class Growing(Remembering):
-    """A KV cache that can be made longer, which notes how long it was each time."""
-
-    def __init__(self, spec: Contract, ends: bool = True) -> None:
-        super().__init__(spec, ends)
-        self.lengths = list[int]()
-
-    def open(self, batch: int, capacity: int) -> None:
-        super().open(batch, capacity)
-        self.lengths.append(capacity)
-
-    def grow(self, capacity: int) -> None:
-        new = capacity + 2 * self.contract.block - self.capacity
-        assert new > 0 and capacity <= self.contract.capacity
-        self.ids = np.pad(self.ids, ((0, 0), (0, new)), constant_values=NEVER)
-        self.capacity += new
-        self.lengths.append(capacity)
-
-
-@pytest.mark.parametrize("attention", tiny.ATTENTIONS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
-def test_a_kv_cache_that_grows_changes_no_answer_and_no_schedule(alignment: str, attention: str) -> None:
-    seed = tiny.choose_seed()
-    rng = random.Random(seed)
-    spec = make_remembering_contract(SLOTS, alignment=alignment, attention=attention, capacity=64)
-    asked = [mixed(rng, spec, rng.choice((4, 40))) for _ in range(80)]
-    backends = Remembering(spec), Growing(spec)
-    runs = [drive(RunningBatch(each, None, SLOTS), asked, random.Random(seed), cancelled=0.2) for each in backends]
-    came, grown = ({number: [told(s) for s in made] for number, made in run[0].items()} for run in runs)
-    assert came == grown and not runs[1][1], f"BLOCKSTEP_SEED={seed}"
-    assert backends[0].computed == backends[1].computed, f"BLOCKSTEP_SEED={seed}"
-    assert backends[0].opened == 1 and len({*backends[1].lengths}) > 2, f"BLOCKSTEP_SEED={seed}"
-
-
-def test_a_kv_cache_is_as_long_as_the_first_requests_need_it_and_short_again_when_nobody_is_at_work() -> None:
-    spec, rng = make_remembering_contract(2, capacity=64), random.Random(1)
-    backend = Growing(spec)
-    batch = RunningBatch(backend, None, 2)
-    for length, wanted in ((4, BLOCK), (8, 2 * BLOCK), (40, 2 * BLOCK), (4, BLOCK)):
-        batch.add(Request(tiny.prompt(rng, length), DecodeOptions(wanted)))
-        while batch.busy:
-            batch.step()
-    assert backend.lengths == [8, 16, 48, 8]
-
-
-@pytest.mark.parametrize("error", [NumericalError("planted"), UserError("planted")])
-def test_steps_of_each_alone_have_room_next_to_those_that_went_on(error: Exception) -> None:
-    class Once(Growing):
-        def forward(self, forward: Forward) -> Proposal:
-            if len(self.computed) == 0:
-                self.computed.append((0, 0))
-                raise error
-            return super().forward(forward)
-
-    spec, rng = make_remembering_contract(2, capacity=64), random.Random(2)
-    asked = [Request(tiny.prompt(rng, 24), DecodeOptions(2 * BLOCK, threshold=1.0)) for _ in range(2)]
-    batch = RunningBatch(Once(spec, ends=False), None, 2)
-    came, failed, _ = drive(batch, asked, random.Random(0))
-    solo = Remembering(replace(spec, batch=1), ends=False)
-    assert not failed
-    assert [[told(s) for s in came[n]] for n in range(2)] == [[told(s) for s in alone(solo, each)] for each in asked]
-
-
-def test_who_needs_a_kv_cache_that_there_is_no_memory_for_is_refused_alone() -> None:
-    class Small(Growing):
-        def grow(self, capacity: int) -> None:
-            raise UserError("it does not fit into memory")
-
-    batch = RunningBatch(Small(make_remembering_contract(2, capacity=64)), None, 2)
-    short, long = (Request(np.full(length, 5), DecodeOptions(2 * BLOCK, threshold=1.0)) for length in (4, 40))
-    batch.add(short)
-    batch.step()
-    batch.add(long)
-    assert list(batch.step().failed) == [1] and batch.busy
-    outcomes = [batch.step() for _ in range(20)]
-    assert not batch.busy and [s.row for o in outcomes for s in o.steps if s.result] == [0]
 
 
 Fault = Callable[["Faulty", Forward, Proposal], Proposal]

@@ -126,6 +126,7 @@ def test_ids_a_limit_and_a_threshold(model: Any) -> None:
         ({"text_input": text(PROMPT), "max_tokens": [1, 2]}, "max_tokens has 2 elements"),
         ({"text_input": text(PROMPT), "max_tokens": [0]}, "max_tokens is 0; expected at least 1"),
         ({"text_input": text(PROMPT), "given": {"temperature": 0.7}}, "temperature is not supported here; leave"),
+        ({"text_input": text(PROMPT), "given": {"mode": "causal"}}, "mode is not supported here; leave"),
         ({"text_input": text(PROMPT), "given": {"max_new_tokens": 5}}, "the inputs are text_input, input_ids, max_tok"),
     ],
 )

@@ -38,6 +38,7 @@ from runtime.decoding.gate import Gate
 from runtime.decoding.loop import Beginning, decode_answers, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.running_batch import RunningBatch
+from runtime.engines.ort import ort_backend
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend, read_cache_form
 from runtime.engines.ort.ort_cuda import KERNELS, select_engines
@@ -143,6 +144,35 @@ def test_a_batch_that_shrinks_goes_on_with_the_sequences_that_stay(cached: OrtBa
         with pytest.raises(ValueError, match="of a batch of 2"):
             cached.keep(np.array(rows, np.int64))
     assert contract.batch == FIELD_LIMITS["batch"]
+
+
+def test_a_kv_cache_for_which_a_device_has_no_memory_leaves_the_one_before_it(
+    cached: OrtBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    contract = cached.contract
+    engine = OrtBackend(cached.session, contract)
+    request = Request(np.array([5, 6, 7]), DecodeOptions(2 * BLOCK, threshold=0.8))
+    expected = generate(engine, request).token_ids
+    engine.open(2, 16)
+    before = engine.read_cache().shape
+    make = ort_backend.make_value
+
+    def make_none(array: np.ndarray, dtype: str, device: str) -> Any:
+        if array.shape[0] > 2 or array.shape[2] > before[3]:
+            raise RuntimeError("CUDA failure 2: out of memory")
+        return make(array, dtype, device)
+
+    monkeypatch.setattr(ort_backend, "make_value", make_none)
+    for change in (
+        lambda: engine.open(3, 16), lambda: engine.keep(np.array([0, 1, 0])), lambda: engine.grow(contract.capacity),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=r"does not fit into memory; shorten the request \(CUDA failure 2"):
+            change()
+        assert engine.read_cache().shape == before and len(engine._parts) == before[0]
+    for _ in range(2):
+        with pytest.raises(UserError, match="does not fit"):
+            engine.open(3, 16)  # again and again, and not the KV cache of before
+    assert generate(engine, request).token_ids == expected
 
 
 def test_a_batch_whose_cache_grows_answers_as_one_that_was_long_from_the_start(tmp_path: Path) -> None:

@@ -169,6 +169,16 @@ def test_ranges_are_the_largest_inputs_that_pytorch_sees(tmp_path: Path) -> None
     np.testing.assert_allclose([*ranges.values()][:5], [*seen.values()], rtol=0.02)
 
 
+def test_ranges_do_not_depend_on_room_for_candidates(tmp_path: Path) -> None:
+    source, data, found = student(), tmp_path / "data.jsonl", []
+    data.write_text(json.dumps({"prompt": "ab", "answer": "a"}) + "\n")
+    for candidates in (0, 4):
+        contract = make_export_contract(source, 40, candidates=candidates)
+        found.append(Graphs(source, contract, GraphRecipe("trt", "int8-static", 1, data)).calibrate(tmp_path))
+    plain, own = found
+    assert plain and own and sorted(plain.values()) == sorted(own.values())
+
+
 @pytest.mark.long
 def test_the_dense_form_of_a_quantized_graph_answers_as_it_does(tmp_path: Path) -> None:
     source = student()

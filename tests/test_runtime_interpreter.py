@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,25 @@ def test_a_host_that_does_not_run_the_code_is_told_so(
         monkeypatch.setattr(interpreter, "CLOSING", 0.1)
     with pytest.raises(NotReached, match=reason):
         run_code(script(tmp_path, host), ECHO, "x" * 10**6, 60)
+
+
+def test_no_child_is_left_by_ctrl_c_while_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[Any] = []
+
+    class Remembered(interpreter.Popen):  # type: ignore[type-arg]
+        def __init__(self, *args: Any, **rest: Any) -> None:
+            super().__init__(*args, **rest)
+            begun.append(self)
+
+    class Interrupted(interpreter.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(interpreter, "Popen", Remembered)
+    monkeypatch.setattr(interpreter, "Event", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_code(script(tmp_path, "exec sleep 60"), ECHO, "", 60)
+    assert begun[0].wait(10) == -9
 
 
 def test_a_file_that_cannot_be_started_is_told_so(tmp_path: Path) -> None:

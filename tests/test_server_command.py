@@ -17,7 +17,8 @@ import pytest
 from serving import served, until
 from speaking import every_other, make_speaker
 
-from runtime.serve import main
+from runtime.errors import UserError
+from runtime.serve import main, read_api_keys
 from runtime.server.sockets import is_local
 
 pytestmark = pytest.mark.process
@@ -89,6 +90,15 @@ def test_a_port_that_is_taken_and_an_empty_key_file(tmp_path: Path, capsys: pyte
     assert main([BUNDLE, "--port", "0", "--api-key-file", str(tmp_path / "keys")]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2 and "give another --host or --port" in lines[0] and "has no key" in lines[1]
+
+
+def test_a_line_of_the_key_file_is_a_key_and_no_more(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(" sk-1\n\nsk-2 \n")
+    assert read_api_keys(str(file)) == ("sk-1", "sk-2") and read_api_keys(None) == ()
+    file.write_text("sk-1\n# team A\nsk-2\n")
+    with pytest.raises(UserError, match="has a space in line 2; expected one key per line"):
+        read_api_keys(str(file))
 
 
 def test_a_missing_library_is_told_with_how_to_get_it(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -110,6 +111,17 @@ def test_tensorboard_gets_each_figure_at_its_update_and_no_clock(board: list[Any
     assert board == [(tag, value, 50) for tag, value in tags.items()]
     log.close()
     assert board[-1] == "close"
+
+
+def test_a_share_of_nothing_is_null_in_the_log(tmp_path: Path) -> None:
+    log = Log(tmp_path / "log", None, 0)
+    log.add({"step": 1, "loss": 3.0, "masked": math.nan})
+
+    def refuse(name: str) -> None:
+        raise ValueError(f"{name} is not JSON")
+
+    values = json.loads((tmp_path / "log").read_text(), parse_constant=refuse)
+    assert values["masked"] is None and values["loss"] == 3.0
 
 
 def test_of_several_processes_the_first_alone_draws(

@@ -76,8 +76,9 @@ class Shard:
 def plan(chosen: Sequence[tasks.Task], count: int, temperatures: Sequence[float], size: int, seed: int) -> list[Shard]:
     """Returns a collection's shards: `count` training prompts, divided among the tasks, at each temperature."""
     shards: list[Shard] = []
-    for task in chosen:
-        problems = list(task.problems("train", count // len(chosen), seed + 7919))
+    for place, task in enumerate(chosen):
+        share = count // len(chosen) + (place < count % len(chosen))
+        problems = list(task.problems("train", share, seed + 7919))
         for temperature in temperatures:
             for first in range(0, len(problems), size):
                 shards.append(Shard(len(shards), task, temperature, problems[first : first + size]))

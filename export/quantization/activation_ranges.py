@@ -11,7 +11,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from runtime.backend import Forward, Proposal
-from runtime.contract import Contract, name_cache_part
+from runtime.contract import CANDIDATE_INPUT, Contract, name_cache_part
 from runtime.decoding.loop import generate
 from runtime.decoding.options import Request
 from runtime.engines.ort.ort_backend import load_session, read_cache_form
@@ -57,6 +57,8 @@ class Watching:
     def forward(self, forward: Forward) -> Proposal:
         names = [entry.name for entry in self._session.get_inputs()]
         feeds = {name: getattr(forward, name) for name in names if name not in self._cache} | self._cache
+        if CANDIDATE_INPUT in names:  # ordinary decoding names none, and the graph needs some
+            feeds[CANDIDATE_INPUT] = np.zeros((*forward.rows.shape, 1), np.int64)
         values = self._session.run(None, feeds)
         out = dict(zip((entry.name for entry in self._session.get_outputs()), values, strict=True))
         first, width = int(forward.past_length[0]), forward.input_ids.shape[1]

@@ -72,8 +72,8 @@ def report_missing(shared: TargetBundle, plan: Plan, report: BuildReport, onnx: 
 
 def add(
     shared: TargetBundle, plan: Plan, origin: Engine, files: Sequence[Path], folder: Path, report: BuildReport
-) -> None:
-    """Builds the engine and adds it; if a check fails, the bundle stays as it is.
+) -> bool:
+    """Builds the engine and adds it; if a check fails, the bundle stays as it is. Returns whether it was added.
 
     origin: the graph's entry, with its measured parity, its recorded reference and its decision temperature. files: the
     .onnx file first, then its data file and its reference, if any. folder: the staging directory.
@@ -83,10 +83,9 @@ def add(
         with show_progress() as progress:
             made = build_engine(files[0], contract, plan.profiles, plan.settings, progress)
     except DeviceError as error:
-        report.check("engine", False, str(error))
-        return
+        return report.check("engine", False, str(error))
     if not _check(plan, contract, made, report):
-        return
+        return False
     name, build_of = name_for(shared.read_bundle(), plan), plan.build(files[0].name, made.decomposed)
     with report_write_errors(shared.path):
         file = folder / make_content_name(plan.make_stem(), ".engine", hashlib.sha256(made.content).hexdigest())
@@ -97,6 +96,7 @@ def add(
     seconds, size = round(time.perf_counter() - started, 3), len(made.content)
     values = {"file": file.name, "bytes": size, "target": plan.target, "decomposed": made.decomposed}
     report.record_engine(name, f"built in {seconds:.1f} s, {size / 1e6:.1f} MB", built=True, seconds=seconds, **values)
+    return True
 
 
 def _check(plan: Plan, contract: Contract, made: Built, report: BuildReport) -> bool:

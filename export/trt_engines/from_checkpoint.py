@@ -158,12 +158,13 @@ def export_one(
             *describe_removed_engines(shared.path, kept, shared.provenance),
         ]
         if plan is not None:
-            add(shared, plan, origin, files, folder, report)
+            added = add(shared, plan, origin, files, folder, report)
         else:
             with report_write_errors(shared.path):
                 shared.write(origin, files)
                 report.record_engine(engine.name, f"graph written to {shared.path}", built=False, file=files[0].name)
-        for line in notes if report.ok else ():
+            added = True
+        for line in notes if added else ():
             report.say(line)
 
 

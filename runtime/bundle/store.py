@@ -235,7 +235,10 @@ def _sweep(path: Path) -> None:
         named |= {*bundle.texts, *(name for engine in bundle.engines for name in engine.hashed_files)}
     for name in os.listdir(path):
         if name not in named and OURS.fullmatch(name):
-            (path / name).unlink()
+            if (path / name).is_dir() and not (path / name).is_symlink():  # what another command staged here
+                files.sweep(path / name.removeprefix(".").removesuffix(".part"))
+            else:
+                (path / name).unlink()
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from ..backend import Backend, Growable
@@ -40,6 +41,7 @@ class RunningBatch:
         self._backend, self._begin = backend, Beginning(backend.contract, gate, {})
         self._batch: Batch | None = None  # opened when it is first needed, and again after a failure
         self._damaged = False  # whether a request failed, which may have left NaN in the KV cache
+        self._single = False  # whether the batch has one place, since memory was short; reopened when it is idle
         self._waiting: deque[Progress] = deque()
         self._running: dict[int, Progress] = {}  # by number, in the order in which they came
         self._count = 0
@@ -81,35 +83,39 @@ class RunningBatch:
         """Admits requests, runs one forward pass and decides on its blocks.
 
         A request that the engine refuses, or whose scores are not numbers, fails alone. A failed device, or an
-        unforeseen error, ends all requests in the batch; waiting requests stay, unless no batch can be opened.
+        unforeseen error, ends all requests in the batch; waiting requests stay, unless there is no batch yet.
         """
+        refused = dict[int, Exception]()
         try:
-            batch, refused = self._admit()
+            batch = self._admit(refused)
             try:
-                outcome = Outcome(batch.step(), refused)
+                outcome = Outcome([] if batch is None else batch.step(), refused)
             except (UserError, NumericalError) as error:
+                assert batch is not None
                 outcome = self._step_each(batch, error, refused)
         except Exception as error:
             ended = [*self._running] or [s.row for s in self._waiting]
-            self._batch, outcome = None, Outcome([], dict.fromkeys(ended, error))
+            self._batch, outcome = None, Outcome([], {**refused, **dict.fromkeys(ended, error)})
         self._damaged = self._damaged or bool(outcome.failed)
         for number in [*outcome.failed, *(step.row for step in outcome.steps if step.result is not None)]:
             self.drop(number)
         return outcome
 
-    def _admit(self) -> tuple[Batch, dict[int, Exception]]:
+    def _admit(self, refused: dict[int, Exception]) -> Batch | None:
         """Fills free places. After a failure no request joins until the others have left and the batch is opened again.
 
-        Returns the batch, and the errors of requests that are refused since the KV cache cannot grow to what they need.
+        Adds to `refused` the errors of requests whose KV cache does not fit into memory. Returns the batch, None if no
+        request is left.
         """
-        capacity, refused = self._compute_needed(), dict[int, Exception]()
+        capacity = self._compute_needed()
         long = self._batch is not None and bool(self._waiting) and self._batch.capacity > LONG * capacity
-        if not self._running and (self._damaged or long):
+        if not self._running and (self._damaged or long or self._single):
             self._batch, self._damaged = None, False
         if self._batch is None:
-            self._batch = Batch(self._backend, self._begin.rule, self.slots, capacity)
-        if not self._damaged:
-            self._batch.fit(len(self._waiting), PATIENCE)
+            self._batch = self._open(capacity, refused)
+        if self._batch is not None and not self._damaged:
+            with suppress(UserError):  # no memory for more places: who waits goes on waiting
+                self._batch.fit(len(self._waiting), PATIENCE)
             while self._waiting and not self._batch.full:
                 try:
                     self._batch.reach(self._waiting[0])
@@ -121,7 +127,29 @@ class RunningBatch:
                 progress = self._waiting.popleft()
                 self._running[progress.row] = progress
                 self._batch.add(progress)
-        return self._batch, refused
+        return self._batch
+
+    def _open(self, capacity: int, refused: dict[int, Exception]) -> Batch | None:
+        """Opens the batch with all places, or with one, for the next request, if the KV cache does not fit into memory.
+
+        Requests whose own KV cache does not fit are refused. Returns None if none is left.
+        """
+        self._single = False
+        try:
+            return Batch(self._backend, self._begin.rule, self.slots, capacity)
+        except UserError:
+            if self.slots > self._backend.contract.batch:
+                raise
+        while self._waiting:
+            needed = self._waiting[0].room if isinstance(self._backend, Growable) else capacity
+            try:
+                batch = Batch(self._backend, self._begin.rule, 1, needed)
+            except UserError as error:
+                refused[self._waiting.popleft().row] = error
+            else:
+                self._single = True
+                return batch
+        return None
 
     def _compute_needed(self) -> int:
         """Returns the capacity to open a batch with: what waiting requests need if it can grow, else the contract's."""
@@ -134,7 +162,8 @@ class RunningBatch:
         if len(self._running) == 1:
             return Outcome([], {**refused, **dict.fromkeys(self._running, error)})
         steps, failed = list[Step](), dict(refused)
-        for number, progress in self._running.items():
+        # The widest first, a new prompt's: once others have advanced, it might have no room next to them.
+        for number, progress in sorted(self._running.items(), key=lambda item: -item[1].sequence.width):
             try:
                 batch.reach(progress)  # the requests before it have advanced
                 steps += batch.step(progress)

@@ -103,7 +103,9 @@ def find_refusal(bundle: Bundle, engine: Engine, backend: Backend, options: Open
 def advise(bundle: Bundle, engine: Engine, options: OpenOptions) -> str:
     """Returns what to do about an engine that is refused."""
     others = [each for each in bundle.engines if each.kind is engine.kind and each.name != engine.name]
-    passing = None if engine.kind.native_code else find_passing_engine(bundle, others, options)
+    # Other engines are tried only in the isolated load check, which proves engines of the CPU: nobody has hashed them.
+    untried = engine.kind.native_code or options.device != "cpu"
+    passing = None if untried else find_passing_engine(bundle, others, options)
     if passing:
         return f"use --engine {passing}, which passes here"
     exact = "fp32" if options.device == "cpu" else "fp16"

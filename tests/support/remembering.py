@@ -70,3 +70,22 @@ class Remembering:
         tokens = MASK + 1 + (found // 16 + np.arange(TOP)) % plain
         tokens[0] = END if self._ends and found % 16 == 0 else tokens[0]
         return tokens, (0.3 + (found >> 8) % 70 / 100, (found >> 16) % 100 / 100)
+
+
+class Growing(Remembering):
+    """A KV cache that can be made longer, which notes how long it was each time."""
+
+    def __init__(self, spec: Contract, ends: bool = True) -> None:
+        super().__init__(spec, ends)
+        self.lengths = list[int]()
+
+    def open(self, batch: int, capacity: int) -> None:
+        super().open(batch, capacity)
+        self.lengths.append(capacity)
+
+    def grow(self, capacity: int) -> None:
+        new = capacity + 2 * self.contract.block - self.capacity
+        assert new > 0 and capacity <= self.contract.capacity
+        self.ids = np.pad(self.ids, ((0, 0), (0, new)), constant_values=NEVER)
+        self.capacity += new
+        self.lengths.append(capacity)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import time
 from collections import deque
@@ -75,9 +76,11 @@ class Log:
         if distributed.get_rank():
             return
         seconds = round(time.perf_counter() - self.started, 1)
+        # a share of nothing is not a number, and JSON has none such
+        written = {name: value if math.isfinite(value) else None for name, value in entry.items()}
         try:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({**entry, "seconds": seconds}) + "\n")
+                file.write(json.dumps({**written, "seconds": seconds}) + "\n")
         except OSError as error:
             raise UserError(f"{self.path} cannot be written ({error.strerror}); mend that to go on") from None
         if self.board is not None:

@@ -118,8 +118,12 @@ class OrtBackend:
         cache = self._make_zeros(self._batch, wanted)
         cache[..., : self.capacity, :] = held
         self._bindings.clear()
-        self._parts, self.capacity = [], 0  # on a GPU, frees the shorter one before the longer one is allocated
-        self._bind(cache)
+        self._parts = []  # on a GPU, frees the shorter one before the longer one is allocated
+        try:
+            self._bind(cache)
+        except UserError:
+            self._bind(held)  # other requests may be using it
+            raise
         self.capacity = wanted
 
     def _choose_length(self, capacity: int) -> int:
@@ -185,9 +189,13 @@ class OrtBackend:
             raise ValueError(f"rows {rows.tolist()} of a batch of {self._batch}")
         if rows.tolist() == list(range(self._batch)):
             return
-        self._batch, kept = len(rows), np.take(self._export_cache(), rows, axis=1)
+        try:
+            kept = np.take(self._export_cache(), rows, axis=1)
+        except MemoryError:
+            raise UserError(self._format_no_memory(len(rows), self.capacity)) from None
         if self._parts:
             self._bind(kept)
+        self._batch = len(rows)
         self._bindings.clear()
 
     def _zero(self) -> None:
@@ -212,9 +220,8 @@ class OrtBackend:
 
     def _allocate(self, batch: int, capacity: int) -> None:
         capacity = self._form.capacity or capacity
-        cache = self._make_zeros(batch, capacity)
+        self._bind(self._make_zeros(batch, capacity))
         self._batch, self.capacity, self._reach = batch, capacity, 0
-        self._bind(cache)
         self._bindings.clear()
 
     def _make_zeros(self, batch: int, capacity: int) -> NDArray[Any]:
@@ -224,12 +231,24 @@ class OrtBackend:
         try:
             return np.zeros(shape, choose_numpy_type(self._form.dtype))
         except (MemoryError, ValueError):
-            each = f"{batch} times {capacity}" if batch > 1 else f"{capacity}"
-            raise UserError(f"a KV cache of {each} positions does not fit into memory; shorten the request") from None
+            raise UserError(self._format_no_memory(batch, capacity)) from None
+
+    def _format_no_memory(self, batch: int, capacity: int) -> str:
+        each = f"{batch} times {capacity}" if batch > 1 else f"{capacity}"
+        place = "memory" if self.device == "cpu" else f"the memory of {self.device}"
+        return f"a KV cache of {each} positions does not fit into {place}; shorten the request"
 
     def _bind(self, cache: NDArray[Any]) -> None:
-        """Makes an array the KV cache; on a GPU, a copy of the array."""
-        self._parts = [make_value(part, self._form.dtype, self.device) for part in cache]
+        """Makes an array the KV cache; on a GPU, a copy of the array.
+
+        Raises UserError if the device has no memory for it; the KV cache is then what it was.
+        """
+        try:
+            parts = [make_value(part, self._form.dtype, self.device) for part in cache]
+        except Exception as error:  # ONNX Runtime's errors have no common class
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self._format_no_memory(*cache.shape[1:4:2])} ({reason})") from None
+        self._parts = parts
         self.cache = cache if self.device == "cpu" else cache[:0]
 
     def _get_binding(self, top_k: int, candidates: int) -> Binding:
