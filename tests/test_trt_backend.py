@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,15 @@ def test_a_forward_is_padded_as_far_as_its_profile_and_the_kv_cache_reach(
     assert choose_profile(profiles, width, room, padding) == (profiles[profile], padded)
     with pytest.raises(UserError, match="no profile of this engine takes 301 tokens"):
         choose_profile(profiles, 301, 400, padding)
+
+
+def test_a_model_that_nobody_holds_any_more_holds_nothing_on_the_gpu(tmp_path: Path) -> None:
+    backend, cuda, _ = make_fake_backend(tmp_path, tiny.model(20), tiny.contract())
+    generate(backend, ask(4, 5))
+    assert cuda.leaks() != {}
+    del backend
+    gc.collect()
+    assert cuda.leaks() == {}
 
 
 @pytest.mark.parametrize("fused_commits", [True, False])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from importlib import import_module
@@ -13,7 +14,7 @@ from ...backend import Floats, Forward, Ints, Proposal
 from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, TOP, Contract, name_cache_part
 from ...errors import DeviceError, UserError, warn_once
 from .bindings import call, shorten_to_line
-from .cuda import FOR_CUDA_12, Cuda
+from .cuda import FOR_CUDA_12, Cuda, Handle
 from .kv_cache import DeviceCache
 from .profile import ProfileRunner, Widths, choose_profile
 from .rtx_kernels import RtxKernels
@@ -72,6 +73,8 @@ class TrtEngine:
                 self._drain()
                 raise
             self._stack = stack.pop_all()
+        self._release = weakref.finalize(self, _release, cuda, self._stream, self._stack)  # if nobody calls `close`
+        self._release.atexit = False  # CUDA itself may be gone by then
 
     @property
     def widest(self) -> int:
@@ -113,17 +116,14 @@ class TrtEngine:
     def close(self) -> None:
         """Frees everything; the engine cannot be used any more."""
         self._drain()
+        self._release.detach()
         try:
-            if self._kernels is not None:
-                self._kernels.store()
-            self._stack.close()
+            with self._stack:
+                if self._kernels is not None:
+                    self._kernels.store()
         finally:
-            self._runners, self._kernels, self._engine, self._runtime = (
-                [],
-                None,
-                None,
-                None,
-            )  # each points into the next
+            # each points into the next
+            self._runners, self._kernels, self._engine, self._runtime = [], None, None, None
 
     def _drain(self) -> None:
         """Waits for work in progress, which uses the memory that is freed next."""
@@ -303,3 +303,10 @@ def _make_logger(library: Any, messages: list[str]) -> Any:
 
     kind = type("Listener", (library.ILogger,), {"log": log, "__init__": lambda self: library.ILogger.__init__(self)})
     return kind()
+
+
+def _release(cuda: Cuda, stream: Handle, stack: ExitStack) -> None:
+    """Frees what an engine holds on the GPU, once its work is done."""
+    with suppress(DeviceError):
+        cuda.synchronize(stream)
+    stack.close()
