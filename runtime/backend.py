@@ -129,9 +129,7 @@ class Shareable(Protocol):
 def check_candidates(forward: Forward, contract: Contract) -> None:
     """Raises ValueError for candidates of a wrong shape, outside the vocabulary, or that are the mask token.
 
-    Engines would not notice them.
-
-    Users cannot cause this error: it would be a bug of blockstep.
+    No engine notices these. The error means a bug of blockstep, not a user's mistake.
     """
     if (given := forward.candidates) is None:
         return

@@ -95,7 +95,7 @@ class Checkpoint:
         return min(self.model.vocab, max(self._collect_ids()) + 1)
 
     def list_missing_ids(self) -> list[int]:
-        """Returns, sorted, the ids below `vocab()` that are not tokens: some tokenizers leave gaps."""
+        """Returns, sorted, the ids below `count_vocab()` that are not tokens: some tokenizers leave gaps."""
         return sorted(set(range(self.count_vocab())) - self._collect_ids())
 
     def _collect_ids(self) -> set[int]:

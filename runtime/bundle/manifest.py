@@ -175,7 +175,7 @@ class Bundle:
     provenance: dict[str, Any]
 
     def find_engine(self, name: str | None = None) -> Engine:
-        """Returns the first of the engines that `matching` finds."""
+        """Returns the first of the engines that `find_engines` finds."""
         return self.find_engines(name)[0]
 
     def find_engines(self, name: str | None = None) -> tuple[Engine, ...]:

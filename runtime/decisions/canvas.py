@@ -27,10 +27,8 @@ from ..errors import NumericalError, UserError
 from .pieces import Ids
 
 MOST_COPIES = 16  # canvases per forward pass, each with its own KV cache
-COPIED_BYTES = (
-    512 << 20
-)  # of these KV caches together, so that a long prompt of a large model does not exhaust a device
-FLOAT = 4  # bytes of a number in a KV cache in fp32, at most which it has in other precisions
+COPIED_BYTES = 512 << 20  # of these KV caches together: a long prompt of a large model must not exhaust a device
+FLOAT = 4  # bytes per KV-cache number in fp32; other precisions take no more
 NEVER = -1e29  # a log-probability below this means that the graph bars the token
 
 

@@ -106,8 +106,11 @@ class Batch:
         self._slots = [None if s is request else s for s in self._slots]
 
     def fit(self, waiting: int = 0, patience: int = 0) -> None:
-        """Makes places for the running requests and `waiting` more. If many places are free, gives them up: at once if
-        no request runs, otherwise if many were free at the `patience` calls before, too."""
+        """Gives the batch places for the running requests and `waiting` more.
+
+        Gives up places if many are free: at once if no request runs, else after `patience` further calls that found
+        many free.
+        """
         live = [slot for slot, _ in self._list_live()]
         if not live:  # no request has run since the last step
             self._clock = time.perf_counter()

@@ -24,7 +24,8 @@ def compute_block_bounds(contract: Contract, prompt: int, answer: int) -> tuple[
     here and from `round_up_to_blocks`, so that block sizes may differ, up to `contract.block` tokens. int64
     [prompt + answer] each
     """
-    block, short = contract.block, count_committed(contract, prompt) % contract.block  # short: an incomplete first's
+    block = contract.block
+    short = count_committed(contract, prompt) % block  # tokens of the first block, if it is incomplete
     begins = (np.arange(prompt + answer, dtype=np.int64) - short) // block * block + short
     return begins, begins + block
 

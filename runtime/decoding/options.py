@@ -44,10 +44,9 @@ class DecodeOptions:
             tokens. A masked position is sampled at every step, see `sampling.Sampler`.
         seed: An int64; the same seed gives the same samples. None: a random seed, which the result reports.
         raw: Whether to leave the bundle's chat template out of a text prompt; ids never get one.
-        mode: How blocks are filled: `block` as the gate accepts tokens; `causal` token by token, as in an
-            autoregressive model; `speculative` with the causal mode's tokens, drafted as a block and verified together.
-            None for the first of the contract's `modes`, which are those that the model supports, but for `block` if
-            there is a threshold or a suffix, which no other mode has.
+        mode: How blocks are filled. `block`: the gate accepts tokens. `causal`: token by token, as in an autoregressive
+            model. `speculative`: the tokens of `causal`, drafted as a block and verified together. None: `block` if
+            there is a threshold or a suffix, which only that mode has, otherwise the first of the contract's `modes`.
     """
 
     max_new_tokens: int | None = None

@@ -50,7 +50,7 @@ class Result:
 
 
 class Progress(ABC):
-    """Holds the state of one request: `inputs` returns what the next forward pass needs, `receive` takes its results.
+    """Holds a request's state: `make_inputs` returns what the next forward pass needs, `receive` takes its results.
 
     room: the maximum of positions that the request occupies. canvas: the block in progress; open: which of its
     positions are masked; latest: the latest prediction for each; tail: how many of its first tokens belong to the

@@ -27,8 +27,9 @@ from .request_state import Progress, make_empty_proposal
 from .sampling import Sampler
 from .sequence import NOTHING, Inputs
 
-CONFIDENT = 0.6  # least confidence of a drafted token; of 0 to 0.9 about the fewest forward passes of math and code
-FEWEST, MORE = 7, 2  # masks at least, and masks beyond the length of the last draft: as many forward passes as with all
+CONFIDENT = 0.6  # minimum confidence of a drafted token; of 0 to 0.9 about the fewest forward passes on math and code
+# Minimum masks per draft, and masks added to the last draft's length: as many forward passes as with a whole block.
+FEWEST, MORE = 7, 2
 
 
 @final

@@ -30,11 +30,11 @@ class PackedWeight:
     parts: Mapping[str, StoredTensor]
 
     def read(self) -> Tensor:
-        """Returns the weight, fp32 [out, in]. Raises UserError as `codes` does."""
+        """Returns the weight, fp32 [out, in]. Raises UserError as `unpack` does."""
         return self.unpack().dequantize()
 
     def unpack(self) -> Codes:
-        """Returns the unpacked weight. Raises UserError as `zeros` and `group` do."""
+        """Returns the unpacked weight. Raises UserError as `unpack_zeros` and `group` do."""
         scheme, part = self.scheme, {name: stored.read() for name, stored in self.parts.items()}
         if scheme.layout in (V1, V2):
             values, scales = unpack(part["qweight"], scheme.bits).T.contiguous(), part["scales"].T

@@ -19,7 +19,7 @@ from train.data.batches import Stream
 from train.device import select, send
 from train.transformer.network import Transformer
 
-from . import noise as masking
+from . import noise
 from .noise import AnswerBlocks
 
 FILLER = 0.05  # weight of the easily guessed tokens after an answer's end
@@ -81,7 +81,7 @@ def _sample_copies(
     stream: Stream, step: int, contract: Contract, early: float, generator: torch.Generator
 ) -> tuple[AnswerBlocks, Copies]:
     """Returns this process's rows of a step's batch, and their clean and noisy copies."""
-    laid = masking.lay_out(stream.select_examples(step), contract, 0, generator)
+    laid = noise.lay_out(stream.select_examples(step), contract, 0, generator)
     masked = sample_noise(laid, contract, early, generator)
     laid, masked = laid.take_own_rows(), distributed.take_own_rows(masked)
     return laid, make_copies(laid, contract, masked)
@@ -101,14 +101,14 @@ def sample_noise(canvas: AnswerBlocks, contract: Contract, early: float, generat
 
     If early is 1, all ratios are equally frequent, as in decoding one token per step; if it is above 1, wholly masked
     blocks are more frequent, as in decoding in few steps. In about half of the rows the masked positions are scattered,
-    in the others they are at the block's end, as in `masking.sample_block_mask`.
+    in the others they are at the block's end, as in `noise.sample_block_mask`.
     """
     positions = canvas.list_block_positions(contract)
-    rows, blocks = len(positions), masking.find_blocks(canvas, contract, positions)
+    rows, blocks = len(positions), noise.find_blocks(canvas, contract, positions)
     ratios = 1 - torch.rand((rows, int(blocks.number.max()) + 1), generator=generator) ** early  # [batch, blocks]
     ratio = ratios.gather(1, blocks.number)
     scattered = torch.rand(positions.shape, generator=generator) < ratio
-    behind = masking.mark_tail(blocks, ratio)
+    behind = noise.mark_tail(blocks, ratio)
     chosen = torch.where(torch.rand((rows, 1), generator=generator) < 0.5, scattered, behind)
     return chosen & (positions >= canvas.start[:, None]) & (positions < canvas.length[:, None])
 
@@ -128,15 +128,15 @@ def make_copies(canvas: AnswerBlocks, contract: Contract, masked: Tensor) -> Cop
     Attention in the clean copy is causal in causal models, else block-causal; in the noisy copy it is block-causal. The
     prompt's last tokens are in the noisy copy too if they are in the answer's first block.
 
-    masked bool [batch, noisy]: which positions in `canvas.blocks` are masked. `canvas` may be some rows of a batch, and
-    `noisy` the width that the whole batch needs.
+    masked bool [batch, noisy]: which of the positions in `canvas.list_block_positions` are masked. `canvas` may be some
+    rows of a batch, and `noisy` the width that the whole batch needs.
     """
     clean, positions = canvas.ids.shape[1], canvas.list_block_positions(contract, masked.shape[1])
     noisy = positions.shape[1]
     source = canvas.ids.gather(1, positions.clamp_max(clean - 1))
     source = source.masked_fill(positions >= canvas.length[:, None], contract.pad_id)
     ids = torch.cat((canvas.ids, source.masked_fill(masked, contract.mask_id)), dim=1)
-    before = masking.find_begins(canvas, contract, positions)  # clean tokens that a noisy block sees, [batch, noisy]
+    before = noise.find_begins(canvas, contract, positions)  # clean tokens that a noisy block sees, [batch, noisy]
     seen = torch.cat((_mask_clean_rows(canvas, contract, noisy), _mask_noisy_rows(before, clean)), dim=1)
     mask = torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))[:, None]
     rows = clean + torch.arange(noisy).expand_as(positions)
