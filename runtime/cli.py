@@ -6,6 +6,7 @@ import argparse
 import json
 import math
 import os
+import select
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields
@@ -18,7 +19,7 @@ from .contract import MODES
 from .engines.registry import DEFAULT, DEVICES, KINDS
 from .errors import DeviceError, NumericalError, UserError
 from .model import Model
-from .open_bundle import POLICIES, load
+from .open_bundle import MOST_THREADS, POLICIES, load
 from .text.chat_template import check_arguments
 
 T = TypeVar("T")
@@ -99,9 +100,11 @@ def run(command: Callable[[], int]) -> int:
     """Returns a command's exit code: its own, 1 if the model's scores are not numbers or a device failed, 2 for a
     user's mistake, 130 for an interrupt.
 
-    If the reader of the output closed the pipe, nothing is printed and the code is 0. An OSError that the command does
-    not report itself, such as a full disk, is also reported in one line.
+    If the reader of stdout closed the pipe, nothing is printed and the code is 0; if the reader of stderr did, the
+    command ends early and the code is 1. An OSError that the command does not report itself, such as a full disk, is
+    also reported in one line. A closed standard stream is replaced by the null device.
     """
+    _open_missing_streams()
     try:
         code = command()
         sys.stdout.flush()
@@ -111,8 +114,10 @@ def run(command: Callable[[], int]) -> int:
     except (NumericalError, DeviceError) as error:
         return _report(error, FAILED)
     except BrokenPipeError:
+        cut = _has_no_reader(sys.stderr) and not _has_no_reader(sys.stdout)  # what stdout has is not the whole output
+        _silence(sys.stderr)
         _silence(sys.stdout)
-        return DONE
+        return FAILED if cut else DONE
     except UnicodeEncodeError as error:
         lacking = error.object[error.start : error.start + 1]
         advice = "set PYTHONIOENCODING=utf-8, or give --json"
@@ -143,10 +148,17 @@ def parse_template_args(text: str) -> dict[str, Any]:
         ) from None
 
 
+def parse_threads(text: str) -> int:
+    """Parses a number of threads, for argparse."""
+    if not text.isascii() or not text.isdecimal() or not len(text) <= 9 or not 1 <= int(text) <= MOST_THREADS:
+        raise argparse.ArgumentTypeError(f"got {text[:20]!r}; expected 1 to {MOST_THREADS} threads")
+    return int(text)
+
+
 ENGINE_OPTIONS = (  # options of every command that loads a bundle
     option("--engine", metavar="NAME", help=HELP["engine"]),
     option("--device", choices=DEVICES, default="cpu", help=HELP["device"]),
-    option("--threads", type=int, metavar="N", help=HELP["threads"]),
+    option("--threads", type=parse_threads, metavar="N", help=HELP["threads"]),
     option("--verify", choices=POLICIES, default="first", help=HELP["verify"]),
     option("--trust-engine", action="store_true", help=HELP["trust-engine"]),
     option("--allow-spinning", action=argparse.BooleanOptionalAction, default=True, help=HELP["allow-spinning"]),
@@ -180,6 +192,25 @@ def load_model(args: argparse.Namespace) -> Model:
     )
 
 
+def _open_missing_streams() -> None:
+    """Replaces standard streams that were closed when the program was started; Python has None for them."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            # of the free numbers the lowest, which is the closed stream's: no other file gets it, and libraries' prints
+            handle = os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, os.fdopen(handle, mode, encoding="utf-8"))
+
+
+def _has_no_reader(stream: TextIO) -> bool:
+    """Returns whether a stream is a pipe or a socket whose other end is closed."""
+    try:
+        events = select.poll()
+        events.register(stream.fileno(), 0)
+    except (OSError, AttributeError):  # not a file; a system without poll
+        return False
+    return any(found & (select.POLLERR | select.POLLHUP) for _, found in events.poll(0))
+
+
 def _report(error: Exception, code: int) -> int:
     try:
         print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
@@ -205,10 +236,17 @@ def choose_served_name(bundle: str | Path, name: str | None) -> str:
 
 def parse_port(text: str) -> int:
     """Parses a TCP port. Checked here, since getaddrinfo wraps a number above 65535 to another port."""
-    number = int(text)
-    if not 0 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"{number} is not a port; expected 0 to 65535")
-    return number
+    if not text.isascii() or not text.isdecimal() or not len(text) <= 9 or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text[:20]!r} is not a port; expected 0 to 65535")
+    return int(text)
+
+
+def parse_png(text: str) -> Path:
+    """Parses the path of a picture to write, for argparse."""
+    path = parse_path(text)
+    if path.suffix.lower() != ".png":
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected a path that ends in .png")
+    return path
 
 
 def parse_at_least_1(text: str) -> int:

@@ -23,6 +23,7 @@ from .cli import (
     make_cli_parser,
     option,
     parse_at_least_1,
+    parse_whole,
     print_json,
     run,
 )
@@ -198,9 +199,9 @@ def read_prompt(args: argparse.Namespace) -> str | list[int]:
 def parse_whole_numbers(text: str) -> list[int]:
     """Parses token ids such as `1,2,3`."""
     try:
-        return [int(part) for part in text.split(",")] if text.strip() else []
+        return [parse_whole(part) for part in text.split(",")] if text.strip() else []
     except ValueError:
-        raise UserError(f"--token-ids is {text!r}; expected whole numbers with commas, as in 1,2,3") from None
+        raise UserError(f"--token-ids is {text[:80]!r}; expected token ids with commas, as in 1,2,3") from None
 
 
 OPTIONS = (

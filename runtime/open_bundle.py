@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .backend import Backend
     from .bundle.manifest import Bundle, Engine
 
+MOST_THREADS = 1024  # more take seconds to start, and no machine here has as many cores
 POLICIES = ("first", "always", "never")  # when a bundle's files are verified
 
 
@@ -55,14 +56,15 @@ def load(
             hang or take all memory, and for an engine that does not compute on this machine what PyTorch computed at
             its export.
     """
+    from .bundle.manifest import check_regular
     from .bundle.store import read
     from .text.chat_template import add_arguments
     from .text.tokenizer import Tokenizer
 
     if not str(path):  # Path("") is the current folder
         raise UserError("the bundle's path is empty; expected the folder of a bundle")
-    if threads is not None and threads < 1:
-        raise UserError(f"threads is {threads}; expected at least 1")
+    if threads is not None and not 1 <= threads <= MOST_THREADS:
+        raise UserError(f"threads is {threads}; expected 1 to {MOST_THREADS}")
     bundle = read(Path(path))
     template = add_arguments(bundle.chat_template, template_args) if template_args else bundle.chat_template
     engines = choose_engines(bundle, engine, device)
@@ -73,6 +75,11 @@ def load(
     options = OpenOptions(device, threads, trust_engine, allow_spinning, cuda_graphs)
     if verify not in POLICIES:
         raise UserError(f"verify is {verify!r}; expected {', '.join(POLICIES[:-1])} or {POLICIES[-1]}")
+    if verify == "never":  # nothing below looks at what the files are
+        named = {*bundle.texts, *(name for each in engines for name in each.hashed_files)}
+        for file in (bundle.path / name for name in sorted(named)):
+            if file.exists():
+                check_regular(file)
     proved = verify == "never" or _try_files(bundle, first, options, verify)
     chosen, backend = kind.open(bundle, engines, options)
     if not proved:

@@ -14,7 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from .bundle.manifest import read
-from .cli import DONE, ENGINE_OPTIONS, expect, load_model, make_cli_parser, option, parse_counts, print_json, run
+from .cli import (
+    DONE,
+    ENGINE_OPTIONS,
+    expect,
+    load_model,
+    make_cli_parser,
+    option,
+    parse_counts,
+    parse_png,
+    print_json,
+    run,
+)
 from .engines.registry import choose_engines
 from .errors import UserError
 from .model import Model
@@ -208,7 +219,7 @@ OPTIONS = (
     ),
     option("--tokens-per-forward", type=float, default=2.3, metavar="T", help=HELP["tokens-per-forward"]),
     option("--devices", default=",".join((*DEVICES, "local")), metavar="NAME,...", help=HELP["devices"]),
-    option("--plot", type=Path, metavar="FILE.png", help=HELP["plot"]),
+    option("--plot", type=parse_png, metavar="FILE.png", help=HELP["plot"]),
     option("--repeat", type=int, default=20, metavar="N", help="runs of each measured step of BUNDLE (default: 20)"),
     option("--json", action="store_true", help="print one JSON object: ms, GB (1e9 bytes), 1e12 operations per second"),
     *ENGINE_OPTIONS,

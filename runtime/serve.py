@@ -149,7 +149,7 @@ def read_api_keys(file: str | None) -> tuple[str, ...]:
     if file is None:
         return ()
     try:
-        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8").splitlines()]
+        lines = [line.strip() for line in Path(file).read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--api-key-file {file} cannot be read ({error}); give a text file, one key per line") from None
     keys = tuple(filter(None, lines))
@@ -158,6 +158,8 @@ def read_api_keys(file: str | None) -> tuple[str, ...]:
     for number, line in enumerate(lines, start=1):
         if len(line.split()) > 1:
             raise UserError(f"--api-key-file {file} has a space in line {number}; expected one key per line")
+        if not line.isascii():  # clients differ in how they encode such a header
+            raise UserError(f"--api-key-file {file} has a key that is not ASCII in line {number}; give another key")
     return keys
 
 

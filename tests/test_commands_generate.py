@@ -187,10 +187,12 @@ def test_generate_show_prints_the_answer_on_a_terminal_that_is_not_redrawn(
         (["BUNDLE", PROMPT, "--temperature", "hot"], "got 'hot'; expected a finite number"),
         (["BUNDLE", PROMPT, "--seed", "9223372036854775808"], "expected a whole number of 64 bits"),
         (["BUNDLE", PROMPT, "--token-ids", "1,2"], "both a prompt and --token-ids"),
-        (["BUNDLE", "--token-ids", "1,x"], "expected whole numbers"),
+        (["BUNDLE", "--token-ids", "1,x"], "expected token ids with commas"),
+        (["BUNDLE", "--token-ids", "9" * 30], "expected token ids with commas"),
         (["BUNDLE", "--token-ids", f"1,{VOCAB}"], "not in the vocabulary"),
         (["BUNDLE", PROMPT, "--engine", "trt-fp16"], "trt-fp16"),
-        (["BUNDLE", PROMPT, "--threads", "0"], "threads is 0"),
+        (["BUNDLE", PROMPT, "--threads", "0"], "--threads: got '0'; expected 1 to 1024 threads"),
+        (["BUNDLE", PROMPT, "--threads", str(1 << 31)], "expected 1 to 1024 threads"),
         (["BUNDLE", PROMPT, "--commit", "separate"], "unrecognized arguments"),
         (["BUNDLE", PROMPT, "--loud"], "--help lists the options"),
         ([], "--help lists the options"),
@@ -223,6 +225,29 @@ def test_a_closed_pipe_ends_quietly(bundle: str) -> None:
     done = subprocess.run(line, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, timeout=120, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_an_answer_that_is_cut_since_nobody_reads_its_steps_is_no_success(bundle: str) -> None:
+    line = [sys.executable, "-m", "runtime.generate", bundle, PROMPT, "--show"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=writer, timeout=120, check=False)
+    os.close(writer)
+    assert done.returncode == 1 and done.stdout != f"{ANSWER}\n".encode()
+
+
+@pytest.mark.parametrize(
+    ("closed", "words", "code", "out"),
+    [
+        ("<&-", "", 2, ""), ("<&-", "'{prompt}'", 0, ANSWER), (">&-", "'{prompt}'", 0, ""), (">&-", "--help", 0, ""),
+        ("2>&-", "'{prompt}' --show", 0, ANSWER), ("2>&-", "''", 2, ""), ("<&- >&- 2>&-", "'{prompt}'", 0, ""),
+    ],
+)  # fmt: skip
+def test_a_closed_standard_stream_is_the_null_device(bundle: str, closed: str, words: str, code: int, out: str) -> None:
+    line = f"{sys.executable} -m runtime.generate {bundle} {words.format(prompt=PROMPT)} {closed}"
+    done = subprocess.run(["sh", "-c", line], cwd=ROOT, capture_output=True, timeout=120, check=False)
+    assert done.returncode == code and done.stdout.decode().strip() == out, done.stderr
+    assert done.stderr.count(b"\n") == (1 if code and "2>&-" not in closed else 0), done.stderr
 
 
 def test_an_interrupt_ends_with_130(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:

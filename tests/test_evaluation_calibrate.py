@@ -334,7 +334,7 @@ def test_what_cannot_be_calibrated_is_told_in_one_line(
         ("--bundle none.bundle", "no bundle at none.bundle"),
         ("--bundle BUNDLE --engine ort-int4", "has no engine 'ort-int4'"),
         ("--bundle BUNDLE --engine ort-int4 --teacher-report none.json", "has no engine 'ort-int4'"),
-        ("--bundle BUNDLE --threads 0", "--threads is 0"),
+        ("--bundle BUNDLE --threads 0", "--threads: got '0'; expected 1 to 1024 threads"),
         ("--bundle BUNDLE --batch 4", "--batch was given with --bundle"),
         ("--bundle BUNDLE --task maths", "unknown task 'maths'"),
         ("--bundle BUNDLE --count 0", "'0' is not a whole number from 1"),

@@ -57,7 +57,8 @@ def test_sigterm_finishes_the_stream_that_was_begun(tmp_path: Path) -> None:
     [
         (["--adaptive-threshold", "0.9"], "LOW:HIGH"), (["--adaptive-threshold", "0.5:7"], "outside [0, 1]"),
         (["--api-key-file", "nowhere"], "cannot be read"), (["--host", "no.such.host.invalid"], "cannot listen"),
-        (["--port", "99999"], "0 to 65535"), (["--queue", "0"], "from 1 to 999999999"), (["--workers", "x"], "workers"),
+        (["--port", "99999"], "0 to 65535"), (["--port", "abc"], "'abc' is not a port; expected 0 to 65535"),
+        (["--queue", "0"], "from 1 to 999999999"), (["--workers", "x"], "workers"),
         (["--slots", "2"], "--slots is 2, but engine ort-fp32 takes one sequence; give --slots 1, or export"),
         (["--slots", "2", "--workers", "2"], "leave --workers 2 out"),
         (["--allow-host", "http://box/"], "not a host name"), (["--allow-host", "*"], "not a host name"),
@@ -98,6 +99,11 @@ def test_a_line_of_the_key_file_is_a_key_and_no_more(tmp_path: Path) -> None:
     assert read_api_keys(str(file)) == ("sk-1", "sk-2") and read_api_keys(None) == ()
     file.write_text("sk-1\n# team A\nsk-2\n")
     with pytest.raises(UserError, match="has a space in line 2; expected one key per line"):
+        read_api_keys(str(file))
+    file.write_text("\ufeffsecret\r\n")
+    assert read_api_keys(str(file)) == ("secret",)
+    file.write_text("sk-1\nkl\u00e9\n")
+    with pytest.raises(UserError, match="not ASCII in line 2"):
         read_api_keys(str(file))
 
 

@@ -176,7 +176,7 @@ def test_bf16_is_the_default_where_the_processor_says_it_has_it(monkeypatch: pyt
         ("--bf16", "--bf16 was given with --bundle"),
         ("--block 4", "--block was given with --bundle"),
         ("--mask-id 4", "--mask-id was given with --bundle"),
-        ("--threads 0", "--threads is 0"),
+        ("--threads 0", "--threads: got '0'; expected 1 to 1024 threads"),
     ],
 )
 def test_options_that_an_engine_does_not_have_are_refused(

@@ -15,7 +15,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from runtime.cli import DONE, FAILED, add_options, fill_dataclass, make_cli_parser, option, parse_at_least_1, print_json
+from runtime.cli import (
+    DONE,
+    FAILED,
+    add_options,
+    fill_dataclass,
+    make_cli_parser,
+    option,
+    parse_at_least_1,
+    parse_png,
+    print_json,
+)
 from runtime.cli import run as run_command
 from runtime.contract import GateSpec
 from runtime.errors import UserError
@@ -285,7 +295,9 @@ OPTIONS = (
         help="store the result in the model as its default (default: on)",
     ),
     option("--seed", type=int, default=0, help="seed of the masks for the reliability diagram (default: 0)"),
-    option("--plot", type=Path, metavar="PNG", help="file to plot the reliability diagram to (default: no plot)"),
+    option(
+        "--plot", type=parse_png, metavar="FILE.png", help="file to plot the reliability diagram to (default: no plot)"
+    ),
     option("--out", type=Path, help="file to write the JSON report to (default: none)"),
     option("--json", action="store_true", help="print the report as one JSON object"),
 )

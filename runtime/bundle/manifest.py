@@ -319,6 +319,8 @@ def check_regular(file: Path) -> Path:
     try:
         plain = stat.S_ISREG(file.stat().st_mode)
     except OSError as error:
+        if isinstance(error, PermissionError):
+            raise UserError(f"{file} cannot be read ({error.strerror}); change its folder's permissions") from None
         reason = f"is a link that leads nowhere ({error.strerror})" if file.is_symlink() else "is missing"
         raise UserError(f"{file} {reason}; copy or export the bundle again") from None
     if not plain:

@@ -261,8 +261,8 @@ FAULTS = (
     Fault(
         "a noisy block sees its own clean tokens",
         "train/masking/all_blocks.py",
-        "before = masking.find_begins(canvas, contract, positions)",
-        "before = masking.find_begins(canvas, contract, positions) + contract.block",
+        "before = noise.find_begins(canvas, contract, positions)",
+        "before = noise.find_begins(canvas, contract, positions) + contract.block",
         "masking_all_blocks",
     ),
     Fault(

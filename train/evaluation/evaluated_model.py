@@ -11,7 +11,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from runtime.backend import Backend
-from runtime.cli import add_options, option
+from runtime.cli import add_options, option, parse_threads
 from runtime.contract import MODES, GateSpec, parse_gate
 from runtime.errors import UserError
 from runtime.text.tokenizer import read_engine
@@ -95,8 +95,6 @@ def open_evaluated_model(options: ModelOptions) -> EvaluatedModel:
 def check_model_options(options: ModelOptions) -> None:
     """Raises UserError, before a model is loaded, for one that does not exist, an engine that the bundle lacks, and
     options that only the other kind of model has."""
-    if options.threads is not None and options.threads < 1:
-        raise UserError(f"--threads is {options.threads}; expected at least 1")
     if options.ckpt is not None:
         if not options.ckpt.exists():
             made = "give a .pt file that blockstep train wrote, or a Hugging Face directory"
@@ -137,7 +135,7 @@ MODEL_OPTIONS = (
         "--attention", choices=table.ALL, help="attention mask to run the weights under (default: the checkpoint's)"
     ),
     option("--batch", type=int, help=f"answers decoded at once in PyTorch (default: {BATCH})"),
-    option("--threads", type=int, help=HELP["threads"]),
+    option("--threads", type=parse_threads, metavar="N", help=HELP["threads"]),
     option("--bf16", action="store_true", default=None, help=HELP["bf16"]),
     RAW_OPTION,
     GATE_OPTION,
