@@ -33,7 +33,7 @@ from .contract_from_checkpoint import make_export_contract
 from .graph.ort_graph import ORT_PRECISIONS
 from .onnx import OnnxBundle, write_bundle
 from .precisions import PRECISIONS
-from .proof.against_own_code import Agreement, Decoded, decode, measure_agreement, run_own_code
+from .proof.against_own_code import Agreement, DecodedAnswer, decode, measure_agreement, run_own_code
 from .proof.held_out import make_recorded_requests
 from .proof.prove import sample_requests
 
@@ -89,7 +89,7 @@ class Page:
     size: int
     precision: str
     checks: list[Check]
-    decoded: list[Decoded] = field(default_factory=list)
+    decoded: list[DecodedAnswer] = field(default_factory=list)
     texts: list[str] = field(default_factory=list)
     own: dict[str, Any] = field(default_factory=dict)
     agreements: list[Agreement] = field(default_factory=list)

@@ -13,7 +13,7 @@ import onnx
 from runtime.bundle.store import Bundle, Engine, read
 from runtime.cli import DONE, FAILED, make_cli_parser, option, print_json, run
 from runtime.engines.registry import KINDS
-from runtime.errors import UserError
+from runtime.errors import UserError, describe_error
 
 MEMORY = {  # GB; a Jetson's is shared by CPU and GPU, a card's is its own
     "orin-nano": 8, "orin-nx": 16, "agx-orin": 64, "thor": 128,
@@ -60,7 +60,7 @@ class EngineShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Need:
+class MemoryNeed:
     """Holds the bytes that an engine needs at a KV-cache capacity (positions)."""
 
     capacity: int
@@ -75,7 +75,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Holds whether an engine fits a device at a `Need`'s capacity, and the largest capacity that fits, or None.
+    """Holds whether an engine fits a device at a `MemoryNeed`'s capacity, and the largest capacity that fits, or None.
 
     The largest capacity is at most the context that the model was trained with, if the bundle records it.
     """
@@ -153,7 +153,7 @@ def derive_engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> En
     try:
         graph = onnx.load(file, load_external_data=False).graph
     except Exception as error:  # protobuf's and the system's errors have no common class
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())[:100]}); export it again") from None
+        raise UserError(f"{file} cannot be read ({describe_error(error, 100)}); export it again") from None
     sizes = {initializer.name: tuple(initializer.dims) for initializer in graph.initializer}
     caches = [BYTES[i.type.tensor_type.elem_type] for i in graph.input if i.name == "past_key_values.0.key"]
     hidden = _find_size(sizes, file, "norm.weight", 1)
@@ -177,7 +177,7 @@ def derive_engine_shape(bundle: Bundle, engine: Engine, batch: int | None) -> En
     )
 
 
-def compute_need(shape: EngineShape, capacity: int) -> Need:
+def compute_need(shape: EngineShape, capacity: int) -> MemoryNeed:
     """Returns the bytes that an engine needs at a capacity.
 
     The activations are the hidden states and the largest of what attention, MLP and head need.
@@ -192,10 +192,14 @@ def compute_need(shape: EngineShape, capacity: int) -> Need:
     attention = tokens * (packed + scores + mask)
     mlp = tokens * 3 * shape.ffn * shape.item
     head = 3 * 4 * shape.batch * shape.block * shape.vocab  # logits, probabilities and their product, in fp32
-    return Need(capacity, shape.weights, cache, 2 * tokens * shape.hidden * shape.item + max(attention, mlp, head))
+    return MemoryNeed(
+        capacity, shape.weights, cache, 2 * tokens * shape.hidden * shape.item + max(attention, mlp, head)
+    )
 
 
-def judge_fit(device: str, shape: EngineShape, need: Need, system_gb: float, context: int | None = None) -> Verdict:
+def judge_fit(
+    device: str, shape: EngineShape, need: MemoryNeed, system_gb: float, context: int | None = None
+) -> Verdict:
     """Returns whether an engine fits a device, and the largest KV-cache capacity that fits, at most `context`."""
     left = (MEMORY[device] - system_gb) * 1e9
     low, high = 0, context or MOST  # the largest capacity that fits is in [low, high]
@@ -205,7 +209,7 @@ def judge_fit(device: str, shape: EngineShape, need: Need, system_gb: float, con
     return Verdict(device, float(MEMORY[device]), system_gb, need.total <= left, low or None)
 
 
-def report(engine: str, need: Need, verdicts: Sequence[Verdict], context: int | None) -> Iterator[str]:
+def report(engine: str, need: MemoryNeed, verdicts: Sequence[Verdict], context: int | None) -> Iterator[str]:
     """Yields the lines of the plain report, in GB."""
     yield f"{engine} at a KV-cache capacity of {need.capacity} positions, in GB of 1e9 bytes, estimated from shapes"
     for name in ("weights", "cache", "activations", "total"):

@@ -17,48 +17,48 @@ NUMBER_LIMIT = 1 << 24  # far above any model's numbers: an array sized by a dam
 
 
 @dataclass(frozen=True, slots=True)
-class Expected:
+class FieldRule:
     """Describes what a field may hold. text: in words; holds: tests a value."""
 
     text: str
     holds: Callable[[Any], bool]
 
 
-def whole(least: int, most: int = NUMBER_LIMIT) -> Expected:
+def whole(least: int, most: int = NUMBER_LIMIT) -> FieldRule:
     """Expects a whole number from `least` to `most`."""
     text = f"a whole number from {least} to {most}"
-    return Expected(text, lambda value: type(value) is not bool and isinstance(value, int) and least <= value <= most)
+    return FieldRule(text, lambda value: type(value) is not bool and isinstance(value, int) and least <= value <= most)
 
 
-def number(least: float, most: float = NUMBER_LIMIT, text: str = "") -> Expected:
+def number(least: float, most: float = NUMBER_LIMIT, text: str = "") -> FieldRule:
     """Expects a number from `least` to `most`. text: describes it in messages, in place of the bounds."""
-    return Expected(
+    return FieldRule(
         text or f"a number from {least:g} to {most}",
         lambda value: type(value) is not bool and isinstance(value, int | float) and least <= value <= most,
     )
 
 
-def one_of(allowed: Collection[str]) -> Expected:
+def one_of(allowed: Collection[str]) -> FieldRule:
     """Expects one of the texts."""
-    return Expected(f"one of {', '.join(allowed)}", lambda value: isinstance(value, str) and value in allowed)
+    return FieldRule(f"one of {', '.join(allowed)}", lambda value: isinstance(value, str) and value in allowed)
 
 
-def optional(expected: Expected) -> Expected:
+def optional(expected: FieldRule) -> FieldRule:
     """Expects what `expected` describes, or None."""
-    return Expected(expected.text, lambda value: value is None or expected.holds(value))
+    return FieldRule(expected.text, lambda value: value is None or expected.holds(value))
 
 
-def row(each: Expected, text: str, most: int) -> Expected:
+def row(each: FieldRule, text: str, most: int) -> FieldRule:
     """Expects a list of 1 to `most` values that `each` describes."""
-    return Expected(
+    return FieldRule(
         text, lambda value: isinstance(value, list | tuple) and 0 < len(value) <= most and all(map(each.holds, value))
     )
 
 
-FLAG = Expected("true or false", lambda value: isinstance(value, bool))
-TEXT = Expected("a text", lambda value: isinstance(value, str))
-OBJECT = Expected("an object", lambda value: isinstance(value, dict))
-PRINTABLE = Expected(  # for names, which are shown: a terminal would obey control characters
+FLAG = FieldRule("true or false", lambda value: isinstance(value, bool))
+TEXT = FieldRule("a text", lambda value: isinstance(value, str))
+OBJECT = FieldRule("an object", lambda value: isinstance(value, dict))
+PRINTABLE = FieldRule(  # for names, which are shown: a terminal would obey control characters
     "a text that can be printed", lambda value: isinstance(value, str) and value != "" and value.isprintable()
 )
 

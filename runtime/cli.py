@@ -17,7 +17,7 @@ from . import files
 from .bundle import strict_json
 from .contract import MODES
 from .engines.registry import DEFAULT, DEVICES, KINDS
-from .errors import DeviceError, NumericalError, UserError
+from .errors import DeviceError, NumericalError, UserError, describe_error
 from .model import Model
 from .open_bundle import MOST_THREADS, POLICIES, load
 from .text.chat_template import check_arguments
@@ -213,7 +213,7 @@ def _has_no_reader(stream: TextIO) -> bool:
 
 def _report(error: Exception, code: int) -> int:
     try:
-        print("error:", " ".join(str(error).split()), file=sys.stderr, flush=True)
+        print("error:", describe_error(error), file=sys.stderr, flush=True)
     except OSError:  # stderr cannot be written: only the exit code reports the error
         _silence(sys.stderr)
     return code

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
-from .checked_fields import NUMBER_LIMIT, Expected, number, one_of, optional, parse_fields, row, whole
+from .checked_fields import NUMBER_LIMIT, FieldRule, number, one_of, optional, parse_fields, row, whole
 from .decoding.gate import COMPARE, RULES, Unit
 from .errors import UserError
 
@@ -31,7 +31,7 @@ TOKEN = whole(0)
 TEMPERATURE = number(0.01, 100.0)  # a decision temperature
 
 
-def size(name: str) -> Expected:
+def size(name: str) -> FieldRule:
     """Returns what the field `name` may hold: a whole number from 1 to its limit."""
     return whole(1, FIELD_LIMITS.get(name, NUMBER_LIMIT))
 
@@ -95,7 +95,7 @@ class Contract:
     canvas: Annotated[int, size("canvas")]
     capacity: Annotated[int, size("capacity")]
     mask_id: Annotated[int, TOKEN]
-    eos_ids: Annotated[tuple[int, ...], Expected("a list of token ids", lambda ids: isinstance(ids, list | tuple))]
+    eos_ids: Annotated[tuple[int, ...], FieldRule("a list of token ids", lambda ids: isinstance(ids, list | tuple))]
     pad_id: Annotated[int, TOKEN]
     vocab: Annotated[int, size("vocab")]
     layers: Annotated[int, size("layers")]

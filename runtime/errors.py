@@ -32,6 +32,11 @@ class DeviceError(RuntimeError):
     call; commands exit 1."""
 
 
+def describe_error(error: BaseException, longest: int = LONGEST) -> str:
+    """Returns an exception's message as one line of at most `longest` characters; if it has none, its class's name."""
+    return " ".join(str(error).split())[:longest] or type(error).__name__
+
+
 def warn_once(what: str, text: str) -> None:
     """Prints a warning on stderr, once per process for each `what`."""
     if what not in _warned:

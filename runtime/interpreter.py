@@ -30,7 +30,7 @@ class NotReached(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ProcessEnd:
     """Describes how a process ended after its greeting. code: its exit code, negative for a signal, None if its time
     ran out; report: what it reported, if anything; error_text: the end of its stderr, on one line."""
 
@@ -50,7 +50,7 @@ def list_interpreters() -> list[str]:
     return list(dict.fromkeys([*pythons, *(place for place in places if os.access(place, os.X_OK))]))
 
 
-def run_code(executable: str, code: str, given: str, seconds: float) -> Outcome:
+def run_code(executable: str, code: str, given: str, seconds: float) -> ProcessEnd:
     """Runs `code` with `given` as its stdin, and kills it `seconds` after its greeting.
 
     The code prints a line with MARK as its greeting, and later a line with MARK and its report. Raises NotReached if
@@ -85,7 +85,7 @@ def run_code(executable: str, code: str, given: str, seconds: float) -> Outcome:
     if not greeted:
         how = f"ended with {ended}" if ended is not None else f"did not run it within {GREETING:g} s"
         raise NotReached(f"{executable} {how}" + (f": {error_text}" if error_text else ""))
-    return Outcome(ended, reports[-1] if len(reports) > 1 else None, error_text)
+    return ProcessEnd(ended, reports[-1] if len(reports) > 1 else None, error_text)
 
 
 def _wait(process: Popen[bytes], seconds: float) -> int | None:

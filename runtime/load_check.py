@@ -21,7 +21,7 @@ from .errors import DeviceError, NumericalError, UserError
 
 if TYPE_CHECKING:
     from .bundle.manifest import Bundle, Engine
-    from .interpreter import Outcome
+    from .interpreter import ProcessEnd
 
 MEMORY = 1 << 30  # bytes that the child may take beyond its interpreter and libraries, in addition to
 COPIES = 4  # times the files' size: as they are, converted, packed for the kernels, and some room
@@ -97,7 +97,7 @@ def find_child_paths() -> dict[str, Any]:
     return {"path": found, "start": package.__file__, "package": list(package.__path__)}
 
 
-def judge(what: str, outcome: Outcome, seconds: int) -> None:
+def judge(what: str, outcome: ProcessEnd, seconds: int) -> None:
     """Raises UserError unless the child came to its end and refused nothing."""
     if outcome.code is None:
         raise UserError(f"{what} did not end within {seconds * PATIENCE} s {ADVICE}")

@@ -21,8 +21,8 @@ from .decoding.options import (
     Prompt,
     Request,
     Threshold,
+    complete_options,
     convert_token_ids,
-    settle,
 )
 from .decoding.prefix_cache import Session
 from .decoding.request_state import Result
@@ -203,7 +203,7 @@ class Model:
         ids = self._encode(prompt, options.raw) if isinstance(prompt, str) else convert_token_ids(prompt)
         if isinstance(options.suffix, str):
             options = replace(options, suffix=self.tokenizer.encode(options.suffix))
-        return Request(ids, settle(self.contract, ids, options))
+        return Request(ids, complete_options(self.contract, ids, options))
 
     def _encode(self, text: str, raw: bool) -> Ints:
         if not text:  # a chat template would make tokens even of an empty text

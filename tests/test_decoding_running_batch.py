@@ -18,7 +18,7 @@ from runtime.backend import Backend, Forward, Proposal
 from runtime.contract import ALIGNMENTS, Contract
 from runtime.decoding.batch import Step
 from runtime.decoding.loop import decode_steps
-from runtime.decoding.options import DecodeOptions, Request, settle
+from runtime.decoding.options import DecodeOptions, Request, complete_options
 from runtime.decoding.running_batch import PATIENCE, RunningBatch
 from runtime.errors import DeviceError, NumericalError, UserError
 from runtime.model import Model
@@ -40,9 +40,9 @@ def mixed(rng: random.Random, contract: Contract, longest: int = 20) -> Request:
     )
     filled = replace(options, max_new_tokens=rng.randint(1, 3), suffix=(5,) * rng.randint(0, 2))
     try:
-        return Request(prompt, settle(contract, prompt, filled))
+        return Request(prompt, complete_options(contract, prompt, filled))
     except UserError:  # no room for that suffix
-        return Request(prompt, settle(contract, prompt, options))
+        return Request(prompt, complete_options(contract, prompt, options))
 
 
 def alone(backend: Backend, request: Request) -> list[Step]:

@@ -23,7 +23,7 @@ from runtime.bundle.store import read, set_gate, write
 from runtime.contract import ALIGNMENTS, MODES, GateSpec
 from runtime.errors import UserError
 from train import calibrate, distill, evaluate, open_checkpoint, tasks, teacher
-from train.calibrate import Outcome
+from train.calibrate import CalibrationPoint
 from train.data import prompts
 from train.data.batches import Example
 from train.evaluation import evaluated_model, reliability
@@ -122,8 +122,10 @@ def test_answers_without_room_are_not_asked_for() -> None:
     assert len(confidence) == len(right) == 0 and backend.seen == []
 
 
-def point(threshold: float | None, forwards: float, difference: float, low: float, mode: str = "block") -> Outcome:
-    return Outcome(mode, threshold, forwards, difference, low, {})
+def point(
+    threshold: float | None, forwards: float, difference: float, low: float, mode: str = "block"
+) -> CalibrationPoint:
+    return CalibrationPoint(mode, threshold, forwards, difference, low, {})
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from export.check_model import Page, format_lines, format_verdict
 from export.contract_from_checkpoint import make_export_contract
 from export.graph.ort_graph import write_ort_graph
 from export.proof import own_code
-from export.proof.against_own_code import Agreement, Decoded, decode, measure_agreement, run_own_code
+from export.proof.against_own_code import Agreement, DecodedAnswer, decode, measure_agreement, run_own_code
 from export.proof.prove import sample_requests
 from runtime.bundle.manifest import Engine
 from runtime.contract import Contract
@@ -52,7 +52,7 @@ class Exported:
     directory: Path
     contract: Contract
     inputs: Path
-    decoded: list[Decoded]
+    decoded: list[DecodedAnswer]
     stock: Any
 
 
@@ -186,7 +186,7 @@ def page_of(**given: Any) -> Page:
     return Page("Tiny", facts, 1.0, 10**6, "fp32", [Check("graph", True, "valid")], **given)
 
 
-DECODED = [Decoded(3, (1, 2), "length", 4, (0, 1))]
+DECODED = [DecodedAnswer(3, (1, 2), "length", 4, (0, 1))]
 RAN = {"torch": "2", "transformers": "5", "class": "X", "own": True, "form": "by its own rule", "seconds": 1.0}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export import fit
-from export.fit import MEMORY, MOST, EngineShape, Need, compute_need, judge_fit
+from export.fit import MEMORY, MOST, EngineShape, MemoryNeed, compute_need, judge_fit
 
 SAMPLE = Path(__file__).parent.parent / "samples" / "student.bundle"
 # Qwen3-0.6B in fp16: 28 layers, width 1024, 16 heads and 8 of keys and values, all of 128, ffn 3072.
@@ -106,7 +106,7 @@ def test_the_sample_bundle_fits_everywhere(capsys: pytest.CaptureFixture[str]) -
     assert captured.out.count("\n") == 1 and captured.err == ""
     assert told["cache"] == 2 * 6 * 1 * 64 * 4 * 512 and told["capacity"] == 512
     assert told["weights"] == sum(file.stat().st_size for file in SAMPLE.glob("ort-fp32-*.onnx"))
-    assert told["total"] == Need(512, told["weights"], told["cache"], told["activations"]).total
+    assert told["total"] == MemoryNeed(512, told["weights"], told["cache"], told["activations"]).total
     assert [device["device"] for device in told["devices"]] == list(MEMORY)
     assert all(device["fits"] for device in told["devices"])
 

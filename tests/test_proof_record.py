@@ -28,7 +28,7 @@ from runtime.bundle.reference import RecordedForward, Reference, read_reference
 from runtime.contract import Contract
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.proof.judge import judge_answers, judge_figures, prove
-from runtime.proof.replay import Replayed
+from runtime.proof.replay import ReplayResult
 from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 
@@ -143,11 +143,11 @@ def test_a_first_load_replays_no_more_rows_than_show_a_fault() -> None:
     assert count_first_load(source, forwards[:20]) == 20
 
 
-def scattered(rng: np.random.Generator, passes: int) -> Replayed:
+def scattered(rng: np.random.Generator, passes: int) -> ReplayResult:
     """A replay of `still` as another machine's last bits make it: each row off by itself, the means by little."""
     rows = 16 * passes
     top = 0.05 * rng.standard_normal((rows, 4))
-    return Replayed(
+    return ReplayResult(
         np.zeros(rows, np.int64),
         0.01 * rng.standard_normal(rows),
         0.01 * rng.standard_normal(rows),

@@ -26,7 +26,7 @@ from runtime.errors import UserError
 from runtime.open_bundle import load
 from runtime.proof import first_load
 from runtime.proof.judge import judge, measure, prove
-from runtime.proof.replay import Replayed, replay
+from runtime.proof.replay import ReplayResult, replay
 
 ROOT = Path(__file__).parent.parent
 SAMPLE, GOLDEN = ROOT / "samples" / "student.bundle", Path(__file__).parent / "golden"
@@ -206,7 +206,7 @@ def test_a_spread_is_of_the_tokens_after_the_best_and_not_of_what_moves_them_tog
     assert "top_spread" not in measure(forwards, replace(right, top_logprob=top[:, :2]))
 
 
-def spread_of(replayed: Replayed) -> float:
+def spread_of(replayed: ReplayResult) -> float:
     return measure(REFERENCE.forwards[:3], replayed)["top_spread"].value
 
 

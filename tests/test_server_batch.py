@@ -22,7 +22,7 @@ from test_server_load import asked, paced
 from runtime.decoding.options import DecodeOptions
 from runtime.errors import UserError
 from runtime.model import Model
-from runtime.server.events import End, Event, Failure, Finished
+from runtime.server.events import End, Event, Failure, FinishedBlock
 from runtime.server.request import ServerRequest
 from runtime.server.worker_pool import BatchDecoder, Job, SoloDecoder, Workers, choose_decoders
 from runtime.text.tokenizer import Tokenizer
@@ -133,7 +133,7 @@ def test_a_request_whose_events_cannot_be_made_leaves_the_others_alone(tmp_path:
 
     def job(number: int) -> Job:
         def deliver(event: Event) -> None:
-            if number == 1 and isinstance(event, Finished):
+            if number == 1 and isinstance(event, FinishedBlock):
                 raise KeyError("a bug")
             heard.setdefault(number, []).append(event)
             if isinstance(event, End | Failure):

@@ -33,7 +33,7 @@ from runtime.decisions.schema import read_schema
 from runtime.decoding.options import DecodeOptions
 from runtime.server.decision_request import DecisionRequest
 from runtime.server.decision_room import _count_prefixes
-from runtime.server.events import Finished
+from runtime.server.events import FinishedBlock
 from runtime.server.request import ServerRequest
 from runtime.server.worker_pool import BatchDecoder, Job
 
@@ -493,7 +493,7 @@ def test_no_answer_waits_for_a_decisions_end_while_the_batch_and_a_decision_run(
     asked[1] = replace(asked[1], decision=wanted)
     workers = OneThread([Job(ask, own.append) for ask, own in zip(asked, heard, strict=True)], log)
     BatchDecoder(logged, 2).run(workers)  # type: ignore[arg-type]
-    texts = ["".join(event.text for event in own if isinstance(event, Finished)) for own in heard]
+    texts = ["".join(event.text for event in own if isinstance(event, FinishedBlock)) for own in heard]
     alone = model.generate(prompt, max_new_tokens=60, threshold=1.0).text
     assert workers.ended == 3 and texts[::2] == [alone, alone]
     assert texts[1] == model.decide(prompt, obj(a=BOOLEAN, b=BOOLEAN, c=BOOLEAN), probability="ordered").text

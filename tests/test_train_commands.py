@@ -12,7 +12,7 @@ import torch
 from speaking import make_speaking_bundle
 
 from train import calibrate, collect, distill, evaluate, open_checkpoint, teacher
-from train.cli_options import settle_bf16
+from train.cli_options import choose_bf16
 from train.storage import student_pt
 from train.tasks.problem import split_of
 
@@ -163,7 +163,7 @@ def test_bf16_is_the_default_where_the_processor_says_it_has_it(monkeypatch: pyt
         faster = bool(found.get("avx512_bf16") or found.get("amx_bf16"))
         for more, expected in (([], faster), (["--bf16"], True), (["--no-bf16"], False)):
             args = teacher.make_parser().parse_args([*words, *more])
-            settle_bf16(args)
+            choose_bf16(args)
             assert args.bf16 == expected
         assert f"here: {'on' if faster else 'off'}" in " ".join(teacher.make_parser().format_help().split())
 

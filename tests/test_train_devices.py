@@ -134,7 +134,7 @@ def test_bf16_is_the_default_on_a_gpu_that_multiplies_it(there: bool, monkeypatc
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": not there})
     for words, expected in (([], there), (["--bf16"], True), (["--no-bf16"], False)):
         args = teacher.make_parser().parse_args(["--device", "cuda", "--out", "a.pt", *words])
-        cli_options.settle_bf16(args)
+        cli_options.choose_bf16(args)
         assert args.bf16 == expected
 
 

@@ -31,7 +31,7 @@ class Stopped(Exception):
     """What stops a run in the middle."""
 
 
-def run(out: Path, tensorboard: Path | None, stop: int | None = None) -> training_loop.Fitted:
+def run(out: Path, tensorboard: Path | None, stop: int | None = None) -> training_loop.TrainingResult:
     """Trains a tiny model on 12 tokens per update; stopped in the loss of step `stop`."""
     model = initialize(Transformer(tiny.shape(0)), 0)
 

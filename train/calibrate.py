@@ -61,7 +61,7 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CalibrationPoint:
     """What was measured with one mode and, in mode `block`, one threshold.
 
     forwards: mean of the tasks. difference, low: the least of any task. by_task: accuracy, forward passes, and the
@@ -81,7 +81,7 @@ def sweep(
     gate: GateSpec,
     thresholds: Sequence[float],
     reports: Sequence[BaselineReport],
-) -> list[Outcome]:
+) -> list[CalibrationPoint]:
     """Evaluates the model on the reports' problems at each threshold, and in mode `speculative` if it has that mode.
 
     Returns an outcome per threshold or mode, with the tasks' mean of forward passes and the worst task's difference.
@@ -106,11 +106,11 @@ def sweep(
         rows = by_task.values()
         forwards = sum(row["forwards"] for row in rows) / len(by_task)
         worst, low = min(row["difference"] for row in rows), min(row["difference_95"][0] for row in rows)
-        points.append(Outcome(mode, threshold, forwards, worst, low, by_task))
+        points.append(CalibrationPoint(mode, threshold, forwards, worst, low, by_task))
     return points
 
 
-def choose(points: Sequence[Outcome], target: float, bound: bool) -> Outcome | None:
+def choose(points: Sequence[CalibrationPoint], target: float, bound: bool) -> CalibrationPoint | None:
     """Returns, of the outcomes within `target` of the teacher on every task, the one with the fewest forward passes, or
     None. target: percentage points below the teacher. bound: compare the lower end of the
     difference's 95 % interval, not its mean.
@@ -193,8 +193,8 @@ def choose_thresholds(given: Sequence[float] | None, gate: GateSpec, vocab: int)
 def report(
     args: argparse.Namespace,
     gate: GateSpec,
-    points: Sequence[Outcome],
-    best: Outcome | None,
+    points: Sequence[CalibrationPoint],
+    best: CalibrationPoint | None,
     bins: dict[str, list[reliability.Bin]],
 ) -> dict[str, Any]:
     """Returns what --json prints and --out stores."""
@@ -212,7 +212,9 @@ def report(
     }
 
 
-def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec, best: Outcome) -> None:
+def keep(
+    args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec, best: CalibrationPoint
+) -> None:
     """Writes the threshold to the checkpoint or the bundle's engine, and makes the mode the default one there."""
     if best.threshold is not None:
         gate = replace(gate, threshold=best.threshold)

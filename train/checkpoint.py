@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runtime.checked_fields import OBJECT, TEXT, one_of, row
 from runtime.contract import MODES, TEMPERATURE, TOKEN, size
-from runtime.errors import UserError
+from runtime.errors import UserError, describe_error
 from runtime.text.tokenizer import read_engine
 
 from .transformer.network import ModelConfig, Transformer
@@ -75,7 +75,7 @@ class Checkpoint:
         try:
             model.load_state_dict(weights, strict=True, assign=True)
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
+            reason = describe_error(error)
             raise UserError(f"the checkpoint's weights do not fit its config: {reason}") from None
         return model.eval()
 

@@ -176,13 +176,13 @@ def add_directory_options(parser: argparse.ArgumentParser, leave_out: Collection
 
 
 def bf16_option() -> Option:
-    """Returns the option --bf16, for commands that run thousands of forward passes; `settle_bf16` sets its default."""
+    """Returns the option --bf16, for commands that run thousands of forward passes; `choose_bf16` sets its default."""
     here = "on" if bf16_is_faster("cpu") else "off"
     text = f"use bf16 autocast (default: on if the CPU or GPU has bf16 product instructions; here: {here})"
     return option("--bf16", action=argparse.BooleanOptionalAction, help=text)
 
 
-def settle_bf16(args: argparse.Namespace) -> None:
+def choose_bf16(args: argparse.Namespace) -> None:
     """Sets --bf16 by the device if it was not given; call it once the device is known to exist."""
     if args.bf16 is None:
         args.bf16 = bf16_is_faster(args.device)

@@ -31,9 +31,9 @@ from .cli_options import (
     RAW_OPTION,
     add_directory_options,
     bf16_option,
+    choose_bf16,
     make_overrides,
     parse_numbers,
-    settle_bf16,
 )
 from .data import prompts
 from .data.trajectories import NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
@@ -284,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def execute(args: argparse.Namespace) -> int:
     """Collects and prints the counts."""
     with distributed.join_processes(args.device):
-        settle_bf16(args)
+        choose_bf16(args)
         report = gather(args)
     if args.json:
         print_json(report)

@@ -29,9 +29,9 @@ from .cli_options import (
     TRAINING_OPTIONS,
     add_directory_options,
     bf16_option,
+    choose_bf16,
     make_overrides,
     parse_above_0,
-    settle_bf16,
 )
 from .data import prompts, trajectories
 from .data.batches import Stream
@@ -44,7 +44,7 @@ from .methods.next_token import make_next_token_loss
 from .methods.setup import MethodInputs, Teacher
 from .torch_backend import derive_contract
 from .trainer import resume, run_fingerprint
-from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
+from .trainer.training_loop import TOKENS, Loss, Recipe, TrainingResult, run_training, train_model
 from .transformer.compiled import CompiledForward
 
 OWN = ("--attention",)  # options of a directory that here describe the student, not the teacher
@@ -89,10 +89,10 @@ def add_next_token_loss(loss: Loss, kept: Loss, share: float, same: bool) -> Los
     return loss_of
 
 
-def distill(args: argparse.Namespace) -> Fitted:
+def distill(args: argparse.Namespace) -> TrainingResult:
     """Trains and writes `--out`. Raises UserError if the inputs do not fit together."""
     distributed.check(args.batch, args.compile, args.optimizer)
-    settle_bf16(args)
+    choose_bf16(args)
     low_rank = peft_train.parse_lora_options(args.lora_rank, args.lora_alpha)
     given = {name: getattr(args, name) for name in table.DEFAULTS}
     method, values = table.choose_method(args.method, args.attention, given)

@@ -21,7 +21,7 @@ from runtime.contract import MODES, Contract
 from runtime.errors import UserError
 
 from . import checkpoint, distributed, open_checkpoint, tasks
-from .cli_options import TRAINING_OPTIONS, bf16_option, parse_above_0, settle_bf16
+from .cli_options import TRAINING_OPTIONS, bf16_option, choose_bf16, parse_above_0
 from .data import bpe
 from .data.batches import Stream, choose_canvas, count_tokens, survey
 from .destination import DTYPES
@@ -32,7 +32,7 @@ from .methods.next_token import make_next_token_loss
 from .storage import output_files, student_pt
 from .torch_backend import derive_contract
 from .trainer import deepen, resume, run_fingerprint
-from .trainer.training_loop import TOKENS, Fitted, Loss, Recipe, run_training, train_model
+from .trainer.training_loop import TOKENS, Loss, Recipe, TrainingResult, run_training, train_model
 from .transformer.compiled import CompiledForward
 from .transformer.network import ModelConfig, Transformer, initialize
 
@@ -213,9 +213,9 @@ def make_loss(
     return make_alternating_loss(masked, make_cached_loss(model, forward, stream, derive_contract(alone)), every)
 
 
-def train(args: argparse.Namespace) -> Fitted:
+def train(args: argparse.Namespace) -> TrainingResult:
     """Trains and writes `--out`. Raises UserError for settings that do not fit together."""
-    settle_bf16(args)
+    choose_bf16(args)
     distributed.check(args.batch, args.compile, args.optimizer)
     if args.canvas is not None and args.canvas % args.block:
         raise UserError(f"--canvas {args.canvas} is not a multiple of --block {args.block}; give whole blocks")

@@ -39,7 +39,7 @@ QUIET = {  # the process's environment: it reads only local files and sends no t
 
 
 @dataclass(frozen=True, slots=True)
-class Decoded:
+class DecodedAnswer:
     """Holds the exported graph's answer to a prompt of `prompt` tokens. inputs: numbers of the recorded files."""
 
     prompt: int
@@ -69,7 +69,7 @@ class Agreement:
     every_log_prob: float = 0.0
 
 
-class Recorder:
+class InputWriter:
     """Runs a backend, and writes the inputs of its forward passes 0, 1, 3, 7, ... as if they had no KV cache.
 
     A file is `NNN.npz` with ids and visible [length], rows [n] and the graph's logits fp32 [n, vocab].
@@ -105,18 +105,18 @@ class Recorder:
 
 def decode(
     folder: Path, engine: Engine, contract: Contract, requests: Sequence[Request], inputs: Path
-) -> list[Decoded]:
+) -> list[DecodedAnswer]:
     """Answers requests with the graph in a bundle's folder; loads only its instrumented graph."""
     graph = onnx.load(folder / engine.model, load_external_data=False)
     add_logits(graph, contract.vocab)
     onnx.save(graph, file := folder / "instrumented.onnx")
-    recorder, decoded = Recorder(OrtBackend(file, contract), inputs), []
+    recorder, decoded = InputWriter(OrtBackend(file, contract), inputs), []
     for request in requests:
         wanted = min(request.options.max_new_tokens or contract.block, BLOCKS * contract.block)
         limited = replace(request, options=replace(request.options, max_new_tokens=wanted))
         result = generate(recorder, limited, gate=engine.gate)
         done = (len(request.prompt), tuple(result.token_ids), result.finish, result.forwards)
-        decoded.append(Decoded(*done, tuple(recorder.written)))
+        decoded.append(DecodedAnswer(*done, tuple(recorder.written)))
     return decoded
 
 

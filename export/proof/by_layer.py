@@ -45,7 +45,7 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class LayerDifference:
     """Holds how far a part's output is from PyTorch's, and how far it may be.
 
     A graph with quantized weights is compared with its own arithmetic in PyTorch (`quantized_reference`). Its bound is
@@ -90,7 +90,7 @@ def check_by_layer(
     yield Check("head", gap.kept, f"{what} {gap}, {figures}" + beside)
 
 
-def find_weakest(gaps: Sequence[Gap]) -> tuple[int, Gap]:
+def find_weakest(gaps: Sequence[LayerDifference]) -> tuple[int, LayerDifference]:
     """Returns the layer that comes closest to its bound, or one with a NaN, and its gap."""
     shares = [gap.apart / gap.bound if gap.apart == gap.apart else math.inf for gap in gaps]
     place = int(np.argmax(shares))
@@ -140,7 +140,7 @@ class Parts:
 
 def measure_embedding(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
-) -> Gap:
+) -> LayerDifference:
     """Returns the gap of looked-up embeddings, among them those of the first id, the mask and the last id."""
     ids = np.random.default_rng(SEED).integers(0, contract.vocab, (1, IDS))
     ids[0, :3] = 0, contract.mask_id, contract.vocab - 1
@@ -148,7 +148,7 @@ def measure_embedding(
     rows = source.weights["embed_tokens.weight"][torch.from_numpy(ids)].float()  # [1, IDS, hidden]
     near = restore_rows(rows[0])[None] if formats else rows
     # No activation is rounded here, so the bound is the precision's (fp32's if quantized), not what int8 loses.
-    return Gap(measure_distance(made, near.numpy(), rows.numpy()), PRECISIONS[precision].layer)
+    return LayerDifference(measure_distance(made, near.numpy(), rows.numpy()), PRECISIONS[precision].layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +185,7 @@ def sample_case(source: Checkpoint, contract: Contract, parts: Parts, i: int) ->
 
 def measure_layer(
     source: Checkpoint, contract: Contract, parts: Parts, i: int, precision: str, formats: OrtFormats | None = None
-) -> list[Gap]:
+) -> list[LayerDifference]:
     """Returns the gap of a layer's output and, with a KV cache, those of its new keys and values."""
     case = sample_case(source, contract, parts, i)
     made = [each.astype(np.float32) for each in run_layer(parts, i, case)]
@@ -195,7 +195,7 @@ def measure_layer(
     if i == contract.layers - 1:  # [1, width, hidden], in the order of its rows
         exact[0], near[0] = exact[0][:, case.rows[0]], near[0][:, case.rows[0]]
     return [
-        Gap(
+        LayerDifference(
             measure_distance(ours, theirs, unit), max(PRECISIONS[precision].layer, measure_distance(theirs, best, unit))
         )
         for ours, theirs, best, unit in zip(made, near, exact, units, strict=True)
@@ -243,7 +243,7 @@ def run_reference_layer(
 
 def measure_head(
     source: Checkpoint, contract: Contract, parts: Parts, precision: str, formats: OrtFormats | None = None
-) -> tuple[Gap, str]:
+) -> tuple[LayerDifference, str]:
     """Returns the gap of log-probabilities for random states after the last layer, and more figures as text.
 
     The gap is the largest of the top-1 tokens and, if the graph outputs them, of top tokens and candidates.
@@ -268,7 +268,7 @@ def measure_head(
     apart = measure_log_prob_gap(made, near, all_near)
     if contract.candidates:
         apart = find_worst(apart, subtract_candidates(all_near, forward, made))
-    return Gap(apart, bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
+    return LayerDifference(apart, bound), f"entropy {entropy:.1e}, {tokens} of {made.token.size} tokens differ"
 
 
 def predict_in_pytorch(

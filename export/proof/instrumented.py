@@ -11,7 +11,7 @@ from runtime.engines.ort import ort_cuda
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.ort.ort_files import map_weights
-from runtime.errors import DeviceError
+from runtime.errors import DeviceError, describe_error
 
 
 def load_instrumented(model: Path, shipped: OrtBackend) -> OrtBackend:
@@ -30,7 +30,7 @@ def load_instrumented(model: Path, shipped: OrtBackend) -> OrtBackend:
     try:
         session = ort.InferenceSession(graph.SerializeToString(), options, **ort_cuda.choose_providers(shipped.device))
     except Exception as error:  # its errors have no common class
-        reason = " ".join(str(error).split())[:200]
+        reason = describe_error(error, 200)
         raise DeviceError(f"onnxruntime cannot load {model.name} with its logits ({reason})") from None
     del weights  # they had to live until the session was made
     return OrtBackend(session, shipped.contract, device=shipped.device)

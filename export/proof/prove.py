@@ -16,6 +16,7 @@ from runtime.contract import Contract
 from runtime.decoding.block_layout import count_room_for_answer
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.errors import describe_error
 from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import list_expected_shapes
@@ -98,5 +99,5 @@ def check_onnx(file: Path) -> Check:
     try:
         onnx.checker.check_model(file)
     except onnx.checker.ValidationError as error:
-        return Check("graph", False, " ".join(str(error).split())[:200])
+        return Check("graph", False, describe_error(error, 200))
     return Check("graph", True, f"{file.stat().st_size / 1e6:.1f} MB, valid for onnx {onnx.__version__}")

@@ -40,7 +40,7 @@ from runtime.contract import Contract
 from runtime.decoding.loop import decode_steps
 from runtime.decoding.options import Request
 from runtime.proof.judge import Check, compute_terms, judge_answers, judge_figures, measure
-from runtime.proof.replay import Replayed, compute_mean_norms, replay
+from runtime.proof.replay import ReplayResult, compute_mean_norms, replay
 from train.checkpoint import Checkpoint
 from train.huggingface.weights import list_expected_shapes
 from train.torch_backend import TorchBackend
@@ -214,7 +214,7 @@ def write_recording(
     return Recording(RecordedReference(file.name, digest, bounds, first_load, first_load_bounds), file, check)
 
 
-def check_recorded_reference(recorded: Reference, replayed: Replayed, checks: Sequence[Check]) -> Check:
+def check_recorded_reference(recorded: Reference, replayed: ReplayResult, checks: Sequence[Check]) -> Check:
     """Sums up what was recorded and how far the exported engine is from it."""
     missed = "".join(f"; {each.name}: {each.detail}" for each in checks if not each.ok)
     figures = "".join(f", {name} {each.value:.1e}" for name, each in measure(recorded.forwards, replayed).items())
@@ -249,15 +249,15 @@ def count_first_load(source: Checkpoint, forwards: Sequence[RecordedForward]) ->
     return min(len(forwards), max(2, int(((operations <= FIRST_LOAD) & (before < FIRST_ROWS)).sum())))
 
 
-def take_part(replayed: Replayed, forwards: Sequence[RecordedForward]) -> Replayed:
+def take_part(replayed: ReplayResult, forwards: Sequence[RecordedForward]) -> ReplayResult:
     """Returns the part of a replay that belongs to these forward passes, which are its first ones."""
     rows = sum(each.entropy.size for each in forwards)
     top = None if replayed.top_logprob is None else replayed.top_logprob[:rows]
     norms = replayed.norms[: len(forwards)]
-    return Replayed(replayed.token[:rows], replayed.log_prob[:rows], replayed.entropy[:rows], top, norms)
+    return ReplayResult(replayed.token[:rows], replayed.log_prob[:rows], replayed.entropy[:rows], top, norms)
 
 
-def compute_scatter(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, float]:
+def compute_scatter(forwards: Sequence[RecordedForward], replayed: ReplayResult) -> dict[str, float]:
     """Returns, for each figure that is a mean, its standard error times the square root of the number of logits rows.
 
     Dividing by the root of another number of rows gives the standard error over those. Rows of one forward pass may
@@ -273,7 +273,7 @@ def compute_scatter(forwards: Sequence[RecordedForward], replayed: Replayed) -> 
 
 
 def derive_bounds(
-    engine: Engine, forwards: Sequence[RecordedForward], replayed: Replayed, scatter: Mapping[str, float]
+    engine: Engine, forwards: Sequence[RecordedForward], replayed: ReplayResult, scatter: Mapping[str, float]
 ) -> dict[str, float]:
     """Returns the bounds that an engine is judged by on other machines.
 

@@ -28,7 +28,7 @@ from runtime.contract import Contract
 from runtime.decoding.loop import decode_steps
 from runtime.decoding.options import Request
 from runtime.proof.judge import Check
-from runtime.proof.replay import Replayed, compute_mean_norms
+from runtime.proof.replay import ReplayResult, compute_mean_norms
 from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache
 from train.transformer.network import Layer, ModelConfig, compute_rotary_tables, make_prefix_mask
@@ -72,7 +72,7 @@ def derive_dtype(engine: Engine) -> str:
     return "float32" if choose_formats(engine.dialect, engine.precision) else row.dtype
 
 
-class Draft:
+class ModelFreeBackend:
     """Acts as a backend without a model, which is certain of the first half of the rows only."""
 
     name = "draft"
@@ -95,7 +95,7 @@ class Draft:
 
 def draft(contract: Contract, request: Request) -> list[Forward]:
     """Returns the first forward passes that the decode loop runs for a request if half of the block is accepted."""
-    backend = Draft(contract, int(request.prompt[0]))
+    backend = ModelFreeBackend(contract, int(request.prompt[0]))
     for _ in decode_steps(backend, [request], mode=backend.contract.plainest_mode):
         if len(backend.forwards) >= FORWARDS:
             break
@@ -152,9 +152,9 @@ class Pass:
         return made
 
 
-def make_replay(forwards: Sequence[RecordedForward], top_k: int) -> Replayed:
+def make_replay(forwards: Sequence[RecordedForward], top_k: int) -> ReplayResult:
     """Returns recorded forward passes as a replay by an engine with `top_k` top tokens."""
     token, top = (np.concatenate([getattr(each, name) for each in forwards]) for name in ("top_token", "top_logprob"))
     norms = np.stack([each.norms for each in forwards]).astype(np.float64)
     entropy = np.concatenate([each.entropy for each in forwards])
-    return Replayed(token[:, 0], top[:, 0], entropy, top[:, :top_k] if top_k else None, norms)
+    return ReplayResult(token[:, 0], top[:, 0], entropy, top[:, :top_k] if top_k else None, norms)

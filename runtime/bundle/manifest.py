@@ -18,7 +18,7 @@ from ..checked_fields import (
     OBJECT,
     PRINTABLE,
     TEXT,
-    Expected,
+    FieldRule,
     check_names,
     number,
     one_of,
@@ -42,7 +42,7 @@ FLAVORS = ("tensorrt", "rtx")
 CACHE_DTYPES = ("float32", "float16", "bfloat16")
 REFERENCE = ".npz"  # the suffix of a recorded reference
 BOUND = number(0)
-BOUNDS = Expected(
+BOUNDS = FieldRule(
     "an object of one or more numbers from 0",
     lambda value: isinstance(value, dict) and value != {} and all(map(BOUND.holds, value.values())),
 )

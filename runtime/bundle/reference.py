@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from ..backend import Floats, Forward, Ints
 from ..contract import Contract
-from ..errors import UserError
+from ..errors import UserError, describe_error
 from .manifest import MANIFEST, RecordedReference, check_regular
 
 FILE_LIMIT = 1 << 20  # bytes of a file
@@ -148,7 +148,7 @@ def read_reference(folder: Path, recorded: RecordedReference, contract: Contract
     try:
         reference = parse_arrays(unpack(content), contract)
     except (ValueError, LookupError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = describe_error(error, 200)
         raise UserError(f"{file} is not a reference of this bundle ({reason}); export the bundle again") from None
     if recorded.first_load > (count := len(reference.forwards)):
         reason = f"first_load is {recorded.first_load}; expected at most {count}, the forward passes of {recorded.file}"

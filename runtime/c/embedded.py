@@ -19,7 +19,7 @@ from ..decisions.document import TypedDecision
 from ..decoding.batch import Step
 from ..decoding.request_state import Result
 from ..engines.registry import OpenOptions
-from ..errors import DeviceError, NumericalError, UserError
+from ..errors import DeviceError, NumericalError, UserError, describe_error
 from ..model import Block, Model, ModelPool, blocks, while_wanted
 from ..open_bundle import load
 from ..proof.bundle_proof import prove_bundle
@@ -244,7 +244,7 @@ def _wrap_with_code(lib: Any, call: Callable[..., None]) -> Callable[..., int]:
         try:
             call(*given)
         except BaseException as error:  # no exception may reach the host
-            line = " ".join(str(error).split())
+            line = describe_error(error)
             if isinstance(error, ModuleNotFoundError):
                 line += f" in {sys.prefix}; pip install 'blockstep[cpu,capi]' into it"
             for kind, code in kinds:

@@ -28,7 +28,7 @@ from ..errors import UserError
 from .canvas import Canvas, OutOfForwards, check_contract
 from .form import Decision, Field, FieldDecision, Form, FreeText, Probability
 from .free_text import cut_text, write_text
-from .pieces import Gap, Ids, Piece, Slot, count_longest, encode_once
+from .pieces import FreeTextPiece, Ids, Piece, Slot, count_longest, encode_once
 from .scores import Layout, Scores, lay_out, probabilities, score
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def decide(
     try:
         while (number := filling.first_open) is not None:
             piece = pieces[number]
-            if isinstance(piece, Gap):
+            if isinstance(piece, FreeTextPiece):
                 ids = filling.known_ids
                 text = write_text(canvas, ids, piece, tokenizer.decode, gate, threshold())
                 cut = cut_text(text, piece.text.max_characters)  # what follows sees what the document will have
@@ -119,7 +119,9 @@ class Filling:
     @property
     def first_open(self) -> int | None:
         """Returns the number of the first field or free text that is not decided, None if all are."""
-        numbers = (n for n, p in enumerate(self._pieces) if isinstance(p, Slot | Gap) and n not in self.chosen)
+        numbers = (
+            n for n, p in enumerate(self._pieces) if isinstance(p, Slot | FreeTextPiece) and n not in self.chosen
+        )
         return next(numbers, None)
 
     @property
@@ -137,7 +139,7 @@ class Filling:
             return group
         for following in range(number, len(self._pieces)):
             piece, known = self._pieces[following], self.chosen.get(following)
-            if isinstance(piece, Gap) and known is None:
+            if isinstance(piece, FreeTextPiece) and known is None:
                 break
             if known is not None or isinstance(piece, tuple):
                 at += len(known if known is not None else piece)  # type: ignore[arg-type]
@@ -170,7 +172,7 @@ class Filling:
 
     def make_decision(self, form: Form, options: DecisionOptions) -> Decision:
         """Returns what is decided so far, as values and texts of the form."""
-        numbers = (n for n, p in enumerate(self._pieces) if isinstance(p, Slot | Gap))
+        numbers = (n for n, p in enumerate(self._pieces) if isinstance(p, Slot | FreeTextPiece))
         parts = [p if isinstance(p, str) else self._decide_field(next(numbers), p, options) for p in form.parts]
         until = next((place for place, part in enumerate(parts) if part is None), len(parts))
         return Decision(

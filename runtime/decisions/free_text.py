@@ -11,12 +11,12 @@ from ..contract import GateSpec
 from ..decoding.gate import Gate
 from .canvas import Canvas
 from .keywords import format_json
-from .pieces import Gap, Ids
+from .pieces import FreeTextPiece, Ids
 
 Decode = Callable[[Sequence[int]], str]
 
 
-def write_text(canvas: Canvas, ids: Ids, gap: Gap, decode: Decode, gate: GateSpec, threshold: float) -> str:
+def write_text(canvas: Canvas, ids: Ids, gap: FreeTextPiece, decode: Decode, gate: GateSpec, threshold: float) -> str:
     """Decodes a gap's text. ids: the prompt and the form up to the gap, all decided.
 
     The text ends before the closing character, before an end token, or at the gap's maximum of tokens. A `causal`

@@ -68,14 +68,14 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class Gap:
+class FreeTextPiece:
     """A free text. closing: the character that ends it, the first of the words after it; "" for none."""
 
     text: FreeText
     closing: str
 
 
-Piece: TypeAlias = Ids | Slot | Gap
+Piece: TypeAlias = Ids | Slot | FreeTextPiece
 
 
 def encode_once(form: Form, tokenizer: Tokenizer, contract: Contract) -> Sequence[Piece]:
@@ -127,10 +127,10 @@ def count_longest(pieces: Sequence[Piece]) -> int:
 def _count_most(piece: Piece) -> int:
     if isinstance(piece, Slot):
         return piece.longest
-    return piece.text.max_tokens if isinstance(piece, Gap) else len(piece)
+    return piece.text.max_tokens if isinstance(piece, FreeTextPiece) else len(piece)
 
 
-def _make_gap(part: FreeText, behind: Sequence[str | Field | FreeText]) -> Gap:
+def _make_gap(part: FreeText, behind: Sequence[str | Field | FreeText]) -> FreeTextPiece:
     if part.max_tokens < 1:
         raise UserError(f"the free text {name_of(part.path)} has max_tokens {part.max_tokens}; expected at least 1")
     following = next((each for each in behind if each != ""), None)
@@ -138,7 +138,7 @@ def _make_gap(part: FreeText, behind: Sequence[str | Field | FreeText]) -> Gap:
         raise UserError(
             f"nothing ends the free text {name_of(part.path)}; expected words between it and the next field"
         )
-    return Gap(part, following[0] if following else "")
+    return FreeTextPiece(part, following[0] if following else "")
 
 
 def _encode_field(field: Field, encode: Encode, contract: Contract) -> list[Piece]:

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .canvas import Canvas, OutOfForwards, TokenQuery
-from .pieces import Gap, Ids, Piece, Slot
+from .pieces import FreeTextPiece, Ids, Piece, Slot
 
 Scores: TypeAlias = NDArray[np.float64]  # [values]
 
@@ -43,7 +43,7 @@ def lay_out(prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], mas
             ids += chosen[number]
         elif isinstance(piece, Slot):
             ids += [mask] * piece.usual
-        elif isinstance(piece, Gap):
+        elif isinstance(piece, FreeTextPiece):
             break
         else:
             ids += piece

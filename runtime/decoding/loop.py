@@ -14,7 +14,7 @@ from ..contract import Contract, GateSpec
 from .batch import Batch, Step
 from .block_layout import decode_token_by_token
 from .gate import Gate
-from .options import OptionKeywords, Request, convert_token_ids, make_threshold_reader, settle
+from .options import OptionKeywords, Request, complete_options, convert_token_ids, make_threshold_reader
 from .request_state import BlockProgress, Progress, Result
 from .sampling import make_sampler
 from .speculation import SpeculativeProgress
@@ -118,7 +118,7 @@ class Beginning:
     def __call__(self, row: int, request: Request, past: int = 0) -> Progress:
         """Returns the state of the request of index `row`, whose first `past` tokens are in the KV cache already."""
         contract = self._contract
-        options = settle(contract, request.prompt, replace(request.options, **self._shared))
+        options = complete_options(contract, request.prompt, replace(request.options, **self._shared))
         alike = options.threshold is self._threshold
         reader = self._reader if alike else make_threshold_reader(options.threshold, self.rule.spec, contract.vocab)
         wanted, drawing = options.max_new_tokens or 0, make_sampler(options.temperature, options.seed)

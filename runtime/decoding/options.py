@@ -83,7 +83,7 @@ class Request:
     options: DecodeOptions = DEFAULTS
 
 
-def settle(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOptions:
+def complete_options(contract: Contract, prompt: Ints, options: DecodeOptions) -> DecodeOptions:
     """Returns the options completed: with `max_new_tokens`, mode, ids as suffix and, if tokens are sampled, a seed.
 
     Raises UserError if the request does not fit the model. The threshold is checked by `make_threshold_reader`.

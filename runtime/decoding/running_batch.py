@@ -20,7 +20,7 @@ PATIENCE = 8  # forward passes before free places are given up: that copies the 
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class ForwardResult:
     """Holds what one forward pass did. steps: of the requests whose block was in it; failed: errors by request."""
 
     steps: list[Step]
@@ -79,7 +79,7 @@ class RunningBatch:
             raise ValueError("the batch has requests in it")
         self._batch = None
 
-    def step(self) -> Outcome:
+    def step(self) -> ForwardResult:
         """Admits requests, runs one forward pass and decides on its blocks.
 
         A request that the engine refuses, or whose scores are not numbers, fails alone. A failed device, or an
@@ -89,13 +89,13 @@ class RunningBatch:
         try:
             batch = self._admit(refused)
             try:
-                outcome = Outcome([] if batch is None else batch.step(), refused)
+                outcome = ForwardResult([] if batch is None else batch.step(), refused)
             except (UserError, NumericalError) as error:
                 assert batch is not None
                 outcome = self._step_each(batch, error, refused)
         except Exception as error:
             ended = [*self._running] or [s.row for s in self._waiting]
-            self._batch, outcome = None, Outcome([], {**refused, **dict.fromkeys(ended, error)})
+            self._batch, outcome = None, ForwardResult([], {**refused, **dict.fromkeys(ended, error)})
         self._damaged = self._damaged or bool(outcome.failed)
         for number in [*outcome.failed, *(step.row for step in outcome.steps if step.result is not None)]:
             self.drop(number)
@@ -157,10 +157,10 @@ class RunningBatch:
             return self._backend.contract.capacity
         return max((progress.room for progress in self._waiting), default=1)
 
-    def _step_each(self, batch: Batch, error: Exception, refused: Mapping[int, Exception]) -> Outcome:
+    def _step_each(self, batch: Batch, error: Exception, refused: Mapping[int, Exception]) -> ForwardResult:
         """Runs one forward pass per request, after one for all has failed, to find the requests that fail."""
         if len(self._running) == 1:
-            return Outcome([], {**refused, **dict.fromkeys(self._running, error)})
+            return ForwardResult([], {**refused, **dict.fromkeys(self._running, error)})
         steps, failed = list[Step](), dict(refused)
         # The widest first, a new prompt's: once others have advanced, it might have no room next to them.
         for number, progress in sorted(self._running.items(), key=lambda item: -item[1].sequence.width):
@@ -169,4 +169,4 @@ class RunningBatch:
                 steps += batch.step(progress)
             except (UserError, NumericalError) as own:
                 failed[number] = own
-        return Outcome(steps, failed)
+        return ForwardResult(steps, failed)

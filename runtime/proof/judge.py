@@ -32,7 +32,7 @@ from ..bundle.reference import (
 from ..contract import GateSpec
 from ..decoding.loop import generate
 from ..decoding.options import DecodeOptions, Request
-from .replay import Replayed, replay
+from .replay import ReplayResult, replay
 
 WORDS = {  # figure: what it is, with its unit
     KEYS: "mean norm of new keys, relative",
@@ -65,7 +65,7 @@ class Figure:
     place: int | None = None
 
 
-def compute_terms(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, NDArray[np.float64]]:
+def compute_terms(forwards: Sequence[RecordedForward], replayed: ReplayResult) -> dict[str, NDArray[np.float64]]:
     """Returns, for each figure that is a mean, the terms that add up to it: one per logits row.
 
     fp64 [rows]. Norms have one per forward pass and layer: fp64 [forward passes, layers].
@@ -101,7 +101,7 @@ def spread_terms(mine: Floats, theirs: Floats) -> NDArray[np.float64]:
     return found
 
 
-def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str, Figure]:
+def measure(forwards: Sequence[RecordedForward], replayed: ReplayResult) -> dict[str, Figure]:
     """Returns every figure of a replay that the engine's outputs allow; a figure is NaN if one of its numbers is."""
     found = {}
     for name, parts in compute_terms(forwards, replayed).items():
@@ -111,13 +111,15 @@ def measure(forwards: Sequence[RecordedForward], replayed: Replayed) -> dict[str
     return {**found, LARGEST: Figure(float(np.abs(best).max()))}
 
 
-def judge(forwards: Sequence[RecordedForward], replayed: Replayed, bounds: Mapping[str, float]) -> list[Check]:
+def judge(forwards: Sequence[RecordedForward], replayed: ReplayResult, bounds: Mapping[str, float]) -> list[Check]:
     """Returns a check per figure that has a bound, and a check of the top-1 tokens."""
     tokens = judge_tokens(forwards, replayed, 2 * bounds.get(LARGEST, np.inf))
     return [*judge_figures(forwards, replayed, bounds), tokens]
 
 
-def judge_figures(forwards: Sequence[RecordedForward], replayed: Replayed, bounds: Mapping[str, float]) -> list[Check]:
+def judge_figures(
+    forwards: Sequence[RecordedForward], replayed: ReplayResult, bounds: Mapping[str, float]
+) -> list[Check]:
     """Returns a check per figure that has a bound."""
     checks = []
     for name, figure in measure(forwards, replayed).items():
@@ -128,7 +130,7 @@ def judge_figures(forwards: Sequence[RecordedForward], replayed: Replayed, bound
     return checks
 
 
-def judge_tokens(forwards: Sequence[RecordedForward], replayed: Replayed, lead: float) -> Check:
+def judge_tokens(forwards: Sequence[RecordedForward], replayed: ReplayResult, lead: float) -> Check:
     """Checks that the engine's top-1 token differs only if PyTorch's led its second by at most `lead` nats."""
     token = np.concatenate([each.top_token[:, 0] for each in forwards])
     top = np.concatenate([each.top_logprob for each in forwards])

@@ -14,7 +14,7 @@ from ..bundle.reference import RecordedForward
 
 
 @dataclass(frozen=True, slots=True)
-class Replayed:
+class ReplayResult:
     """Holds what an engine computed in recorded forward passes, with the logits rows of all of them in order.
 
     token int64 [rows]; log_prob fp32 [rows], of that token; entropy fp32 [rows]; top_logprob fp32 [rows, K], None if
@@ -28,7 +28,7 @@ class Replayed:
     norms: NDArray[np.float64]
 
 
-def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> Replayed:
+def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> ReplayResult:
     """Runs forward passes in order, and opens a new KV cache for each sequence."""
     proposals, norms = list[Proposal](), list[NDArray[np.float64]]()
     for place, recorded in enumerate(forwards):
@@ -40,7 +40,7 @@ def replay(backend: Inspectable, forwards: Sequence[RecordedForward]) -> Replaye
     top = [out.top_logprob[0] for out in proposals if out.top_logprob is not None]
     with np.errstate(divide="ignore", invalid="ignore"):  # the judge refuses probabilities of 0 or NaN
         log_prob = np.log(np.concatenate([out.confidence[0] for out in proposals]))
-    return Replayed(
+    return ReplayResult(
         np.concatenate([out.token[0] for out in proposals]),
         log_prob,
         np.concatenate([out.entropy[0] for out in proposals]),

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
-from ..errors import UserError
+from ..errors import UserError, describe_error
 from .auth import Door
 from .handler import complete
 from .http_errors import Refusal, make_json_response, make_refusal_response
@@ -81,7 +81,7 @@ async def _refuse(request: Request, error: Refusal) -> Response:
 
 
 async def _reply_mistake(request: Request, error: UserError) -> Response:
-    return make_refusal_response(Refusal(400, " ".join(str(error).split())))
+    return make_refusal_response(Refusal(400, describe_error(error)))
 
 
 async def _answer_unknown(request: Request, error: HTTPException) -> Response:

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
 from ..text.tokenizer import BROKEN
-from .events import End, Event, Failure, Finished, ShownBlock, Token
+from .events import End, Event, Failure, FinishedBlock, ShownBlock, Token
 from .http_errors import Refusal
 from .request import ServerRequest
 
@@ -35,7 +35,7 @@ class Reply:
         """Returns the first request, for fields that are the same in all."""
         return self.requests[0]
 
-    def make_body(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
+    def make_body(self, answers: Sequence[tuple[Sequence[FinishedBlock], End]]) -> dict[str, Any]:
         """Returns the body of a non-streamed reply. answers: each choice's blocks and End, in the requests' order."""
         choices = [self._make_choice(index, *answer) for index, answer in enumerate(answers)]
         ends = [end for _, end in answers]
@@ -46,7 +46,7 @@ class Reply:
         body = {**self._make_head(False), "choices": choices, "usage": self._count_usage(ends)}
         return {**body, "blockstep": own[0]} if alone else body
 
-    def _make_choice(self, index: int, finished: Sequence[Finished], end: End) -> dict[str, Any]:
+    def _make_choice(self, index: int, finished: Sequence[FinishedBlock], end: End) -> dict[str, Any]:
         text = "".join(block.text for block in finished)
         scores = self._make_logprobs([token for block in finished for token in block.tokens], len(text))
         choice: dict[str, Any] = {"index": index, "logprobs": scores, "finish_reason": _name_reason(end)}
@@ -60,7 +60,7 @@ class Reply:
         """Returns a stream's chunks for an event of one choice."""
         if isinstance(event, ShownBlock):
             return [self.make_canvas(index, event)]
-        if isinstance(event, Finished):
+        if isinstance(event, FinishedBlock):
             return self.make_block(index, event)
         if isinstance(event, Failure):
             return [make_refusal(event).body]
@@ -70,7 +70,7 @@ class Reply:
         """Returns the chunks that a stream begins with."""
         return [self._make_chunk(0, {"role": "assistant", "content": ""}, None, None)] if self.first.chat else []
 
-    def make_block(self, index: int, block: Finished) -> list[dict[str, Any]]:
+    def make_block(self, index: int, block: FinishedBlock) -> list[dict[str, Any]]:
         """Returns the chunk of a finished block; none if the block has neither text nor tokens to send."""
         if not (block.text or block.tokens):
             return []
@@ -176,7 +176,7 @@ def _name_reason(end: End) -> str:
     return "tool_calls" if called else REASONS[end.finish]
 
 
-def format_counts(event: ShownBlock | Finished) -> dict[str, int]:
+def format_counts(event: ShownBlock | FinishedBlock) -> dict[str, int]:
     """Returns an answer's progress, for display."""
     return {**asdict(event.counts), "one_a_step": event.counts.one_a_step}
 

@@ -15,7 +15,7 @@ from .request import ServerRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class DecisionResult:
     """Holds what was decided for a request.
 
     function, arguments: the called function's name and its arguments as JSON text, None and "" without a call; text:
@@ -40,7 +40,9 @@ class Decided:
         return "length" if self.decision.partial else "eos"
 
 
-def decide(model: Model, request: ServerRequest, threshold: Threshold | None, still: Callable[[], bool]) -> Decided:
+def decide(
+    model: Model, request: ServerRequest, threshold: Threshold | None, still: Callable[[], bool]
+) -> DecisionResult:
     """Decides what the request wants decided, on a model that runs nothing else. threshold: for free texts.
 
     still: whether the reply is still wanted; once it returns false, the decision ends and is partial. Raises what
@@ -60,19 +62,19 @@ def decide(model: Model, request: ServerRequest, threshold: Threshold | None, st
         call = decide_call(model, request.prompt, wanted.functions, wanted.optional, **keywords)
         before = call.decision
         if call.name is not None or before.partial or wanted.text is None:
-            return Decided(call.name, call.arguments, None, before, _count_tokens(model, before.text))
+            return DecisionResult(call.name, call.arguments, None, before, _count_tokens(model, before.text))
     if wanted.text is None:
         raise ValueError("the request has neither functions nor a schema")
     if before is not None and wanted.max_forwards is not None:
         if wanted.max_forwards <= before.forwards:
-            return Decided(None, "", None, replace(before, partial=True), 0)
+            return DecisionResult(None, "", None, replace(before, partial=True), 0)
         keywords["max_forwards"] = wanted.max_forwards - before.forwards
     decision = decide_schema(model, request.prompt, wanted.text, **keywords)
     tokens = _count_tokens(model, decision.text)
     if before is not None:
         fields, forwards = (*before.fields, *decision.fields), before.forwards + decision.forwards
         decision = replace(decision, fields=fields, forwards=forwards)
-    return Decided(None, "", decision.text, decision, tokens)
+    return DecisionResult(None, "", decision.text, decision, tokens)
 
 
 def _count_tokens(model: Model, text: str) -> int:

@@ -9,7 +9,7 @@ from ..backend import Ints
 from ..decisions.canvas import check_contract
 from ..decisions.form import Form, FreeText
 from ..decisions.function_calls import make_call_form, name_form
-from ..decisions.pieces import Gap, Piece, Slot, count_longest, encode_once
+from ..decisions.pieces import FreeTextPiece, Piece, Slot, count_longest, encode_once
 from ..decisions.schema import SchemaForm
 from ..decoding.block_layout import check_room, count_room_for_answer
 from ..errors import UserError
@@ -71,7 +71,9 @@ def _count_least_tokens(model: Model, prompt: Ints, form: Form) -> int:
     if all(isinstance(part, str) for part in form.parts):
         return len(model.tokenizer.encode("".join(map(str, form.parts))))
     pieces = encode_once(form, model.tokenizer, model.contract)
-    tokens = count_longest(pieces) - sum(piece.text.max_tokens - 1 for piece in pieces if isinstance(piece, Gap))
+    tokens = count_longest(pieces) - sum(
+        piece.text.max_tokens - 1 for piece in pieces if isinstance(piece, FreeTextPiece)
+    )
     check_room(model.contract, len(prompt), tokens)
     if (prefixes := _count_prefixes(pieces)) > PREFIXES:
         raise UserError(f"the values begin in {prefixes} ways, each a forward pass; expected at most {PREFIXES}")

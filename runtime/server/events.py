@@ -12,7 +12,7 @@ from ..decoding.options import Threshold, choose_mode
 from ..decoding.request_state import count_one_a_step
 from ..model import Block, BlockReader, Model
 from ..text.terminal import decode_tokens, find_end_of_canvas
-from .deciding import Decided, decide
+from .deciding import DecisionResult, decide
 from .request import ServerRequest
 from .stop_strings import Stops
 
@@ -71,7 +71,7 @@ class ShownBlock:
 
 
 @dataclass(frozen=True, slots=True)
-class Finished:
+class FinishedBlock:
     """Holds a finished block. text: what may be sent now; tokens: empty if not requested."""
 
     block: int
@@ -91,7 +91,7 @@ class End:
     finish: str
     counts: Counts
     thresholds: tuple[float, float] | None
-    decided: Decided | None = None
+    decided: DecisionResult | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ class Failure:
     mistake: bool = False
 
 
-Event = ShownBlock | Finished | End | Failure
+Event = ShownBlock | FinishedBlock | End | Failure
 Deliver = Callable[[Event], None]
 
 
@@ -127,7 +127,7 @@ def answer(
     work.end()
 
 
-def hand_out_decision(decided: Decided, wanted: bool, deliver: Deliver) -> bool:
+def hand_out_decision(decided: DecisionResult, wanted: bool, deliver: Deliver) -> bool:
     """Delivers a decision that is the whole reply, as an answer of one block, or the End of one no longer wanted.
 
     Returns whether the request has ended.
@@ -138,7 +138,7 @@ def hand_out_decision(decided: Decided, wanted: bool, deliver: Deliver) -> bool:
         deliver(End("cancelled", counts, None, decided))
     elif decided.is_whole:
         if decided.text is not None:
-            deliver(Finished(0, decided.text, (), counts))
+            deliver(FinishedBlock(0, decided.text, (), counts))
         deliver(End(decided.finish, counts, None, decided))
     return not wanted or decided.is_whole
 
@@ -156,7 +156,7 @@ class PendingAnswer:
         request: ServerRequest,
         threshold: Threshold | None,
         deliver: Deliver,
-        decided: Decided | None = None,
+        decided: DecisionResult | None = None,
     ) -> None:
         self._decided = decided
         self._contract, self._tokenizer = model.contract, model.tokenizer
@@ -202,7 +202,7 @@ class PendingAnswer:
         text = self._stops.push(block.text)
         if block.result is not None and not self._stops.hit:
             text += self._stops.finish()
-        self._deliver(Finished(block.index, text, tokens, self._make_counts(self._before)))
+        self._deliver(FinishedBlock(block.index, text, tokens, self._make_counts(self._before)))
         if self._stops.hit:
             self._finish = "stop"
         elif block.result is not None:

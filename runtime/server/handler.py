@@ -17,7 +17,7 @@ from starlette.responses import Response, StreamingResponse
 
 from .auth import LEFT
 from .completions_json import Reply, make_refusal
-from .events import End, Event, Failure, Finished
+from .events import End, Event, Failure, FinishedBlock
 from .http_errors import Refusal, make_json_response
 from .intake import parse_body
 from .request import RESPONSES, Api, ServerRequest, read_server_requests
@@ -105,7 +105,7 @@ async def _receive_events(
         while len(ended) < len(jobs) and not isinstance(event, Failure):
             index, event = await feed.get()
             seconds = time.perf_counter() - started
-            if isinstance(event, Finished) and index not in begun:
+            if isinstance(event, FinishedBlock) and index not in begun:
                 service.counters.record_first_block(seconds)
                 begun.add(index)
             if isinstance(event, End) and event.finish != "cancelled":
@@ -137,10 +137,10 @@ def _withdraw(service: Service, jobs: Sequence[Job]) -> None:
 async def _reply_whole(
     reply: Reply | ResponsesReply, events: AsyncGenerator[tuple[int, Event], None], count: int
 ) -> Response:
-    finished, ends = [list[Finished]() for _ in range(count)], dict[int, End]()
+    finished, ends = [list[FinishedBlock]() for _ in range(count)], dict[int, End]()
     async with aclosing(events):
         async for index, event in events:
-            if isinstance(event, Finished):
+            if isinstance(event, FinishedBlock):
                 finished[index].append(event)
             elif isinstance(event, Failure):
                 raise make_refusal(event)
@@ -151,7 +151,7 @@ async def _reply_whole(
     return await run_in_threadpool(_write_json, reply, [(finished[index], ends[index]) for index in range(count)])
 
 
-def _write_json(reply: Reply | ResponsesReply, answers: Sequence[tuple[Sequence[Finished], End]]) -> Response:
+def _write_json(reply: Reply | ResponsesReply, answers: Sequence[tuple[Sequence[FinishedBlock], End]]) -> Response:
     """Returns the reply's JSON; with log-probabilities it takes long enough to need a thread."""
     return make_json_response(reply.make_body(answers))
 

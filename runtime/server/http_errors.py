@@ -10,7 +10,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from ..errors import UserError
+from ..errors import UserError, describe_error
 
 
 @dataclass(eq=False)  # not frozen: context managers set an exception's __traceback__
@@ -36,7 +36,7 @@ def blame(field: str, name: str | None = None) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise Refusal(400, f"{name or field}: {' '.join(str(error).split())}", field) from None
+        raise Refusal(400, f"{name or field}: {describe_error(error)}", field) from None
 
 
 def make_refusal_response(refusal: Refusal) -> Response:

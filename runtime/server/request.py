@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backend import Ints
-from ..checked_fields import FLAG, TEXT, Expected, optional
+from ..checked_fields import FLAG, TEXT, FieldRule, optional
 from ..contract import Contract
 from ..decoding.block_layout import check_ids, check_room
 from ..decoding.options import DecodeOptions, Request, choose_contract, choose_mode, convert_token_ids, count_new_tokens
@@ -22,8 +22,8 @@ from .decision_room import fit_decision
 from .http_errors import Refusal, blame, name_json_type, quote_value
 from .neutral_fields import check_neutral
 
-NUMBER = Expected("a number", lambda value: type(value) in (int, float))
-WHOLE = Expected(  # JSON has one kind of number, and some clients write 16.0
+NUMBER = FieldRule("a number", lambda value: type(value) in (int, float))
+WHOLE = FieldRule(  # JSON has one kind of number, and some clients write 16.0
     "a whole number", lambda value: value is None or type(value) is int or (type(value) is float and value.is_integer())
 )
 STOPS = 32  # OpenAI takes 4; vLLM and llama.cpp any number, and tasks of lm-eval send more than 4
@@ -254,7 +254,7 @@ def _read_threshold(model: Model, fields: Mapping[str, Any], mode: str | None) -
         raise Refusal(400, str(error), "threshold") from None
 
 
-def _read(fields: Mapping[str, Any], name: str, expected: Expected, default: Any) -> Any:
+def _read(fields: Mapping[str, Any], name: str, expected: FieldRule, default: Any) -> Any:
     value = fields.get(name, default)
     if not expected.holds(value):
         raise Refusal(400, f"{name} is {name_json_type(value)}; expected {expected.text}", name)

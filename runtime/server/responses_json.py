@@ -10,7 +10,7 @@ from itertools import count
 from typing import Any
 
 from .completions_json import make_own_fields
-from .events import End, Event, Failure, Finished, ShownBlock
+from .events import End, Event, Failure, FinishedBlock, ShownBlock
 from .http_errors import Refusal
 from .request import ServerRequest
 
@@ -51,7 +51,7 @@ class ResponsesReply:
         # whether a message must come, not a call
         self._sure = request.decision is None or not request.decision.functions
 
-    def make_body(self, answers: Sequence[tuple[Sequence[Finished], End]]) -> dict[str, Any]:
+    def make_body(self, answers: Sequence[tuple[Sequence[FinishedBlock], End]]) -> dict[str, Any]:
         """Returns the body of a non-streamed reply. answers: the blocks and the End of the one answer."""
         [(finished, end)] = answers
         self._text = "".join(block.text for block in finished)
@@ -68,7 +68,7 @@ class ResponsesReply:
 
     def make_chunks(self, index: int, event: Event) -> list[dict[str, Any]]:
         """Returns a stream's events for an event of its one answer; an unfinished block gives none. index: 0."""
-        if isinstance(event, Finished):
+        if isinstance(event, FinishedBlock):
             self._text += event.text
             delta = {"delta": event.text, "logprobs": []}
             if not event.text:

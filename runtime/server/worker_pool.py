@@ -14,9 +14,9 @@ from typing import Protocol
 from ..backend import Shareable
 from ..decoding.batch import Step
 from ..decoding.options import Threshold
-from ..errors import DeviceError, NumericalError, UserError
+from ..errors import DeviceError, NumericalError, UserError, describe_error
 from ..model import Model, ModelPool
-from .deciding import Decided, decide
+from .deciding import DecisionResult, decide
 from .events import Counts, Deliver, End, Failure, PendingAnswer, answer, hand_out_decision
 from .http_errors import Refusal
 from .request import ServerRequest
@@ -147,7 +147,7 @@ class Workers:
         if isinstance(error, UserError | NumericalError | DeviceError):
             LOG.error("an answer failed: %s", error)
             self.broken = self.broken or isinstance(error, DeviceError)
-            message = " ".join(str(error).split())
+            message = describe_error(error)
         else:
             LOG.error("an answer failed", exc_info=error)
         # Some mistakes in a decision show only while it runs, such as a value with a token that the model bars.
@@ -236,7 +236,7 @@ class BatchDecoder:
 
     def _begin(self, workers: Workers, job: Job) -> None:
         """Decides a job that wants a decision; adds the job to the batch unless the decision is its whole reply."""
-        decided: Decided | None = None
+        decided: DecisionResult | None = None
 
         def still_wanted() -> bool:  # called before each forward pass of the decision
             self._step_meanwhile(workers)

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UserError, describe_error
 
 JINJA = [3, 1, 6]  # the first version without a known escape from its sandbox
 # Names that no argument may have: the renderer sets them, or they are parameters of apply_chat_template and vLLM.
@@ -41,7 +41,7 @@ def render(template: str, messages: Sequence[Message], arguments: Arguments | No
         return _render(template, messages, arguments or {})
     except Exception as error:  # a template is a program, and may raise anything
         raise UserError(
-            f"the bundle's chat template fails ({_format_line(error)}); correct it, or go without it (--raw)"
+            f"the bundle's chat template fails ({describe_error(error, 300)}); correct it, or go without it (--raw)"
         ) from None
 
 
@@ -57,7 +57,7 @@ def check(template: str) -> None:
             _render(template, messages, {})
             return
         except Exception as error:
-            reasons.append(_format_line(error))
+            reasons.append(describe_error(error, 300))
     raise UserError(
         f"the checkpoint's chat template cannot be rendered ({reasons[0]}), which transformers refuses too; correct "
         "chat_template.jinja or chat_template in tokenizer_config.json, or take it out"
@@ -147,10 +147,6 @@ def _format_literal(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[" + ", ".join(map(_format_literal, value)) + "]"
     return "none" if value is None else json.dumps(value, ensure_ascii=False)
-
-
-def _format_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__  # cut, as it may quote a stranger's message
 
 
 def can_render() -> bool:

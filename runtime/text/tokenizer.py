@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer as Engine
 
 from ..backend import Ints
-from ..errors import UserError
+from ..errors import UserError, describe_error
 from .chat_template import Arguments, Message, render
 
 LARGEST = 100 << 20  # bytes of a tokenizer; the largest published ones have some forty million
@@ -177,4 +177,4 @@ def translate_errors(what: str, advice: str = "export it again") -> Iterator[Non
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(f"{what} ({' '.join(str(error).split())[:300]}); {advice}") from None
+        raise UserError(f"{what} ({describe_error(error, 300)}); {advice}") from None

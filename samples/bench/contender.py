@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from runtime.backend import Ints
+from runtime.errors import describe_error
 
 WARMUP = 3  # untimed steps at a new cell, which plan memory and may compile
 PAUSE = 0.05  # seconds before a turn, so that the previous contender's threads stop spinning
@@ -84,7 +85,7 @@ def serve(pipe: Connection, contender: Contender) -> None:
     except EOFError:
         return
     except Exception as error:  # libraries have their own types, some of which cannot be pickled
-        pipe.send(f"{type(error).__name__}: {' '.join(str(error).split())[:300]}")
+        pipe.send(f"{type(error).__name__}: {describe_error(error, 300)}")
 
 
 def take_turn(stepper: Stepper, count: int) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from export import contract_from_checkpoint
 from export.graph import ort_graph
+from runtime.errors import describe_error
 from runtime.perf.data_sheets import Device
 from runtime.perf.op_counts import WEIGHT_SIZES, ModelShape, Pass
 
@@ -131,7 +132,7 @@ def measure_loops(ours: Sequence[Contender], missing: dict[str, str]) -> dict[st
             try:
                 found[contender.name] = pool.submit(measure_host_ms, **contender.options).result()
             except Exception as error:  # an error here must not lose the race's results
-                reason = " ".join(str(error).split())[:300]
+                reason = describe_error(error, 300)
                 missing[f"the host's loop over {contender.name}"] = f"{type(error).__name__}: {reason}"
     return found
 

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from runtime.errors import UserError
+from runtime.errors import UserError, describe_error
 from train.huggingface.families import Overrides
 from train.storage.output_files import replace_file
 
@@ -102,7 +102,7 @@ def _check_origin(folder: Path, teacher: str, overrides: Overrides) -> dict[str,
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         theirs = {"ckpt_sha256": settings["ckpt_sha256"], **settings.get("overrides", {})}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
+        reason = describe_error(error)
         raise UserError(
             f"{path} does not name the teacher of these trajectories ({reason}); give folders that blockstep "
             "train collect wrote, several by their names instead of merged"

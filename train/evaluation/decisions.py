@@ -17,7 +17,7 @@ from train import tasks
 from train.tasks.table import TASKS
 
 from .evaluated_model import EvaluatedModel
-from .temperature import Decided, collect, measure_calibration
+from .temperature import LabelledDecisions, collect, measure_calibration
 
 Decide = Callable[[Sequence[int], Form], Sequence[Sequence[float]]]
 
@@ -86,7 +86,7 @@ def list_form_names() -> str:
     return ", ".join(name for name, task in TASKS.items() if task.form is not None)
 
 
-def join_outcomes(found: Mapping[Path, FieldOutcomes]) -> Decided:
+def join_outcomes(found: Mapping[Path, FieldOutcomes]) -> LabelledDecisions:
     """Returns the decisions of all fields in one table."""
     rows = [row for each in found.values() for row in each.probabilities]
     return collect(rows, [index for each in found.values() for index in each.right])

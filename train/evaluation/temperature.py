@@ -24,7 +24,7 @@ LEAST = 1e-38  # least probability of a right value, so that its logarithm is fi
 
 
 @dataclass(frozen=True, slots=True)
-class Decided:
+class LabelledDecisions:
     """Decisions with their right values.
 
     Attributes:
@@ -54,7 +54,7 @@ class Calibration:
         }
 
 
-def collect(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> Decided:
+def collect(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> LabelledDecisions:
     """Makes decisions from the probabilities of each and the index of its right value.
 
     Raises ValueError for an index out of range, probabilities that are negative or do not sum to 1 within 1e-3, and
@@ -69,17 +69,17 @@ def collect(probabilities: Sequence[Sequence[float]], right: Sequence[int]) -> D
         row[: len(values)] = values
         row[index] = max(row[index], LEAST)
     with np.errstate(divide="ignore"):
-        return Decided(np.log(rows), np.array(right, np.int64))
+        return LabelledDecisions(np.log(rows), np.array(right, np.int64))
 
 
-def apply_temperature(decided: Decided, temperature: float) -> Floats:
+def apply_temperature(decided: LabelledDecisions, temperature: float) -> Floats:
     """Returns the probabilities [n, values] at a temperature."""
     scores = decided.log_probability / temperature
     shares = np.exp(scores - scores.max(-1, keepdims=True))
     return np.asarray(shares / shares.sum(-1, keepdims=True))
 
 
-def negative_log_likelihood(decided: Decided, temperature: float) -> float:
+def negative_log_likelihood(decided: LabelledDecisions, temperature: float) -> float:
     """Returns the mean of -log p of the right values, in nats."""
     scores = decided.log_probability / temperature
     best = scores.max(-1)
@@ -87,7 +87,7 @@ def negative_log_likelihood(decided: Decided, temperature: float) -> float:
     return float((total - scores[np.arange(len(scores)), decided.right]).mean())
 
 
-def fit_temperature(decided: Decided) -> float:
+def fit_temperature(decided: LabelledDecisions) -> float:
     """Returns the temperature from LOWEST to HIGHEST with the least negative log-likelihood, to 1e-6 of its value.
 
     Decisions with only one value have no influence. Raises UserError if there are no others.
@@ -107,7 +107,7 @@ def fit_temperature(decided: Decided) -> float:
     return float(np.exp(-(low + high) / 2))
 
 
-def measure_calibration(decided: Decided, temperature: float) -> Calibration:
+def measure_calibration(decided: LabelledDecisions, temperature: float) -> Calibration:
     """Returns likelihood, reliability and expected error of the chosen values at a temperature."""
     shares = apply_temperature(decided, temperature)
     verdict: Bools = shares.argmax(-1) == decided.right

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.bundle.store import hash_file
-from runtime.checked_fields import FLAG, Expected, whole
+from runtime.checked_fields import FLAG, FieldRule, whole
 from runtime.contract import ALIGNMENTS, ATTENTIONS
 from runtime.errors import UserError
 from runtime.text.chat_template import add_defaults, reads
@@ -132,7 +132,7 @@ class NormalizedConfig:
         """Returns `value`, which config.json has as `name`, as a float. Raises UserError unless it is above 0."""
         return float(self._check(name, value, ABOVE_0))
 
-    def _check(self, name: str, value: Any, expected: Expected) -> Any:
+    def _check(self, name: str, value: Any, expected: FieldRule) -> Any:
         if not expected.holds(value):
             raise UserError(f"{self.path} has {value!r} as {name}; expected {expected.text}")
         return value

@@ -11,7 +11,7 @@ from typing import Any
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from runtime.errors import UserError
+from runtime.errors import UserError, describe_error
 
 FLOATS = ("F32", "F16", "BF16", "F64")
 TensorShape = tuple[int, ...]
@@ -54,5 +54,5 @@ def _open(file: Path) -> Iterator[Any]:
         with safe_open(file, framework="pt") as handle:
             yield handle
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = describe_error(error, 200)
         raise UserError(f"{file} is truncated or damaged ({reason}); download it again") from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from runtime import files
-from runtime.errors import UserError
+from runtime.errors import UserError, describe_error
 
 
 def check_file(path: Path) -> None:
@@ -44,5 +44,5 @@ def stage_file(path: Path) -> Iterator[Path]:
     except BlockingIOError:
         raise UserError(f"{path} is being written by another run; wait, or give --out another path") from None
     except (OSError, SafetensorError) as error:  # SafetensorError is how that library reports a full disk
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        reason = getattr(error, "strerror", None) or describe_error(error)
         raise UserError(f"{path} cannot be written ({reason}); correct that and run the command again") from None

@@ -13,7 +13,7 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile
 import torch
 from torch import Tensor
 
-from runtime.errors import UserError
+from runtime.errors import UserError, describe_error
 
 MOST_SHARED = 16  # maximum of reused tuples in a pickle; torch.save writes none
 NESTED = "its values are nested without end"
@@ -36,7 +36,7 @@ def read(path: Path) -> Any:
             "expected a file that blockstep train wrote"
         ) from None
     except Exception as error:  # for a damaged file torch passes on whatever its parts raise
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = describe_error(error, 200)
         raise UserError(f"{path} is not a checkpoint ({reason}); expected a file that blockstep train wrote") from None
 
 

@@ -37,12 +37,12 @@ SLOT = re.compile(r"\{(\w+)\}")
 VOWEL = re.compile(r"(?!uni|eu|one|us)[aeiou]|hour")  # beginnings of words that have "an"
 
 
-def draw_draft(rng: random.Random) -> surface.Draft:
+def draw_draft(rng: random.Random) -> surface.RewritableProblem:
     """Samples a problem, whose prompt is hashed to `train`."""
     while True:
         problem = _draw_longer(rng) if rng.random() < LONGER_SHARE else _draw_story(rng)
         if split_of_sample(problem.prompt) == "train":
-            return surface.Draft(problem, partial(_rewrite, problem))
+            return surface.RewritableProblem(problem, partial(_rewrite, problem))
 
 
 def pluralize(noun: str) -> str:

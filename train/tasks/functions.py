@@ -81,7 +81,7 @@ def _find_example(prompt: str) -> tuple[str, ...]:
     return (last,) if last.startswith("assert ") else ()
 
 
-def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Draft]:
+def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.RewritableProblem]:
     families = HELD_OUT if split == "test_templates" else TRAINING + tuple(f for f in TRAINING if "\n" in f.body)
     seen: set[str] = set()
     made = 0
@@ -108,7 +108,7 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Dr
                 continue
         made += 1
         problem = Problem(prompt, sampled.answer, sampled.family.group, tests)
-        yield surface.Draft(problem, partial(_rewrite, sampled, problem))
+        yield surface.RewritableProblem(problem, partial(_rewrite, sampled, problem))
 
 
 def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[SampledFunction, str]:

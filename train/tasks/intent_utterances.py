@@ -30,7 +30,7 @@ Words = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class SampledRequest:
     """A request: the intent, one of its phrases or sentences, and what its fields mean and how they are said."""
 
     intent: str
@@ -96,7 +96,7 @@ def list_frames(split: str) -> Mapping[str, tuple[tuple[str, str], ...]]:
     }
 
 
-def ask(rng: random.Random, intent: str, phrase: str, near: Asked | None = None) -> Asked:
+def ask(rng: random.Random, intent: str, phrase: str, near: SampledRequest | None = None) -> SampledRequest:
     """Fills a phrase's fields, some as those of the request `near`."""
     fields = {}
     for name in list_fields(phrase):
@@ -108,7 +108,7 @@ def ask(rng: random.Random, intent: str, phrase: str, near: Asked | None = None)
             fields[name] = Said({}, "")
         else:
             fields[name] = FIELDS[name](rng)
-    return Asked(intent, phrase, fields)
+    return SampledRequest(intent, phrase, fields)
 
 
 def sample_content(rng: random.Random, of: str) -> str:
@@ -121,7 +121,7 @@ def sample_content(rng: random.Random, of: str) -> str:
             return phrase.format_map(made.list_words())
 
 
-def ask_any(rng: random.Random, intent: str, near: Asked | None = None, plain: bool = False) -> Asked:
+def ask_any(rng: random.Random, intent: str, near: SampledRequest | None = None, plain: bool = False) -> SampledRequest:
     """Samples a request of an intent. plain: without words such as "my", so that it can be said of somebody else."""
     phrases = [each for each in INTENTS[intent].phrases if not (plain and MINE.search(each))]
     return ask(rng, intent, rng.choice(phrases), near)
@@ -135,7 +135,7 @@ def sample_other_intent(rng: random.Random, *taken: str) -> str:
     return rng.choice(near if near and rng.random() < NEAR else every)
 
 
-def bend_request(asked: Asked, suffix: str) -> Words:
+def bend_request(asked: SampledRequest, suffix: str) -> Words:
     """Returns a request as a phrase, a gerund and a participle, under names that end in `suffix`."""
     gerund, participle = bend(asked.phrase)
     words = asked.list_words()
@@ -143,7 +143,9 @@ def bend_request(asked: Asked, suffix: str) -> Words:
     return {f"{name}{suffix}": phrase.format_map(words) for name, phrase in made.items()}
 
 
-def say(rng: random.Random, split: str, intent: str, near: Asked | None = None) -> tuple[Asked, str, tuple[str, ...]]:
+def say(
+    rng: random.Random, split: str, intent: str, near: SampledRequest | None = None
+) -> tuple[SampledRequest, str, tuple[str, ...]]:
     """Samples a request in a form of this split; returns it, the form with the phrase in it, and its family."""
     sentence = bool(INTENTS[intent].sentences) and rng.random() < SENTENCES
     row, form = rng.choice(list_pairs(intent, sentence, split))
@@ -175,7 +177,7 @@ def draw_utterance(split: str, rng: random.Random) -> Utterance:
     return Utterance(text, asked.intent, asked.list_slots(), group.name, family)
 
 
-def fill_frame(split: str, rng: random.Random, arrangement: str) -> tuple[Asked, Words]:
+def fill_frame(split: str, rng: random.Random, arrangement: str) -> tuple[SampledRequest, Words]:
     """Samples a request and its distractors; returns the request, and the words of a frame's fields except markers."""
     names, intent, words = {*list_fields(arrangement)}, rng.choice([*INTENTS]), {"who": rng.choice(WHO)}
     asked, whole, _ = say(rng, split, intent)

@@ -123,7 +123,7 @@ def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     return surface.rewrite_for(split, seed, _draw_all(plain, count, random.Random(f"{plain}-{seed}")), CHANGES)
 
 
-def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[surface.Draft]:
+def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[surface.RewritableProblem]:
     seen = set[str]()
     for _ in range(count):
         for _ in range(MAX_FRUITLESS_DRAWS):
@@ -135,7 +135,7 @@ def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[surface.Dr
         if split != "train":
             seen.add(said.text)
         problem = Problem(said.text, write_answer(said.intent, said.slots), said.kind)
-        yield surface.Draft(problem, partial(rewrite, problem))
+        yield surface.RewritableProblem(problem, partial(rewrite, problem))
 
 
 def read_answer(text: str) -> Values | None:

@@ -172,7 +172,7 @@ def draw_words(family: Family, rng: random.Random) -> dict[str, str]:
     }  # fmt: skip
 
 
-def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.Draft:
+def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.RewritableProblem:
     """Samples a problem.
 
     Args:
@@ -186,7 +186,7 @@ def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.Draft:
         for _ in range(WORDINGS if numbers else 0):
             story = word_story(family, numbers, rng)
             if split_of_sample(write_prompt(story)) == prompts:
-                return surface.Draft(tell(story), partial(rewrite, story))
+                return surface.RewritableProblem(tell(story), partial(rewrite, story))
 
 
 def word_story(family: Family, numbers: Sequence[Mapping[str, int]], rng: random.Random) -> Story:

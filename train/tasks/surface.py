@@ -1,6 +1,6 @@
 """Rewrites prompts as people type them: other spaces, case, stops, numbers as words. The answer stays the same.
 
-A task passes `Draft`s, which can add its own changes, such as another name or sentences in another order.
+A task passes `RewritableProblem`s, which can add its own changes, such as another name or sentences in another order.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Story = TypeVar("Story")
 
 
 @dataclass(frozen=True, slots=True)
-class Draft:
+class RewritableProblem:
     """A problem, and how to rewrite it.
 
     rewrite: called with names of changes, a source of randomness and the split, `train`, `valid` or `test`. In all
@@ -130,7 +130,9 @@ def rewrite_story(
     return replace(problem, prompt=rewrite_text(problem.prompt, changes, rng, {**PROSE, **EDGES}))
 
 
-def rewrite_for(split: str, seed: int, drafts: Iterable[Draft], changes: Sequence[str]) -> Iterator[Problem]:
+def rewrite_for(
+    split: str, seed: int, drafts: Iterable[RewritableProblem], changes: Sequence[str]
+) -> Iterator[Problem]:
     """Yields the problems of a split: some rewritten in `train`, each in a `_surface` split, none in the others."""
     changing, plain = random.Random(f"surface-{split}-{seed}"), split.removesuffix("_surface")
     if split == "train":
@@ -140,7 +142,9 @@ def rewrite_for(split: str, seed: int, drafts: Iterable[Draft], changes: Sequenc
     return (draft.problem for draft in drafts)
 
 
-def rewrite_each(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random, split: str) -> Iterator[Problem]:
+def rewrite_each(
+    drafts: Iterable[RewritableProblem], changes: Sequence[str], rng: random.Random, split: str
+) -> Iterator[Problem]:
     """Yields every problem of a split with one change that it allows, named by `group`.
 
     Of the changes that a prompt allows, it gets the one made least often so far, as not every prompt allows all of
@@ -154,7 +158,7 @@ def rewrite_each(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Ra
         yield replace(problem, group=change)
 
 
-def rewrite_some(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
+def rewrite_some(drafts: Iterable[RewritableProblem], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
     """Yields every problem, SHARE of them with one or two changes.
 
     A prompt is left as it was if the hash of its rewritten form is of another split, so that no rewriting makes a
@@ -170,7 +174,9 @@ def rewrite_some(drafts: Iterable[Draft], changes: Sequence[str], rng: random.Ra
         yield problem
 
 
-def rewrite_once(draft: Draft, changes: Sequence[str], rng: random.Random, split: str) -> tuple[str, Problem]:
+def rewrite_once(
+    draft: RewritableProblem, changes: Sequence[str], rng: random.Random, split: str
+) -> tuple[str, Problem]:
     """Returns the first of the changes that the prompt allows, and the problem with it."""
     for change in changes:
         problem = draft.rewrite((change,), rng, split)

@@ -39,11 +39,11 @@ MAX_FRUITLESS_DRAWS = 20_000
 FINAL_NUMBER = re.compile(r"\s*(-?\d+(?:,\d{3})*|-?\d+)(?![\d,]*\d)(?!\.\d)")
 
 
-Source = Callable[[], surface.Draft]
+Source = Callable[[], surface.RewritableProblem]
 
 
 @dataclass(frozen=True, slots=True)
-class Compiled:
+class ParsedTemplate:
     """A template made ready for sampling: steps parsed, and `[x]` turned into the text field `eq_x`."""
 
     name: str
@@ -60,17 +60,17 @@ class Compiled:
 class Story:
     """A problem before its texts are filled in: `fields` has the numbers, names and nouns by name."""
 
-    template: Compiled
+    template: ParsedTemplate
     story: str
     ask: str
     fields: Mapping[str, int | str]
 
 
-def compile_template(template: Template) -> Compiled:
+def compile_template(template: Template) -> ParsedTemplate:
     """Parses a template's steps, and makes its equations fields of the answer."""
     steps = parse_steps(template.steps)
     operands = {operand for step in steps for operand in (step.left, step.right)}
-    return Compiled(
+    return ParsedTemplate(
         name=template.name,
         inputs=tuple((name, low, high - low + 1) for name, (low, high) in template.inputs.items()),
         steps=steps,
@@ -88,7 +88,7 @@ SIMPLE = tuple(compile_template(template) for template in SIMPLE_TEMPLATES)
 TEMPLATES = {"templates": HELD_OUT, "simple": SIMPLE}  # by the second part of a split's name, else TRAINING
 
 
-def draw_numbers(template: Compiled, rng: random.Random) -> dict[str, int]:
+def draw_numbers(template: ParsedTemplate, rng: random.Random) -> dict[str, int]:
     """Samples inputs until every step keeps the rules; returns all values by name."""
     uniform = rng.random
     while True:
@@ -99,7 +99,7 @@ def draw_numbers(template: Compiled, rng: random.Random) -> dict[str, int]:
             return values
 
 
-def draw_story(template: Compiled, rng: random.Random) -> Story:
+def draw_story(template: ParsedTemplate, rng: random.Random) -> Story:
     """Samples numbers, names, nouns and the closing question of a template."""
     values = draw_numbers(template, rng)
     fields: dict[str, int | str] = {**values}
@@ -166,7 +166,7 @@ def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
     return surface.rewrite_for(split, seed, _draw_all(plain, count, seed), CHANGES)
 
 
-def _draw_all(split: str, count: int, seed: int) -> Iterator[surface.Draft]:
+def _draw_all(split: str, count: int, seed: int) -> Iterator[surface.RewritableProblem]:
     base, _, kind = split.partition("_")
     rng, seen = random.Random(f"{split}-{seed}"), set[str]()
     sources = (
@@ -203,9 +203,9 @@ def _sample_train_sources(seed: int, rng: random.Random) -> Iterator[Source]:
         yield _choose_source("train", kind, rng)
 
 
-def _draw_draft(templates: Sequence[Compiled], rng: random.Random) -> surface.Draft:
+def _draw_draft(templates: Sequence[ParsedTemplate], rng: random.Random) -> surface.RewritableProblem:
     story = draw_story(rng.choice(templates), rng)
-    return surface.Draft(tell(story), partial(rewrite, story))
+    return surface.RewritableProblem(tell(story), partial(rewrite, story))
 
 
 def find_final_number(text: str) -> int | None:

@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from runtime import files
-from runtime.errors import UserError
+from runtime.errors import UserError, describe_error
 from train import distributed
 from train.storage.output_files import replace_file
 from train.storage.student_pt import write_state
@@ -125,7 +125,7 @@ def _explain(error: Exception) -> str:
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek before the start
         return f"{error.strerror}: {Path(error.filename).name}" if error.filename else str(error.strerror)
     plain = type(error) is ValueError or isinstance(error, FileNotFoundError)
-    return " ".join(str(error).split())[:200] if plain else "it is damaged or cut short"
+    return describe_error(error, 200) if plain else "it is damaged or cut short"
 
 
 def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:

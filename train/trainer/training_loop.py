@@ -56,7 +56,7 @@ Loss = Callable[[int], tuple[Tensor, dict[str, float]]]
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
+class TrainingResult:
     """A finished run.
 
     weights: the averaged (EMA) weights of all trained parameters, by name, in the first process only. figures: the last
@@ -76,7 +76,9 @@ class Fitted:
         return {"out": str(out), "steps": self.steps, **spent, **figures}
 
 
-def run_training(train: Callable[[], Fitted], out: Path, device: str, tensorboard: Path | None, as_json: bool) -> int:
+def run_training(
+    train: Callable[[], TrainingResult], out: Path, device: str, tensorboard: Path | None, as_json: bool
+) -> int:
     """Runs a training command as one of torchrun's processes, and prints what was written."""
     with distributed.join_processes(device):
         if tensorboard is not None:
@@ -96,7 +98,7 @@ def train_model(
     out: Path,
     identity: dict[str, Any],
     tensorboard: Path | None = None,
-) -> Fitted:
+) -> TrainingResult:
     """Trains in place those parameters of `model` that require gradients.
 
     `loss_of(step)` returns the loss and the figures to log. It must depend on the step alone, so that a run that was
@@ -134,7 +136,7 @@ def train_model(
             if not last:
                 resume.save(left, identity, step + 1, run)
     log.close()
-    return Fitted(
+    return TrainingResult(
         distributed.gather_whole(learned, average),
         recipe.steps,
         time.perf_counter() - started,

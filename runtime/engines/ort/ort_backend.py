@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from ...backend import PADDED, Floats, Forward, Proposal, check_candidates
 from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, FIELD_LIMITS, REDUCED, TOP, Contract, name_cache_part
-from ...errors import DeviceError, NumericalError, UserError
+from ...errors import DeviceError, NumericalError, UserError, describe_error
 from . import ort_cuda
 from .io_binding import Binding, list_specs
 from .no_telemetry import ort
@@ -215,7 +215,7 @@ class OrtBackend:
         try:
             binding.run()
         except Exception as error:  # ONNX Runtime's errors have no common class
-            reason = " ".join(str(error).split())[:300]
+            reason = describe_error(error, 300)
             raise DeviceError(f"onnxruntime failed on the {self.device}: {reason}") from None
 
     def _allocate(self, batch: int, capacity: int) -> None:
@@ -246,7 +246,7 @@ class OrtBackend:
         try:
             parts = [make_value(part, self._form.dtype, self.device) for part in cache]
         except Exception as error:  # ONNX Runtime's errors have no common class
-            reason = " ".join(str(error).split())[:200]
+            reason = describe_error(error, 200)
             raise UserError(f"{self._format_no_memory(*cache.shape[1:4:2])} ({reason})") from None
         self._parts = parts
         self.cache = cache if self.device == "cpu" else cache[:0]
@@ -362,7 +362,7 @@ def load_session(
     try:
         return create_session(model, files, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's errors have no common class
-        reason = " ".join(str(error).split())[:200]
+        reason = describe_error(error, 200)
         raise UserError(
             f"onnxruntime {ort.__version__} cannot load {model} ({reason}); expected an exported step graph and "
             "onnxruntime 1.30 or newer"

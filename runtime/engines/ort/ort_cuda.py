@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...errors import UserError
+from ...errors import UserError, describe_error
 from .onnx_nodes import find_cache_nodes
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def open_session(model: Path, options: Any, files: Collection[str] = ()) -> Any:
         session = create_session(model, files, options, **choose_providers("cuda"))
         reason = "" if session.get_providers()[0] == CUDA else missing or "no driver or no GPU was found"
     except Exception as error:  # ONNX Runtime's errors have no common class
-        reason = " ".join(str(error).split())[:300]
+        reason = describe_error(error, 300)
     finally:
         ort.set_default_logger_severity(USUAL)
     if reason:

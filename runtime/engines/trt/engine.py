@@ -96,7 +96,7 @@ class TrtEngine:
         width, cached = forward.input_ids.shape[1], self.contract.has_cache
         room = self.contract.capacity - int(forward.past_length.max())
         profile, padded = choose_profile(self.profiles, width, room, padding=cached)
-        self._settle(forward.past_length)
+        self._append_to_cache(forward.past_length)
         runner = self._runners[profile.index]
         if not profile.fixed:
             for name in ("input_ids", "visible") if cached else ("input_ids",):
@@ -110,7 +110,7 @@ class TrtEngine:
     def read_cache(self) -> Floats:
         """Returns the KV cache as `DeviceCache.read` does, with all keys and values of the last forward pass."""
         if self._written is not None:
-            self._settle(self._written[0] + self._written[1])
+            self._append_to_cache(self._written[0] + self._written[1])
         return self.cache.read()
 
     def close(self) -> None:
@@ -130,7 +130,7 @@ class TrtEngine:
         with suppress(DeviceError):  # it was reported before, or the next call reports it
             self._cuda.synchronize(self._stream)
 
-    def _settle(self, past: Ints) -> None:
+    def _append_to_cache(self, past: Ints) -> None:
         """Copies a `delta` engine's outputs of the last pass to the KV cache, as far as `past` now includes them.
 
         `past` includes only committed positions: a commit costs copies, a step does not.
