@@ -33,26 +33,32 @@ recipe() {
   # An autoregressive model of the student's size: the student is compared with it, and the teacher starts from it. Of
   # pronounce six key-value heads find a word's letters sooner than one does. Its words are seen some 14 times; a
   # tenth of each layer's channels is left out meanwhile, here and in all later stages, or new words lag behind.
-  local new=(--optimizer muon --learning-rate 6e-3) masked=(--optimizer muon --learning-rate 3e-3)
+  local new=(--optimizer muon --learning-rate "$(of 6e-3 6e-3 5e-3)") masked=(--optimizer muon --learning-rate 3e-3)
   if [ "$TASK" = pronounce ]; then training+=(--dropout 0.1); fi
   if [ "$TASK" = pronounce ] || [ "$TASK" = intents ]; then new+=(--heads 6 --kv-heads 6 --head-dim 32); fi
-  stage baseline 36/118 10/38 23/80 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
-    --steps "$(n "$(of 12000 2500 2400)" 2)" --batch "$(n "$(of 128 64 64)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
+  stage baseline 36/118 10/38 18/50 blockstep train teacher --objective causal "${training[@]}" "${new[@]}" \
+    --steps "$(n "$(of 12000 2500 3200)" 2)" --batch "$(n "$(of 128 64 32)" 4)" "${size[@]}" --out "$RUNS/baseline.pt"
 
   # A masked-diffusion model. Of pronounce and intents it is bidirectional, and every second update is a causal one, which
   # keeps what the baseline knows. Of math and code it has the students' mask, so that every update teaches all blocks.
-  local attention=()
-  if [ "$(of words forms others)" = others ]; then attention=(--attention causal_context); fi
-  stage teacher 6/27 11/40 52/200 blockstep train teacher --objective masked "${attention[@]}" "${training[@]}" \
-    --init "$RUNS/baseline.pt" --steps "$(n "$(of 1000 1300 4000)" 2)" --batch "$(n "$(of 128 64 48)" 4)" "${masked[@]}" \
-    --seed 1 "${size[@]}" --out "$RUNS/teacher.pt"
+  local attention=() first=$RUNS/baseline.pt
+  if [ "$(of words forms others)" = others ]; then
+    attention=(--attention causal_context)
+    # Their problems have many steps, so it sees twice as many examples, and its learning rate falls twice.
+    stage teacher-first 0/0 0/0 24/45 blockstep train teacher --objective masked "${attention[@]}" "${training[@]}" \
+      --init "$first" --steps "$(n 3600 2)" --batch "$(n 24 4)" "${masked[@]}" --seed 1 "${size[@]}" --out "$RUNS/teacher-first.pt"
+    first=$RUNS/teacher-first.pt
+  fi
+  stage teacher 6/27 11/40 26/50 blockstep train teacher --objective masked "${attention[@]}" "${training[@]}" \
+    --init "$first" --steps "$(n "$(of 1000 1300 4000)" 2)" --batch "$(n "$(of 128 64 24)" 4)" "${masked[@]}" \
+    --seed "$(of 1 1 3)" "${size[@]}" --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM and TAD learn from.
-  stage trajectories 3/8 2/6 4/15 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
+  stage trajectories 3/8 2/6 3/3 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
     --temperatures 0 --count "$(n "$(of 6000 2000 2048)" 4)" --shard "$(n "$(of 512 512 256)" 4)" --out "$RUNS/trajectories"
 
   # Its answers, several tokens per step, which is sooner: what dParallel learns from.
-  stage answers 2/6 1/4 5/18 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
+  stage answers 2/6 1/4 3/2 blockstep train collect --ckpt "$RUNS/teacher.pt" --task "$TASK" \
     --temperatures 0 --threshold 0.98 --count "$(n "$(of 8000 2000 4096)" 4)" --shard "$(n "$(of 512 512 256)" 4)" --seed 1 \
     --out "$RUNS/answers"
 
@@ -67,10 +73,10 @@ recipe() {
   esac
   local updates=(--steps "$(n "$(of 1000 450 600)" 2)" --batch "$(n "$(of 64 48 32)" 2)")
   local trajectories=(--trajectories "$RUNS/trajectories" "${right[@]}") answers=(--trajectories "$RUNS/answers" "${right[@]}")
-  distil cdlm 6/27 8/17 16/50 --method cdlm --weights 0.3,0.15,1 "${trajectories[@]}"
-  distil cd4lm 4/13 5/8 12/40 --method cd4lm --temperature 1 --shares 0.3,0.1
-  distil dparallel 8/42 6/15 12/45 --method dparallel --certainty 0.3 "${answers[@]}"
-  if [ "$TASK" = math,code ]; then distil tad 0/0 0/0 16/50 --method tad "${trajectories[@]}"; fi
+  distil cdlm 6/27 8/17 16/25 --method cdlm --weights 0.3,0.15,1 "${trajectories[@]}"
+  distil cd4lm 4/13 5/8 12/20 --method cd4lm --temperature 1 --shares 0.3,0.1
+  distil dparallel 8/42 6/15 12/20 --method dparallel --certainty 0.3 "${answers[@]}"
+  if [ "$TASK" = math,code ]; then distil tad 0/0 0/0 16/25 --method tad "${trajectories[@]}"; fi
 
   # What each method adds: its control has as many updates on the same data without its own term. And the two methods
   # that also work under full attention, which has no KV cache.

@@ -3,7 +3,7 @@
 The record show.txt is what this writes to stderr:
 
     cd docs/pictures && blockstep generate ../../samples/student.bundle "$(cat ../../samples/prompt_math.txt)" \\
-        --mode block --show 2> show.txt
+        --threshold 0.98 --show 2> show.txt
 
 A masked position is shown as ░. The same record gives the same picture, byte for byte.
 """
