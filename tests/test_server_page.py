@@ -103,7 +103,11 @@ def test_a_replay_goes_through_the_steps_and_ends_alike(browser: Any, student: S
     text = answered(page, PROMPT)
     page.select_option("#color", "step")
     page.click("#again")
-    page.wait_for_selector("#answer .open")
+    seen = False
+    for _ in range(200):  # a frame is there for 250 ms, and wait_for_selector looks every 500 ms
+        seen = seen or page.locator("#answer .open").count() > 0
+        page.wait_for_timeout(30)
+    assert seen
     page.wait_for_selector("#answer[data-done=true]")
     assert page.locator("#answer").text_content() == text and wrong == []
     page.close()
