@@ -32,8 +32,8 @@ class DeviceError(RuntimeError):
     call; commands exit 1."""
 
 
-def describe_error(error: BaseException, longest: int = LONGEST) -> str:
-    """Returns an exception's message as one line of at most `longest` characters; if it has none, its class's name."""
+def describe_error(error: BaseException, longest: int | None = None) -> str:
+    """Returns an exception's message as one line, cut at `longest` characters; without one its class's name."""
     return " ".join(str(error).split())[:longest] or type(error).__name__
 
 

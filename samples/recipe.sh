@@ -41,16 +41,16 @@ recipe() {
 
   # A masked-diffusion model. Of pronounce and intents it is bidirectional, and every second update is a causal one, which
   # keeps what the baseline knows. Of math and code it has the students' mask, so that every update teaches all blocks.
-  local attention=() first=$RUNS/baseline.pt
+  local attention=() start=$RUNS/baseline.pt
   if [ "$(of words forms others)" = others ]; then
     attention=(--attention causal_context)
     # Their problems have many steps, so it sees twice as many examples, and its learning rate falls twice.
     stage teacher-first 0/0 0/0 24/45 blockstep train teacher --objective masked "${attention[@]}" "${training[@]}" \
-      --init "$first" --steps "$(n 3600 2)" --batch "$(n 24 4)" "${masked[@]}" --seed 1 "${size[@]}" --out "$RUNS/teacher-first.pt"
-    first=$RUNS/teacher-first.pt
+      --init "$start" --steps "$(n 3600 2)" --batch "$(n 24 4)" "${masked[@]}" --seed 1 "${size[@]}" --out "$RUNS/teacher-first.pt"
+    start=$RUNS/teacher-first.pt
   fi
   stage teacher 6/27 11/40 26/50 blockstep train teacher --objective masked "${attention[@]}" "${training[@]}" \
-    --init "$first" --steps "$(n "$(of 1000 1300 4000)" 2)" --batch "$(n "$(of 128 64 24)" 4)" "${masked[@]}" \
+    --init "$start" --steps "$(n "$(of 1000 1300 4000)" 2)" --batch "$(n "$(of 128 64 24)" 4)" "${masked[@]}" \
     --seed "$(of 1 1 3)" "${size[@]}" --out "$RUNS/teacher.pt"
 
   # Its decodings, one token per step, with the order in which tokens were accepted: what CDLM and TAD learn from.

@@ -20,7 +20,7 @@ from speaking import every_other, make_speaking_bundle
 from runtime import Model, capi, load
 from runtime.capi import build_library, main
 from runtime.engines.ort.no_telemetry import ort
-from runtime.engines.ort.ort_backend import SPINNING
+from runtime.engines.ort.ort_session import SPINNING
 
 ANSWER = "abcdefgh" * 4  # eight blocks of the speaking model
 

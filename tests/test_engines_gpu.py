@@ -21,8 +21,8 @@ from runtime.backend import Forward
 from runtime.bundle.store import Bundle, Engine, read
 from runtime.decoding.loop import generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
-from runtime.engines.ort.ort_backend import load_session
 from runtime.engines.ort.ort_cuda import CUDA
+from runtime.engines.ort.ort_session import load_session
 from runtime.engines.trt.cuda import load_cuda
 from runtime.engines.trt.trt_backend import TrtBackend, open_engines
 from runtime.errors import UserError

@@ -40,7 +40,8 @@ from runtime.bundle import store
 from runtime.contract import Contract
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort import threads as cores
-from runtime.engines.ort.ort_backend import OrtBackend, load_session
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.ort.ort_session import load_session
 from runtime.errors import NumericalError, UserError
 from train.checkpoint import Checkpoint
 from train.huggingface.families import Overrides
@@ -274,7 +275,7 @@ def test_a_damaged_weight_fails_the_check_of_its_part_alone(
 SESSION = (
     PEAK
     + """
-from runtime.engines.ort.ort_backend import load_session
+from runtime.engines.ort.ort_session import load_session
 
 before = peak()
 load_session(Path(sys.argv[1]), 1, prepacking=sys.argv[2] == "1")

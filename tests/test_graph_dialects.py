@@ -28,7 +28,8 @@ from runtime.backend import Forward, Ints
 from runtime.bundle.manifest import read
 from runtime.contract import ALIGNMENTS, Contract
 from runtime.decoding.options import DecodeOptions, Request
-from runtime.engines.ort.ort_backend import OrtBackend, load_session
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.ort.ort_session import load_session
 from runtime.engines.registry import KINDS
 from runtime.errors import UserError
 from train.checkpoint import Checkpoint

@@ -32,8 +32,9 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.engines.ort import ort_cuda
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.onnx_nodes import find_cache_nodes, list_nodes
-from runtime.engines.ort.ort_backend import OrtBackend, load_session
+from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.engines.ort.ort_cuda import CPU, CUDA, check_placement, read_assignments, select_engines
+from runtime.engines.ort.ort_session import load_session
 from runtime.errors import UserError
 from train.storage.student_pt import save
 

@@ -14,7 +14,8 @@ from export.proof.instrumented import load_instrumented
 from runtime.bundle import store
 from runtime.engines.ort import saturation
 from runtime.engines.ort.no_telemetry import ort
-from runtime.engines.ort.ort_backend import OrtBackend, load_session
+from runtime.engines.ort.ort_backend import OrtBackend
+from runtime.engines.ort.ort_session import load_session
 from runtime.perf import local_cpu
 
 BUNDLE = Path(__file__).parent.parent / "samples" / "student.bundle"

@@ -110,13 +110,13 @@ def decode(
     graph = onnx.load(folder / engine.model, load_external_data=False)
     add_logits(graph, contract.vocab)
     onnx.save(graph, file := folder / "instrumented.onnx")
-    recorder, decoded = InputWriter(OrtBackend(file, contract), inputs), []
+    writer, decoded = InputWriter(OrtBackend(file, contract), inputs), []
     for request in requests:
         wanted = min(request.options.max_new_tokens or contract.block, BLOCKS * contract.block)
         limited = replace(request, options=replace(request.options, max_new_tokens=wanted))
-        result = generate(recorder, limited, gate=engine.gate)
+        result = generate(writer, limited, gate=engine.gate)
         done = (len(request.prompt), tuple(result.token_ids), result.finish, result.forwards)
-        decoded.append(DecodedAnswer(*done, tuple(recorder.written)))
+        decoded.append(DecodedAnswer(*done, tuple(writer.written)))
     return decoded
 
 

@@ -26,7 +26,7 @@ from export.quantization.ort_formats import OrtFormats
 from export.quantization.ort_int8 import Int8Linear, restore_rows
 from runtime.backend import Floats, Forward, Proposal
 from runtime.contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, REDUCED, TOP, Contract, name_cache_part
-from runtime.engines.ort.ort_backend import load_session
+from runtime.engines.ort.ort_session import load_session
 from runtime.proof.judge import Check
 from train.checkpoint import Checkpoint
 from train.torch_backend import StaticCache, TorchBackend

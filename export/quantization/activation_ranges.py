@@ -14,7 +14,8 @@ from runtime.backend import Forward, Proposal
 from runtime.contract import CANDIDATE_INPUT, Contract, name_cache_part
 from runtime.decoding.loop import generate
 from runtime.decoding.options import Request
-from runtime.engines.ort.ort_backend import load_session, read_cache_form
+from runtime.engines.ort.ort_backend import read_cache_form
+from runtime.engines.ort.ort_session import load_session
 
 from .trt_qdq import find_products
 

@@ -13,19 +13,14 @@ from numpy.typing import NDArray
 from ...backend import PADDED, Floats, Forward, Proposal, check_candidates
 from ...contract import CANDIDATE_INPUT, CANDIDATE_OUTPUT, FIELD_LIMITS, REDUCED, TOP, Contract, name_cache_part
 from ...errors import DeviceError, NumericalError, UserError, describe_error
-from . import ort_cuda
 from .io_binding import Binding, list_specs
 from .no_telemetry import ort
-from .ort_files import create_session
+from .ort_session import load_session
 from .ort_values import choose_numpy_type, copy_to_host, make_value
-from .saturation import require_exact_products
-from .threads import count_physical_cores
 
 SMALLEST = 64  # positions of the shortest KV cache; longer ones double, up to the contract's capacity
 TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(bfloat16)": "bfloat16"}
 INTS, FLOATS = "tensor(int64)", "tensor(float)"
-SPINNING = "session.intra_op.allow_spinning"  # ONNX Runtime's name of the setting, "1" by default
-NO_PREPACKING = "session.disable_prepacking"  # likewise, "0" by default
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,40 +325,3 @@ def read_cache_form(session: ort.InferenceSession, device: str = "cpu") -> Cache
 def choose_bucket(capacity: int, most: int) -> int:
     """Returns the smallest power of two, at least SMALLEST, that holds `capacity` positions; at most `most`."""
     return min(most, max(SMALLEST, 1 << (capacity - 1).bit_length()))
-
-
-def load_session(
-    model: Path,
-    threads: int | None = None,
-    device: str = "cpu",
-    files: Collection[str] = (),
-    *,
-    allow_spinning: bool = True,
-    prepacking: bool = True,
-) -> ort.InferenceSession:
-    """Returns a session, which several backends may share.
-
-    Args:
-        files: the engine's files in the manifest, see `ort_files.create_session`.
-        allow_spinning: whether idle threads spin, ready for the next operator, or sleep and leave the cores to others.
-        prepacking: whether to copy weights into a layout that is faster to multiply; takes their memory once more.
-
-    Raises:
-        UserError: if ONNX Runtime cannot load the file or use the device.
-    """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads or count_physical_cores()
-    options.log_severity_level = 3  # errors
-    for name, value in [(SPINNING, "0")] * (not allow_spinning) + [(NO_PREPACKING, "1")] * (not prepacking):
-        options.add_session_config_entry(name, value)
-    if device != "cpu":
-        return ort_cuda.open_session(model, options, files)
-    require_exact_products(options)
-    try:
-        return create_session(model, files, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's errors have no common class
-        reason = describe_error(error, 200)
-        raise UserError(
-            f"onnxruntime {ort.__version__} cannot load {model} ({reason}); expected an exported step graph and "
-            "onnxruntime 1.30 or newer"
-        ) from None
