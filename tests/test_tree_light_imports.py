@@ -20,6 +20,7 @@ HEAVY |= {"tensorrt", "tensorrt_rtx", "polygraphy"}  # a .pth of cuda-bindings l
 MAY_IMPORT = {
     "engines.ort.no_telemetry": {"onnxruntime"},
     "engines.ort.ort_backend": {"onnxruntime"},
+    "engines.ort.ort_session": {"onnxruntime"},
     "engines.ort.ort_files": {"onnxruntime"},
     "engines.ort.io_binding": {"onnxruntime"},
     "engines.ort.ort_values": {"onnxruntime"},
