@@ -17,7 +17,7 @@ import numpy as np
 import triton_python_backend_utils as pb_utils
 from blockstep import Block, DecodeOptions, DeviceError, Model, NumericalError, UserError, load
 from blockstep.decoding.options import Prompt
-from blockstep.model import ModelPool, blocks, while_wanted
+from blockstep.model import ModelPool, blocks, yield_while_wanted
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 INPUTS = ("text_input", "input_ids", "max_tokens", "threshold", "stream")
@@ -136,7 +136,7 @@ def _generate_wanted(model: Model, request: TritonRequest, sender: Any) -> Itera
     """Yields the answer's blocks until the request is cancelled, which is checked after each forward pass."""
     steps = model.steps(request.prompt, request.options)
     try:
-        yield from blocks(while_wanted(steps, lambda: not sender.is_cancelled()), model.tokenizer)
+        yield from blocks(yield_while_wanted(steps, lambda: not sender.is_cancelled()), model.tokenizer)
     finally:
         steps.close()
 

@@ -64,16 +64,16 @@ def run_code(executable: str, code: str, given: str, seconds: float) -> ProcessE
     assert process.stdin and process.stdout and process.stderr
     reports: list[str] = []
     errors: deque[bytes] = deque(maxlen=8)
-    heard = Event()
+    first_mark = Event()
     threads = [
         Thread(target=_write, args=(process.stdin, given), daemon=True),
-        Thread(target=_listen, args=(process.stdout, reports, heard), daemon=True),
+        Thread(target=_listen, args=(process.stdout, reports, first_mark), daemon=True),
         Thread(target=lambda stream: errors.extend(_read_lines(stream)), args=(process.stderr,), daemon=True),
     ]
     for thread in threads:
         thread.start()
     try:
-        in_time = heard.wait(GREETING)
+        in_time = first_mark.wait(GREETING)
     except BaseException:  # Ctrl-C
         process.kill()
         raise
@@ -104,14 +104,14 @@ def _write(stream: IO[bytes], given: str) -> None:
         stream.write(given.encode())
 
 
-def _listen(stream: IO[bytes], reports: list[str], heard: Event) -> None:
-    """Appends what follows MARK in each line that has it to `reports`; sets `heard` at the first, or at the end."""
+def _listen(stream: IO[bytes], reports: list[str], first_mark: Event) -> None:
+    """Appends what follows MARK in each line that has it to `reports`; sets `first_mark` at the first, or the end."""
     for line in _read_lines(stream):
         _, mark, text = line.decode(errors="replace").partition(MARK)
         if mark:
             reports.append(text.strip())
-            heard.set()
-    heard.set()
+            first_mark.set()
+    first_mark.set()
 
 
 def _read_lines(stream: IO[bytes]) -> Iterator[bytes]:

@@ -236,7 +236,7 @@ class Model:
             self._busy.release()
 
 
-def while_wanted(steps: Iterable[Step], wanted: Callable[[], bool]) -> Iterator[Step]:
+def yield_while_wanted(steps: Iterable[Step], wanted: Callable[[], bool]) -> Iterator[Step]:
     """Yields steps until `wanted` returns false after one of them; it is not called after a request's last step."""
     for step in steps:
         yield step

@@ -34,7 +34,7 @@ from .perf.conditions import read_processor_name
 from .perf.data_sheets import DEVICES, Device, choose_devices
 from .perf.latency import compute_percentiles, make_canvas_step, time_calls
 from .perf.local_cpu import measure_bandwidth, measure_processor
-from .perf.op_counts import SHAPES, WEIGHT_SIZES, Pass, count_weight_bytes, parse_shape, read_shape
+from .perf.op_counts import SHAPES, WEIGHT_SIZES, PassSize, count_weight_bytes, parse_shape, read_shape
 
 WARMUP = 3  # steps that are run first, untimed
 PAIRS = "hidden=1024,layers=28,heads=16,kv_heads=8,head_dim=128,ffn=3072,vocab=151936"
@@ -137,7 +137,7 @@ def measure_steps(model: Model, here: Device, question: Question, args: argparse
         int(count_weight_bytes(question.shape, WEIGHT_SIZES[question.precision], contract.block)), args.threads
     )
     for past in sorted({0, min(question.past, contract.capacity - contract.block)}):
-        load = here.count_work(question.shape, question.precision, Pass(1, contract.block, past, contract.block))
+        load = here.count_work(question.shape, question.precision, PassSize(1, contract.block, past, contract.block))
         memory, compute = (load.weights + load.cache) / speed / 1e6, here.estimate_compute_ms(load, question.precision)
         backend.open(1, past + contract.block)
         forward = make_canvas_step(contract, past)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from runtime.perf.data_sheets import DEVICES, Device
-from runtime.perf.op_counts import SHAPES, Pass
+from runtime.perf.op_counts import SHAPES, PassSize
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scale.md").read_text(encoding="utf-8")
 SHAPE = SHAPES["llada-8b"]
@@ -30,7 +30,7 @@ def table(heading: str) -> list[list[str]]:
     return rows
 
 
-def ms(device: Device, precision: str, forward: Pass) -> float:
+def ms(device: Device, precision: str, forward: PassSize) -> float:
     return device.estimate_ms(device.count_work(SHAPE, precision, forward), precision)
 
 
@@ -39,9 +39,9 @@ def test_the_fleets() -> None:
     assert len(rows) == 9
     for name, precision, width, batch, step, seconds, rate, devices, kilowatts in rows:
         device, b, w = DEVICES[name], int(batch), int(width)
-        one = ms(device, precision, Pass(b, w, PAST, w))
+        one = ms(device, precision, PassSize(b, w, PAST, w))
         forwards = ANSWER / (ACCEPTED if w > 1 else 1)
-        took = (ms(device, precision, Pass(b, PROMPT, 0, 1)) + forwards * one) / 1000 / EFFICIENCY
+        took = (ms(device, precision, PassSize(b, PROMPT, 0, 1)) + forwards * one) / 1000 / EFFICIENCY
         fleet = math.ceil(PEAK * took / b)
         assert [step, seconds, rate] == [f"{one:.3g}", f"{took:.2f}", f"{b / took:.2f}"], name
         assert [devices, kilowatts] == [f"{fleet:,}", f"{fleet * WATTS[name] / 1000:.0f}"], name
@@ -53,7 +53,7 @@ def test_where_blocks_stop_paying() -> None:
     for name, width, *costs in rows:
         device, w = DEVICES[name], int(width)
         for batch, cost in zip((1, 4, 8, 16, 32, 64, 128), costs, strict=True):
-            ratio = ms(device, "fp16", Pass(batch, w, PAST, w)) / ms(device, "fp16", Pass(batch, 1, PAST, 1))
+            ratio = ms(device, "fp16", PassSize(batch, w, PAST, w)) / ms(device, "fp16", PassSize(batch, 1, PAST, 1))
             shown = f"**{ratio:.2f}**" if ratio >= ACCEPTED else f"{ratio:.2f}"
             assert cost == shown, (name, width, batch)
 
@@ -62,7 +62,7 @@ def test_where_blocks_stop_paying() -> None:
     ("what", "hours"), [("collecting", 256 * 1e5), ("training, LoRA", 7 * 1.6e6), ("training, all weights", 9 * 1.6e6)]
 )
 def test_the_hours_of_distilling(what: str, hours: float) -> None:
-    forward = ms(DEVICES["h200"], "fp16", Pass(1, PROMPT + ANSWER, 0, ANSWER, False))
+    forward = ms(DEVICES["h200"], "fp16", PassSize(1, PROMPT + ANSWER, 0, ANSWER, False))
     total = hours * forward / 3.6e6 / UTILIZATION
     assert re.search(rf"^\| {what}\b.*\| {total:.0f} \|$", PAGE, re.M), (what, total)
 

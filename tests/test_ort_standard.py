@@ -35,7 +35,7 @@ from runtime.bundle.store import read
 from runtime.contract import ALIGNMENTS, FIELD_LIMITS
 from runtime.decoding.batch import Batch
 from runtime.decoding.gate import Gate
-from runtime.decoding.loop import Beginning, decode_answers, generate, generate_batch
+from runtime.decoding.loop import ProgressMaker, decode_answers, generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.running_batch import RunningBatch
 from runtime.engines.ort import ort_backend
@@ -108,7 +108,7 @@ def test_whoever_leaves_a_batch_changes_no_other_answer(cached: OrtBackend) -> N
     rng = random.Random(11)
     asked = requests(rng) * 4
     rng.shuffle(asked)
-    begin = Beginning(cached.contract, None, {})
+    begin = ProgressMaker(cached.contract, None, {})
     expected = [generate(cached, each).token_ids for each in asked]
     for slots in (3, 8):
         batch = Batch(cached, Gate(cached.contract.gate, cached.contract.eos_ids), slots, cached.contract.capacity)

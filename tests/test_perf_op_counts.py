@@ -12,15 +12,23 @@ from export.graph.step_graph import trace
 from export.provenance import derive_shape
 from export.quantization.ort_formats import ORT_FORMATS, quantize_for_ort
 from runtime.errors import UserError
-from runtime.perf.op_counts import SHAPES, WEIGHT_SIZES, ModelShape, Pass, count_weight_bytes, count_work, read_shape
+from runtime.perf.op_counts import (
+    SHAPES,
+    WEIGHT_SIZES,
+    ModelShape,
+    PassSize,
+    count_weight_bytes,
+    count_work,
+    read_shape,
+)
 
 SMALL = ModelShape(hidden=4, layers=2, heads=2, kv_heads=1, head_dim=3, ffn=5, vocab=7)
 FP32, FP16, INT8, INT4 = (WEIGHT_SIZES[name] for name in ("fp32", "fp16", "int8", "int4"))
 
 
 def test_the_weights_of_a_small_shape_are_those_counted_by_hand() -> None:
-    assert SMALL.packed == 4 * (2 + 1 + 1) * 3 == 48
-    assert SMALL.behind == 2 * 3 * 4 + 3 * 4 * 5 == 84
+    assert SMALL.qkv == 4 * (2 + 1 + 1) * 3 == 48
+    assert SMALL.after_attention == 2 * 3 * 4 + 3 * 4 * 5 == 84
     assert SMALL.vectors == 2 * (4 + 4) + 4 == 20
     assert SMALL.parameters == 2 * (48 + 84) + 4 * 7 + 20 == 312
     assert SMALL.cached == 2 * 1 * 3 * 2 == 12
@@ -31,7 +39,7 @@ def test_the_published_shape_has_its_published_count() -> None:
 
 
 def test_a_step_is_what_was_counted_by_hand() -> None:
-    load = count_work(SMALL, FP32, 4, Pass(batch=1, width=3, past=5, rows=3))
+    load = count_work(SMALL, FP32, 4, PassSize(batch=1, width=3, past=5, rows=3))
     assert load.linear == 2 * 3 * (2 * (48 + 84) + 28)
     assert load.attention == 2 * (2 * 3 * 8 * 2 * 3) * 2  # scores, then values: 3 queries x 8 keys x 2 heads of 3
     assert load.weights == 4 * 312
@@ -40,19 +48,19 @@ def test_a_step_is_what_was_counted_by_hand() -> None:
 
 
 def test_rows_that_nobody_reads_save_the_last_layer_and_the_head() -> None:
-    whole, last = (count_work(SMALL, FP32, 4, Pass(1, 3, 5, rows)) for rows in (3, 1))
+    whole, last = (count_work(SMALL, FP32, 4, PassSize(1, 3, 5, rows)) for rows in (3, 1))
     assert whole.linear - last.linear == 2 * 2 * (84 + 28)
     assert (whole.attention, whole.cache) == (last.attention, last.cache)
 
 
 def test_a_batch_shares_the_weights_and_nothing_else() -> None:
-    one, four = (count_work(SMALL, FP16, 2, Pass(batch, 3, 5, 3)) for batch in (1, 4))
+    one, four = (count_work(SMALL, FP16, 2, PassSize(batch, 3, 5, 3)) for batch in (1, 4))
     assert four.weights == one.weights
     assert [four.linear, four.attention, four.cache] == [4 * one.linear, 4 * one.attention, 4 * one.cache]
 
 
 def test_a_model_with_full_attention_keeps_nothing() -> None:
-    assert count_work(SMALL, FP32, 4, Pass(1, 8, 0, 3, cached=False)).cache == 0
+    assert count_work(SMALL, FP32, 4, PassSize(1, 8, 0, 3, cached=False)).cache == 0
 
 
 def test_quantized_matrices_carry_their_scales() -> None:
@@ -95,7 +103,7 @@ def test_a_real_graph_has_the_counted_parameters_operations_and_bytes(seed: int,
     assert sum(math.prod(tensor.shape) for tensor in lazily_held(model)) == shape.parameters
     assert sum(tensor.nbytes for tensor in lazily_held(model)) == count_weight_bytes(shape, FP32, shape.vocab)
     for width, rows in ((4, 4), (4, 1), (9, 2)):
-        assert products(model, width, rows) == count_work(shape, FP32, 4, Pass(1, width, 5, rows)).linear
+        assert products(model, width, rows) == count_work(shape, FP32, 4, PassSize(1, width, 5, rows)).linear
     quantize_for_ort(model, ORT_FORMATS["int8"], shape.layers)
     looked_up = 0 if tied else 4 * shape.vocab  # scales of an embedding's rows: four bytes a row, not counted
     assert (

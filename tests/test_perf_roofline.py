@@ -17,7 +17,7 @@ from runtime.engines.ort.product_models import PRODUCT_MODELS, make_product
 from runtime.perf import local_cpu
 from runtime.perf.block_costs import Question, analyze, choose_trained_block, compute_points
 from runtime.perf.data_sheets import DEVICES, Device, choose_devices
-from runtime.perf.op_counts import SHAPES, Pass
+from runtime.perf.op_counts import SHAPES, PassSize
 
 BUNDLE = str(Path(__file__).parent.parent / "samples" / "student.bundle")
 QWEN = SHAPES["qwen3-0.6b"]
@@ -46,17 +46,17 @@ def test_the_figures_are_dense_and_their_ridges_follow() -> None:
 
 
 def test_a_step_takes_the_longer_of_moving_and_computing() -> None:
-    load = TOY.count_work(QWEN, "fp16", Pass(1, 4, 256, 4))
+    load = TOY.count_work(QWEN, "fp16", PassSize(1, 4, 256, 4))
     assert TOY.estimate_memory_ms(load) == pytest.approx((load.weights + load.cache) / 2e9 * 1000)
     assert TOY.estimate_compute_ms(load, "fp16") == pytest.approx((load.linear + load.attention) / 4e9 * 1000)
     assert TOY.estimate_ms(load, "fp16") == TOY.estimate_compute_ms(load, "fp16") > TOY.estimate_memory_ms(load)
 
 
 def test_attention_is_not_as_fast_as_quantized_products() -> None:
-    load = TOY.count_work(QWEN, "int8", Pass(1, 4, 256, 4))
+    load = TOY.count_work(QWEN, "int8", PassSize(1, 4, 256, 4))
     assert TOY.estimate_compute_ms(load, "int8") == pytest.approx((load.linear / 8e9 + load.attention / 4e9) * 1000)
     assert load.cache == 2 * QWEN.cached * (260 + 4)  # keys and values stay fp16
-    at_home = replace(TOY, wide="fp32").count_work(QWEN, "int8", Pass(1, 4, 256, 4))
+    at_home = replace(TOY, wide="fp32").count_work(QWEN, "int8", PassSize(1, 4, 256, 4))
     assert at_home.cache == 2 * load.cache
 
 
@@ -66,7 +66,7 @@ def test_the_widest_memory_bound_block_is_the_one_a_search_through_all_finds(key
     device = DEVICES[key]
 
     def memory_bound(block: int) -> bool:
-        load = device.count_work(QWEN, "fp16", Pass(batch, block, 256, block))
+        load = device.count_work(QWEN, "fp16", PassSize(batch, block, 256, block))
         return device.estimate_compute_ms(load, "fp16") <= device.estimate_memory_ms(load)
 
     expected = next(block for block in range(1, 2000) if not memory_bound(block)) - 1

@@ -49,7 +49,7 @@ class Stub:
 
 def test_every_way_is_measured_on_every_utterance_and_each_model_s_first_answer_is_not_kept() -> None:
     first, second = Stub(set()), Stub({problem.prompt for problem in PROBLEMS[:3]})
-    ways = [table.Way("a", "parallel"), table.Way("a", table.TEXT), table.Way("b", "ordered")]
+    ways = [table.ModelFill("a", "parallel"), table.ModelFill("a", table.TEXT), table.ModelFill("b", "ordered")]
     found = table.measure({"a": first, "b": second}, ways, PROBLEMS)  # type: ignore[dict-item]
     assert first.calls == ["parallel", "parallel", "generate"] * 12 and second.calls == ["ordered"] * 24
     assert all(len(each.texts) == len(each.milliseconds) == len(each.forwards) == 12 for each in found.values())
@@ -72,7 +72,7 @@ def test_the_page_has_a_row_per_way_and_classifier(
     (tmp_path / "linear.json").write_text(json.dumps(linear))
     bundle = SimpleNamespace(engines=[SimpleNamespace(name="ort-fp32", model="a.onnx")])
     monkeypatch.setattr(table.manifest, "read", lambda path: bundle)
-    ways = [table.Way("student", "parallel"), table.Way("student", table.TEXT)]
+    ways = [table.ModelFill("student", "parallel"), table.ModelFill("student", table.TEXT)]
     monkeypatch.setattr(table, "open_models", lambda runs: ({"student": Stub(set())}, ways))
     monkeypatch.setattr(table.intents, "sample_problems", lambda split, count, seed: PROBLEMS[:count])
     words = [

@@ -11,7 +11,7 @@ import pytest
 from steppers import Counting
 
 from runtime.perf.data_sheets import Device
-from runtime.perf.op_counts import ModelShape, Pass
+from runtime.perf.op_counts import ModelShape, PassSize
 from samples.bench import __main__ as command
 from samples.bench import answers, host, page, plot, step
 from samples.bench.contender import Cell, Contender, take_turn
@@ -152,7 +152,7 @@ def test_ratios_without_their_rows_are_left_out() -> None:
 
 
 def test_the_limit_of_a_row_is_the_larger_of_moving_and_computing() -> None:
-    load = DEVICE.count_work(SHAPE, "int8", Pass(1, 32, 256, 32))
+    load = DEVICE.count_work(SHAPE, "int8", PassSize(1, 32, 256, 32))
     found = step.compute_limit(SHAPE, row("blockstep int8", 32, 256, 1, ours=True), DEVICE)
     assert found["limit_ms"] == max(DEVICE.estimate_memory_ms(load), DEVICE.estimate_compute_ms(load, "int8"))
     assert step.compute_limit(SHAPE, row("PyTorch eager fp32", 32, 256, 1), DEVICE) == {}

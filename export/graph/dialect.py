@@ -19,7 +19,7 @@ Cache = tuple[Tensor, Tensor]  # keys and values of a layer, each [batch, kv_hea
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class AttentionPositions:
     """Holds the positions of a forward pass's tokens and what they attend to.
 
     past_length int64 [batch]; width: tokens of the forward pass; length: positions of the KV cache, None without one;
@@ -72,7 +72,7 @@ class Dialect(Generic[FrameT]):
     open_capacity: bool
     open_top_k: bool
     head_multiple: int
-    frame: Callable[[Place], FrameT]
+    frame: Callable[[AttentionPositions], FrameT]
     attend: Attend[FrameT]
     norm: Callable[[Tensor, Tensor, float], Tensor]
     likeliest: Callable[[Tensor], Tensor]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from train.transformer.network import ModelConfig
 
-from .dialect import Cache, Dialect, Place, get_mask_value, split_heads
+from .dialect import AttentionPositions, Cache, Dialect, get_mask_value, split_heads
 
 OPSET = 23
 LARGE = 8192  # tokens of a vocabulary from which `find_first_argmax` searches it in groups
@@ -33,7 +33,7 @@ class OrtFrame:
     bias: Tensor | None
 
 
-def make_frame(place: Place) -> OrtFrame:
+def make_frame(place: AttentionPositions) -> OrtFrame:
     """Makes the frame: lengths in the operator's form, tables and bias in the dtype of the heads."""
     end = place.past_length + place.width  # [batch]
     last, total = (end - 1).to(torch.int32), end[0].to(torch.int32)

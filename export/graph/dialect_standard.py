@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train.transformer.network import ModelConfig, rotate
 
-from .dialect import Cache, Dialect, Place, get_mask_value, split_heads
+from .dialect import AttentionPositions, Cache, Dialect, get_mask_value, split_heads
 from .dialect_ort import find_first_argmax, rms_normalization
 
 
@@ -33,14 +33,14 @@ class StandardFrame:
     mask: Tensor | None
 
 
-def make_whole_frame(place: Place) -> StandardFrame:
+def make_whole_frame(place: AttentionPositions) -> StandardFrame:
     """Makes a frame with a mask in the heads' dtype, over the whole KV cache, which includes the new keys."""
     if place.visible is None or place.length is None:
         return _make_frame(place, None)
     return _make_frame(place, make_prefix_mask(place.visible, torch.arange(place.length)[None], place.dtype))
 
 
-def make_plain_frame(place: Place) -> StandardFrame:
+def make_plain_frame(place: AttentionPositions) -> StandardFrame:
     """Makes a frame with an fp32 mask, over `past_length` valid positions of the KV cache and the new keys after it."""
     if place.visible is None:
         return _make_frame(place, None)
@@ -51,7 +51,7 @@ def make_plain_frame(place: Place) -> StandardFrame:
     return _make_frame(place, make_prefix_mask(place.visible, keys, torch.float32))  # keys [batch, capacity + width]
 
 
-def _make_frame(place: Place, mask: Tensor | None) -> StandardFrame:
+def _make_frame(place: AttentionPositions, mask: Tensor | None) -> StandardFrame:
     positions = place.past_length[:, None] + torch.arange(place.width)  # [batch, width]
     # If sequences of several lengths share a width, the padding of a long one may exceed the tables.
     positions = positions.clamp(max=len(place.cos) - 1)

@@ -24,7 +24,7 @@ from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.transformer.network import Attention, Layer, RMSNorm, compute_rotary_tables
 
-from .dialect import NEVER, Cache, Dialect, Place, split_heads
+from .dialect import NEVER, AttentionPositions, Cache, Dialect, split_heads
 from .dialect_ort import ORT
 from .dialect_standard import PLAIN, STANDARD, TRT
 from .lazy_weights import attach, make_skeleton, name_hidden_states, set_aside
@@ -157,7 +157,9 @@ class StepGraph(nn.Module):
             past_length, visible, rows = rest[:3]
             cache = rest[3:]
         length = None if self.full else cache[0].shape[2]
-        frame = self.frame(Place(past_length, input_ids.shape[1], length, visible, self.cos, self.sin, self.dtype))
+        frame = self.frame(
+            AttentionPositions(past_length, input_ids.shape[1], length, visible, self.cos, self.sin, self.dtype)
+        )
         x = F.embedding(input_ids, self.embedding).float()
         present: list[Tensor] = []
         for i, layer in enumerate(self.layers):

@@ -48,7 +48,7 @@ def record_streamed(
 ) -> Recording:
     """Records a reference for an engine and writes it into a folder. Peak memory is that of the largest part."""
     forwards = draft(contract, request)
-    passes = [Pass(source, forwards, formats, each) for each in (0.0, OFF[derive_dtype(engine)])]
+    passes = [StreamedPasses(source, forwards, formats, each) for each in (0.0, OFF[derive_dtype(engine)])]
     for i in tqdm(range(contract.layers), unit="layer", disable=None):
         alone = load_module(Layer, (source.model, 0), source.weights, f"layers.{i}.")
         layer = RowsLayer(quantize_module(alone, formats.bind_layer(i, contract.layers)) if formats else alone)
@@ -102,7 +102,7 @@ def draft(contract: Contract, request: Request) -> list[Forward]:
     return backend.forwards[:FORWARDS]
 
 
-class Pass:
+class StreamedPasses:
     """Holds the hidden states of forward passes between two layers.
 
     hidden: per forward pass, [1, width, hidden]; norms: those of new keys and values, [2], per forward pass and layer

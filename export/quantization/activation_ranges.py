@@ -37,7 +37,7 @@ def watch(model: ir.Model) -> None:
         model.graph.outputs.append(largest)
 
 
-class Watching:
+class RangeRecorder:
     """Runs a watched graph as a backend; `ranges` keeps the largest value of each output `NAME.largest`."""
 
     name = "watching"
@@ -76,7 +76,7 @@ class Watching:
 
 def measure(model: Path, contract: Contract, requests: Sequence[Request]) -> dict[str, float]:
     """Answers requests with a watched graph; returns the largest |x| of each product's input, by its output's name."""
-    backend = Watching(model, contract)
+    backend = RangeRecorder(model, contract)
     for request in requests:
         generate(backend, request)
     return backend.ranges

@@ -19,7 +19,7 @@ from runtime.bundle.store import Bundle, Engine, hash_file, make_content_name, t
 from runtime.contract import Contract
 from runtime.errors import DeviceError
 
-from .builder import Built, ShowProgress, build_engine
+from .builder import BuiltEngine, ShowProgress, build_engine
 from .plan import Plan, check_network, list_plan_differences, name_for
 from .report import BuildReport
 
@@ -99,7 +99,7 @@ def add(
     return True
 
 
-def _check(plan: Plan, contract: Contract, made: Built, report: BuildReport) -> bool:
+def _check(plan: Plan, contract: Contract, made: BuiltEngine, report: BuildReport) -> bool:
     network = made.network
     wrong = check_network(plan, network, contract.layers, not contract.has_cache)
     found = f"strongly typed, {network.attentions} attentions, {network.masked} with a mask"

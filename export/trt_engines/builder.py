@@ -46,7 +46,7 @@ class BuilderSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Built:
+class BuiltEngine:
     """Holds an engine's bytes, its network, and whether its attention was decomposed because no fused kernel exists."""
 
     content: memoryview
@@ -99,7 +99,7 @@ def count_logits_rows(contract: Contract) -> int:
 
 def build_engine(
     model: Path, contract: Contract, profiles: Profiles, settings: BuilderSettings, progress: ShowProgress | None = None
-) -> Built:
+) -> BuiltEngine:
     """Parses the step graph and builds its engine.
 
     If TensorRT lacks a fused kernel for the attention, builds again with it decomposed. Raises DeviceError with
@@ -111,7 +111,7 @@ def build_engine(
         while True:
             try:
                 made = _build(trt, polygraphy, model, contract, profiles, settings, progress, decompose)
-                return Built(*made, decompose)
+                return BuiltEngine(*made, decompose)
             except (polygraphy.exception.PolygraphyException, *RAISED) as error:
                 reason = format_error(messages, error)
             if settings.flavor == "tensorrt" and NEEDS_NEWER_DRIVER in reason:

@@ -48,7 +48,7 @@ class Plan:
     settings: BuilderSettings
 
     def build(self, onnx: str, decomposed: bool = False) -> Build:
-        """Returns the engine's build for the manifest. onnx: the graph's file; decomposed: see `builder.Built`."""
+        """Returns the engine's build for the manifest. onnx: graph file; decomposed: see `builder.BuiltEngine`."""
         settings, graph = self.settings, self.graph
         options = {
             "workspace": settings.workspace,

@@ -20,7 +20,7 @@ from ..decoding.batch import Step
 from ..decoding.request_state import Result
 from ..engines.registry import OpenOptions
 from ..errors import DeviceError, NumericalError, UserError, describe_error
-from ..model import Block, Model, ModelPool, blocks, while_wanted
+from ..model import Block, Model, ModelPool, blocks, yield_while_wanted
 from ..open_bundle import load
 from ..proof.bundle_proof import prove_bundle
 
@@ -79,14 +79,14 @@ class HostCalls:
             mode=self._read_text(decoding.mode, "mode") or None,
         )
 
-        def wanted() -> bool:
+        def is_wanted() -> bool:
             return not self._lib.raised(request.cancel)
 
-        lent = pool.take_while(wanted)
+        lent = pool.take_while(is_wanted)
         if lent is None:
             return self._put(out, [], CANCELLED)
         try:
-            done, result = self._run(lent.steps(prepared.prompt, prepared.options), lent, request, wanted)
+            done, result = self._run(lent.steps(prepared.prompt, prepared.options), lent, request, is_wanted)
         finally:
             pool.give(lent)
         return self._put(out, done, result)
@@ -97,19 +97,19 @@ class HostCalls:
             raise UserError("max_new_tokens or on_block is given, which a decision has no use for; leave them 0")
         text, prompt = self._read_text(schema, "schema"), self._read_prompt(request)
         try:
-            wanted = strict_json.parse(text)
+            parsed_schema = strict_json.parse(text)
         except ValueError as error:
             raise UserError(f"schema is not JSON ({error}); expected a JSON schema") from None
-        if not isinstance(wanted, dict):
+        if not isinstance(parsed_schema, dict):
             raise UserError(f"schema is {text[:40]!r}; expected a JSON schema, an object")
         probability: Any = self._read_text(deciding.probability, "probability") or "parallel"
         if deciding.max_forwards < 0:
             raise UserError(f"max_forwards is {deciding.max_forwards}; expected at least 1, or 0 for all")
 
-        def still() -> bool:
+        def is_wanted() -> bool:
             return not self._lib.raised(request.cancel)
 
-        lent = pool.take_while(still)
+        lent = pool.take_while(is_wanted)
         if lent is None:
             self._put_decision(out, TypedDecision("", None, (), 0, True, probability), 0.0)
             return
@@ -117,12 +117,12 @@ class HostCalls:
         try:
             decided = lent.decide(
                 prompt,
-                wanted,
+                parsed_schema,
                 probability=probability,
                 max_forwards=deciding.max_forwards or None,
                 threshold=float(request.threshold[0]) if request.threshold else None,
                 raw=bool(request.raw),
-                wanted=still,
+                wanted=is_wanted,
             )
         finally:
             pool.give(lent)
@@ -141,7 +141,7 @@ class HostCalls:
         """Returns the blocks and the result; passes each block to the request's on_block as it comes."""
         done: list[Block] = []
         try:
-            for block in blocks(while_wanted(steps, wanted), model.tokenizer):
+            for block in blocks(yield_while_wanted(steps, wanted), model.tokenizer):
                 done.append(block)
                 stop = bool(request.on_block) and self._hand_out(block, request)
                 if block.result is not None:

@@ -38,7 +38,7 @@ def decode_steps(
     before any work if a request does not fit or has an id that the model lacks, NumericalError for scores that are not
     numbers.
     """
-    begin = Beginning(backend.contract, gate, options)
+    begin = ProgressMaker(backend.contract, gate, options)
     queue = [begin(row, request) for row, request in enumerate(requests)]
     if queue:
         room = max(progress.room for progress in queue)
@@ -59,7 +59,7 @@ def decode_answers(
     A request is taken from the stream, and checked, when the request before has its place; a UserError ends the stream.
     The other options are those of `decode_steps`. In fp32 each answer equals its solo run.
     """
-    begin = Beginning(backend.contract, gate, options)
+    begin = ProgressMaker(backend.contract, gate, options)
     queue = (begin(row, request) for row, request in enumerate(requests))
     done: dict[int, Result] = {}
     following = 0
@@ -107,7 +107,7 @@ def generate_batch(
     return [results[row] for row in range(len(requests))]
 
 
-class Beginning:
+class ProgressMaker:
     """Makes the initial state of requests: holds what they share, and checks that each fits, before any work."""
 
     def __init__(self, contract: Contract, gate: GateSpec | None, shared: OptionKeywords) -> None:

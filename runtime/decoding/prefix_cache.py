@@ -11,7 +11,7 @@ from ..backend import Backend, Ints
 from ..contract import GateSpec
 from .batch import Batch, Step
 from .block_layout import check_reuse, count_reusable
-from .loop import Beginning
+from .loop import ProgressMaker
 from .options import OptionKeywords, Request
 from .request_state import Progress
 from .sequence import NOTHING
@@ -38,7 +38,7 @@ class Session:
     def steps(self, request: Request, **options: Unpack[OptionKeywords]) -> Iterator[list[Step]]:
         """Yields what `loop.decode_steps` yields. If it is closed early, what was committed until then is kept."""
         contract = self._backend.contract
-        begin = Beginning(contract, self._gate, options)
+        begin = ProgressMaker(contract, self._gate, options)
         committed, last_prompt = self._find_committed()
         progress = begin(0, request, count_reusable(contract, committed, last_prompt, request.prompt))
         batch = self._batch or Batch(self._backend, begin.rule, 1, contract.capacity)

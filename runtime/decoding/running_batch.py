@@ -11,7 +11,7 @@ from ..backend import Backend, Growable
 from ..contract import GateSpec
 from ..errors import NumericalError, UserError
 from .batch import Batch, Step
-from .loop import Beginning
+from .loop import ProgressMaker
 from .options import Request
 from .request_state import Progress
 
@@ -38,7 +38,7 @@ class RunningBatch:
 
     def __init__(self, backend: Backend, gate: GateSpec | None, slots: int) -> None:
         self.slots = slots
-        self._backend, self._begin = backend, Beginning(backend.contract, gate, {})
+        self._backend, self._begin = backend, ProgressMaker(backend.contract, gate, {})
         self._batch: Batch | None = None  # opened when it is first needed, and again after a failure
         self._damaged = False  # whether a request failed, which may have left NaN in the KV cache
         self._single = False  # whether the batch has one place, since memory was short; reopened when it is idle

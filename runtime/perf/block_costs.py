@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from .data_sheets import Device
-from .op_counts import ModelShape, Pass
+from .op_counts import ModelShape, PassSize
 
 TRAINED = (4, 8, 16, 32, 64)  # block sizes that published models are trained with
 
@@ -39,12 +39,12 @@ class Mode:
     """Describes a way to decode. one: its forward pass of one sequence; tokens: how many that pass unmasks."""
 
     name: str
-    one: Pass
+    one: PassSize
     tokens: float
 
-    def forward(self, batch: int) -> Pass:
+    def forward(self, batch: int) -> PassSize:
         """Returns the forward pass of `batch` sequences."""
-        return Pass(batch, self.one.width, self.one.past, self.one.rows, self.one.cached)
+        return PassSize(batch, self.one.width, self.one.past, self.one.rows, self.one.cached)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +70,10 @@ class DecodingCost:
 def list_modes(question: Question) -> list[Mode]:
     """Returns the modes: autoregressive, each block, and full diffusion over prompt and answer at once."""
     q = question
-    blocks = [Mode(f"block of {size}", Pass(1, size, q.past, size), min(q.accepted, size)) for size in q.blocks]
+    blocks = [Mode(f"block of {size}", PassSize(1, size, q.past, size), min(q.accepted, size)) for size in q.blocks]
     whole = q.past + q.answer
-    full = Mode(f"full, {whole} positions", Pass(1, whole, 0, q.answer, False), min(q.accepted, q.answer))
-    return [Mode("autoregressive", Pass(1, 1, q.past, 1), 1.0), *blocks, full]
+    full = Mode(f"full, {whole} positions", PassSize(1, whole, 0, q.answer, False), min(q.accepted, q.answer))
+    return [Mode("autoregressive", PassSize(1, 1, q.past, 1), 1.0), *blocks, full]
 
 
 def compute_points(device: Device, question: Question) -> Iterator[DecodingCost]:
@@ -84,7 +84,9 @@ def compute_points(device: Device, question: Question) -> Iterator[DecodingCost]
             load = device.count_work(q.shape, q.precision, mode.forward(batch))
             ms, compute = device.estimate_ms(load, q.precision), device.estimate_compute_ms(load, q.precision)
             bound = "compute" if compute > device.estimate_memory_ms(load) else "memory"
-            single = device.estimate_ms(device.count_work(q.shape, q.precision, Pass(batch, 1, q.past, 1)), q.precision)
+            single = device.estimate_ms(
+                device.count_work(q.shape, q.precision, PassSize(batch, 1, q.past, 1)), q.precision
+            )
             done, moved = load.linear + load.attention, load.weights + load.cache
             speed = 1000 * batch * mode.tokens / ms
             yield DecodingCost(mode.name, batch, done, moved, load.intensity, bound, ms, ms / single, speed)

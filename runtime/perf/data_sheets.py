@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import UserError
-from .op_counts import WEIGHT_SIZES, ForwardWork, ModelShape, Pass, count_work
+from .op_counts import WEIGHT_SIZES, ForwardWork, ModelShape, PassSize, count_work
 
 MOST = 1 << 16  # tokens, limit of the search for the widest block
 
@@ -38,7 +38,7 @@ class Device:
         """Returns the operations per byte above which computing, not memory, bounds the time."""
         return 1000 * self.rates[precision] / self.bandwidth
 
-    def count_work(self, shape: ModelShape, precision: str, forward: Pass) -> ForwardWork:
+    def count_work(self, shape: ModelShape, precision: str, forward: PassSize) -> ForwardWork:
         """Returns what the forward pass costs on this device."""
         return count_work(shape, WEIGHT_SIZES[precision], self.count_number_bytes(precision), forward)
 
@@ -60,7 +60,7 @@ class Device:
         low, high = 0, MOST
         while low < high:
             block = (low + high + 1) // 2
-            load = self.count_work(shape, precision, Pass(batch, block, past, block))
+            load = self.count_work(shape, precision, PassSize(batch, block, past, block))
             if self.estimate_compute_ms(load, precision) <= self.estimate_memory_ms(load):
                 low = block
             else:

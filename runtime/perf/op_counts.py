@@ -41,12 +41,12 @@ class ModelShape:
     qkv_bias: bool = False
 
     @property
-    def packed(self) -> int:
+    def qkv(self) -> int:
         """Returns the count of weights for a layer's queries, keys and values."""
         return self.hidden * (self.heads + 2 * self.kv_heads) * self.head_dim
 
     @property
-    def behind(self) -> int:
+    def after_attention(self) -> int:
         """Returns the count of a layer's weights after its attention."""
         return self.heads * self.head_dim * self.hidden + 3 * self.hidden * self.ffn
 
@@ -66,7 +66,7 @@ class ModelShape:
     def parameters(self) -> int:
         """Returns the count of all the model's parameters."""
         tables = self.head * (1 if self.tied else 2)
-        return self.layers * (self.packed + self.behind) + tables + self.vectors
+        return self.layers * (self.qkv + self.after_attention) + tables + self.vectors
 
     @property
     def cached(self) -> int:
@@ -123,7 +123,7 @@ class ForwardWork:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class PassSize:
     """Describes a forward pass. batch: sequences; per sequence, width: new tokens; past: tokens in the KV cache before
     them; rows: logits rows. cached: whether keys and values are kept, which a model with full attention does not do.
     """
@@ -135,11 +135,11 @@ class Pass:
     cached: bool = True
 
 
-def count_work(shape: ModelShape, precision: WeightSize, number: int, forward: Pass) -> ForwardWork:
+def count_work(shape: ModelShape, precision: WeightSize, number: int, forward: PassSize) -> ForwardWork:
     """Returns what the forward pass costs. number: bytes per number outside of matrices, KV cache included."""
     tokens, rows = forward.batch * forward.width, forward.batch * forward.rows
-    linear = 2 * tokens * (shape.layers * shape.packed + (shape.layers - 1) * shape.behind)
-    linear += 2 * rows * (shape.behind + shape.head)
+    linear = 2 * tokens * (shape.layers * shape.qkv + (shape.layers - 1) * shape.after_attention)
+    linear += 2 * rows * (shape.after_attention + shape.head)
     seen = forward.past + forward.width
     attention = 4 * tokens * seen * shape.heads * shape.head_dim * shape.layers
     positions = forward.batch * (seen + forward.width) if forward.cached else 0
@@ -151,7 +151,7 @@ def count_work(shape: ModelShape, precision: WeightSize, number: int, forward: P
 def count_weight_bytes(shape: ModelShape, precision: WeightSize, tokens: int) -> float:
     """Returns the bytes of weights that a forward pass of `tokens` tokens reads; norms and biases are fp32."""
     mixed, stored = shape.heads * shape.head_dim, precision.count_stored_bytes
-    layer = stored(shape.hidden, shape.packed // shape.hidden) + stored(mixed, shape.hidden)
+    layer = stored(shape.hidden, shape.qkv // shape.hidden) + stored(mixed, shape.hidden)
     layer += 2 * stored(shape.hidden, shape.ffn) + stored(shape.ffn, shape.hidden)
     looked_up = 0 if shape.tied else min(tokens, shape.vocab) * shape.hidden * precision.bits / 8
     return shape.layers * layer + stored(shape.hidden, shape.vocab) + looked_up + 4 * shape.vectors

@@ -16,7 +16,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 
 from ..errors import UserError, describe_error
-from .auth import Door
+from .auth import AccessCheck
 from .handler import complete
 from .http_errors import Refusal, make_json_response, make_refusal_response
 from .request import CHAT, COMPLETIONS, RESPONSES, refuse_unknown_model
@@ -46,7 +46,7 @@ def make_app(service: Service) -> Starlette:
             _get("/readyz", partial(_reply_ready, service)),
             _get("/metrics", partial(_reply_metrics, service)),
         ],
-        middleware=[Middleware(Door, service.hosts, service.keys, service.counters.count_request)],
+        middleware=[Middleware(AccessCheck, service.hosts, service.keys, service.counters.count_request)],
         exception_handlers={Refusal: _refuse, UserError: _reply_mistake, HTTPException: _answer_unknown},  # type: ignore[dict-item]
         lifespan=lifespan,
     )

@@ -24,7 +24,7 @@ def parse_host_name(host: str) -> str:
     return name.lower().removesuffix(".")
 
 
-class Door:
+class AccessCheck:
     """Admits and counts requests, as ASGI middleware.
 
     hosts: names that `Host` may hold, None for any. Without the check, another site's page could point its own name at

@@ -98,7 +98,7 @@ async def _receive_events(
 
     All jobs are withdrawn if the client leaves or one of them fails.
     """
-    gone = asyncio.create_task(_withdraw_when_gone(service, request, jobs))
+    watcher = asyncio.create_task(_withdraw_when_gone(service, request, jobs))
     begun, ended = set[int](), dict[int, tuple[Event, float]]()
     event: Event | None = None
     try:
@@ -116,7 +116,7 @@ async def _receive_events(
                 event = replace(event, message=f"prompt[{index}]: {event.message}")
             yield index, event
     finally:
-        gone.cancel()
+        watcher.cancel()
         _withdraw(service, jobs)
         for index, job in enumerate(jobs):
             last, seconds = ended.get(index, (None, time.perf_counter() - started))

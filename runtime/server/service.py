@@ -17,7 +17,7 @@ class Service:
     """Holds what a server serves, and how.
 
     most: maximum new tokens per answer, None for no limit; body: maximum bytes in a request's body; hosts, keys: see
-    `auth.Door`; log_prompts: whether the log has prompts, not only their lengths; started: Unix time in seconds.
+    `auth.AccessCheck`; log_prompts: whether the log has prompts, not only their lengths; started: Unix time in seconds.
     """
 
     model: Model

@@ -193,7 +193,7 @@ class BatchDecoder:
         """Runs one forward pass of the batch and delivers what it did."""
         outcome = self._batch.step()
         for step in outcome.steps:
-            self._hear(workers, step)
+            self._deliver_step(workers, step)
         for number, error in outcome.failed.items():
             workers.fail(self._jobs.pop(number)[0], error)
 
@@ -238,13 +238,13 @@ class BatchDecoder:
         """Decides a job that wants a decision; adds the job to the batch unless the decision is its whole reply."""
         decided: DecisionResult | None = None
 
-        def still_wanted() -> bool:  # called before each forward pass of the decision
+        def step_batch_if_wanted() -> bool:  # called before each forward pass of the decision
             self._step_meanwhile(workers)
             return job.wanted
 
         if job.request.decision is not None:
             try:
-                decided = decide(self._decider, job.request, workers.choose_threshold(job), still_wanted)
+                decided = decide(self._decider, job.request, workers.choose_threshold(job), step_batch_if_wanted)
             finally:
                 if not self._own_cache:
                     self._batch.release()
@@ -254,7 +254,7 @@ class BatchDecoder:
         self._jobs[self._batch.add(work.decode_request)] = job, work
         return None
 
-    def _hear(self, workers: Workers, step: Step) -> None:
+    def _deliver_step(self, workers: Workers, step: Step) -> None:
         job, work = self._jobs[step.row]
         try:
             if not work.take(step, job.wanted):

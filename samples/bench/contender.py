@@ -36,10 +36,10 @@ class Stepper(Protocol):
     def step(self) -> None:
         """Runs one forward pass over `make_tokens(width)`, which is timed."""
 
-    def best(self) -> Ints:
+    def predict_top1(self) -> Ints:
         """Returns the top-1 tokens [width] of the last step, taken from its logits if need be. Not timed."""
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """Returns versions and settings that the speed depends on."""
 
 
@@ -72,7 +72,7 @@ def serve(pipe: Connection, contender: Contender) -> None:
     try:
         started = time.perf_counter()
         stepper = contender.make(**contender.options)
-        pipe.send({"seconds": time.perf_counter() - started, **stepper.about(), "peak_mb": read_peak_mb()})
+        pipe.send({"seconds": time.perf_counter() - started, **stepper.describe(), "peak_mb": read_peak_mb()})
         placed = None
         while True:
             cell, count = pipe.recv()
@@ -97,7 +97,7 @@ def take_turn(stepper: Stepper, count: int) -> dict[str, Any]:
         started = time.perf_counter()
         stepper.step()
         ms.append(1000 * (time.perf_counter() - started))
-    return {"ms": ms, "tokens": stepper.best().tolist(), "peak_mb": read_peak_mb()}
+    return {"ms": ms, "tokens": stepper.predict_top1().tolist(), "peak_mb": read_peak_mb()}
 
 
 def read_peak_mb() -> float:

@@ -42,7 +42,7 @@ PROMPTS = [f"Ana has {count} {unit}. How many has she?" for count in (3, 20) for
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ExpectedReply:
     """Holds a body of /v1/chat/completions and the solo reply: its text, and the decision with its distributions."""
 
     body: str
@@ -50,9 +50,9 @@ class Wanted:
     decision: dict[str, Any]
 
 
-def collect_wanted(bundle: str, engine: str | None) -> list[Wanted]:
+def collect_expected_replies(bundle: str, engine: str | None) -> list[ExpectedReply]:
     """Returns the clients' requests, each with the reply of a model that nobody else uses."""
-    model, made = load(bundle, engine=engine), list[Wanted]()
+    model, made = load(bundle, engine=engine), list[ExpectedReply]()
     for prompt in PROMPTS:
         for name, schema in SCHEMAS.items():
             for probability in ("parallel", "ordered"):
@@ -60,7 +60,7 @@ def collect_wanted(bundle: str, engine: str | None) -> list[Wanted]:
                 body = {"messages": [{"role": "user", "content": prompt}], "probability": probability}
                 wanted = {"type": "json_schema", "json_schema": {"name": name, "schema": schema}}
                 said = json.loads(json.dumps(solo.as_json()))
-                made.append(Wanted(json.dumps({**body, "response_format": wanted}), solo.text, said))
+                made.append(ExpectedReply(json.dumps({**body, "response_format": wanted}), solo.text, said))
     return made
 
 
@@ -69,7 +69,7 @@ class Client:
     """Holds one connection and its outcomes. differ: replies that differ from the solo ones, whole."""
 
     place: str
-    wanted: Sequence[Wanted]
+    wanted: Sequence[ExpectedReply]
     first: int
     over: threading.Event
     times: list[float] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Client:
         while not self.over.is_set():
             index = (index + 1) % len(self.wanted)
             try:
-                self._ask(connection, self.wanted[index])
+                self._send_request(connection, self.wanted[index])
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 self.unanswered[type(error).__name__] += 1
@@ -90,7 +90,7 @@ class Client:
                     return  # the server has stopped listening
         connection.close()
 
-    def _ask(self, connection: http.client.HTTPConnection, wanted: Wanted) -> None:
+    def _send_request(self, connection: http.client.HTTPConnection, wanted: ExpectedReply) -> None:
         started = time.perf_counter()
         status, content, refused = post_patiently(connection, "/v1/chat/completions", wanted.body, self.over)
         self.refused += refused
@@ -117,10 +117,10 @@ def close(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def run_clients(url: str, asked: Sequence[Wanted], count: int, seconds: float) -> list[Client]:
+def run_clients(url: str, expected_replies: Sequence[ExpectedReply], count: int, seconds: float) -> list[Client]:
     """Runs `count` clients for `seconds`; returns them."""
     over = threading.Event()
-    clients = [Client(urlsplit(url).netloc, asked, i * 5, over) for i in range(count)]
+    clients = [Client(urlsplit(url).netloc, expected_replies, i * 5, over) for i in range(count)]
     threads = [threading.Thread(target=client.run) for client in clients]
     for thread in threads:
         thread.start()
@@ -155,12 +155,14 @@ def main() -> int:
     given = [*sys.argv[1:], "--"]
     cut = given.index("--")
     args = parser.parse_args(given[:cut])
-    asked = collect_wanted(args.bundle, args.engine)
+    expected_replies = collect_expected_replies(args.bundle, args.engine)
     line = [sys.executable, "-m", "runtime.serve", args.bundle, "--port", "0", "--json", *given[cut + 1 : -1]]
     line += [] if args.engine is None else ["--engine", args.engine]
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         url, started = json.loads(server.stdout.readline())["url"], time.perf_counter()  # type: ignore[union-attr]
-        report = summarize(run_clients(url, asked, args.clients, args.seconds), time.perf_counter() - started)
+        report = summarize(
+            run_clients(url, expected_replies, args.clients, args.seconds), time.perf_counter() - started
+        )
         server.terminate()
         report["exit_code"] = server.wait(120)
     print(json.dumps(report))

@@ -75,18 +75,18 @@ def measure_shared_session(bundle: Path, threads: int) -> dict[str, Any]:
     models = [model, *(model.share() for _ in range(THREADS - 1))]
     with ThreadPoolExecutor(THREADS) as pool:
 
-        def each(count: int) -> list[Answer]:
-            def several(mine: Model) -> list[Answer]:
+        def generate_all(count: int) -> list[Answer]:
+            def generate_share(mine: Model) -> list[Answer]:
                 return [mine.generate(prompt) for _ in range(THREADS * ANSWERS // count)]
 
-            return [answer for found in pool.map(several, models[:count]) for answer in found]
+            return [answer for found in pool.map(generate_share, models[:count]) for answer in found]
 
-        each(THREADS)  # allocates every KV cache
+        generate_all(THREADS)  # allocates every KV cache
         rates: dict[int, list[float]] = {1: [], THREADS: []}
         for _ in range(ROUNDS):
             for count, found in rates.items():
                 started = time.perf_counter()
-                texts = {answer.text for answer in each(count)}
+                texts = {answer.text for answer in generate_all(count)}
                 found.append(THREADS * ANSWERS / (time.perf_counter() - started))
                 assert len(texts) == 1
     return {"threads": THREADS, "answers_a_second": {"one": rates[1], "all": rates[THREADS]}}

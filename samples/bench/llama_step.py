@@ -68,7 +68,7 @@ class Context:
         if code := llama.llama_decode(self.context, batch):
             raise RuntimeError(f"llama_decode gave {code}")
 
-    def seconds(self, width: int) -> float:
+    def measure_seconds(self, width: int) -> float:
         started = time.perf_counter()
         self.step(width)
         return time.perf_counter() - started
@@ -98,18 +98,18 @@ class LlamaStep:
         for way in self.ways:
             way.fill(cell.past)
         if len(self.ways) > 1:
-            self.chosen = min(self.ways, key=lambda way: min(way.seconds(cell.width) for _ in range(TRIES)))
+            self.chosen = min(self.ways, key=lambda way: min(way.measure_seconds(cell.width) for _ in range(TRIES)))
 
     def step(self) -> None:
         self.logits = self.chosen.step(self.width)
 
-    def best(self) -> Ints:
-        return self.scores().argmax(axis=-1)
+    def predict_top1(self) -> Ints:
+        return self.compute_scores().argmax(axis=-1)
 
-    def scores(self) -> Floats:
+    def compute_scores(self) -> Floats:
         """Returns the last step's logits, in llama.cpp's own memory. float32 [width, vocab]"""
         return np.ctypeslib.as_array(self.logits, (self.width, self.vocab))
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         settings = llama.llama_print_system_info().decode()
         return {"llama-cpp-python": llama.__version__, "system": settings}

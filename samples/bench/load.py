@@ -67,7 +67,7 @@ class Client:
         while not self.load.over.is_set():
             index = (index + 1) % len(self.load.prompts)
             try:
-                self._ask(connection, index)
+                self._send_request(connection, index)
             except (OSError, http.client.HTTPException) as error:
                 connection.close()
                 self.unanswered[type(error).__name__] += 1
@@ -75,7 +75,7 @@ class Client:
                     return  # the server has stopped listening
         connection.close()
 
-    def _ask(self, connection: http.client.HTTPConnection, index: int) -> None:
+    def _send_request(self, connection: http.client.HTTPConnection, index: int) -> None:
         body = json.dumps({"prompt": self.load.prompts[index]})
         started = time.perf_counter()
         status, content, refused = post_patiently(connection, "/v1/completions", body, self.load.over)

@@ -32,8 +32,8 @@ class OnnxStep:
     def step(self) -> None:
         self.proposal = self.backend.forward(self.forward)
 
-    def best(self) -> Ints:
+    def predict_top1(self) -> Ints:
         return self.proposal.token[0]
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"onnxruntime": ort.__version__}

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.perf.data_sheets import Device
-from runtime.perf.op_counts import ForwardWork, ModelShape, Pass
+from runtime.perf.op_counts import ForwardWork, ModelShape, PassSize
 
 from .goals import judge
 
@@ -95,7 +95,7 @@ def compare_pasts(mine: Sequence[Row], shape: ModelShape, device: Device) -> Ite
     width = find_widest(mine)
     far, near = find_row(mine, width, FAR), find_row(mine, width, 0)
     if far and near:
-        loads = [device.count_work(shape, far["precision"], Pass(1, width, past, width)) for past in (FAR, 0)]
+        loads = [device.count_work(shape, far["precision"], PassSize(1, width, past, width)) for past in (FAR, 0)]
         added = ForwardWork(0, loads[0].attention - loads[1].attention, 0, loads[0].cache - loads[1].cache)
         least = device.estimate_ms(added, far["precision"])
         what = f"B {width}, what past {FAR} adds over the limit of that attention ({least:.2f} ms)"

@@ -17,7 +17,7 @@ from export import contract_from_checkpoint
 from export.graph import ort_graph
 from runtime.errors import describe_error
 from runtime.perf.data_sheets import Device
-from runtime.perf.op_counts import WEIGHT_SIZES, ModelShape, Pass
+from runtime.perf.op_counts import WEIGHT_SIZES, ModelShape, PassSize
 
 from .contender import Cell, Contender
 from .loop_cost import measure_host_ms
@@ -141,7 +141,7 @@ def compute_limit(shape: ModelShape, row: dict[str, Any], device: Device) -> dic
     """Returns the least ms that this machine needs for a row of ours, in its precision; nothing for other engines."""
     if row["precision"] not in WEIGHT_SIZES:
         return {}
-    load = device.count_work(shape, row["precision"], Pass(1, row["width"], row["past"], row["width"]))
+    load = device.count_work(shape, row["precision"], PassSize(1, row["width"], row["past"], row["width"]))
     memory, compute = device.estimate_memory_ms(load), device.estimate_compute_ms(load, row["precision"])
     return {"memory_ms": memory, "compute_ms": compute, "limit_ms": max(memory, compute)}
 

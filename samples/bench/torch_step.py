@@ -67,8 +67,8 @@ class TorchStep:
     def step(self) -> None:
         self.token, self.confidence = self.run(self.ids, self.visible, self.positions)
 
-    def best(self) -> Ints:
+    def predict_top1(self) -> Ints:
         return self.token[0].numpy()
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"torch": torch.__version__}

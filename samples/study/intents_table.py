@@ -79,14 +79,14 @@ class Outcomes:
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ModelFill:
     """Names a model and how it fills the form: `parallel`, `ordered` or TEXT."""
 
     model: str
     how: str
 
 
-def answer(model: Model, way: Way, problem: Problem, form: Form, to: Outcomes) -> None:
+def answer(model: Model, way: ModelFill, problem: Problem, form: Form, to: Outcomes) -> None:
     """Fills the form of one utterance and adds what came of it to `to`."""
     cpu, started = time.process_time(), time.perf_counter()
     if way.how == TEXT:
@@ -104,7 +104,9 @@ def answer(model: Model, way: Way, problem: Problem, form: Form, to: Outcomes) -
         to.right += find_right_indices(form, problem.answer)
 
 
-def measure(models: Mapping[str, Model], ways: Sequence[Way], problems: Sequence[Problem]) -> dict[Way, Outcomes]:
+def measure(
+    models: Mapping[str, Model], ways: Sequence[ModelFill], problems: Sequence[Problem]
+) -> dict[ModelFill, Outcomes]:
     """Answers every utterance in every way, utterance by utterance."""
     form, found = intents.make_form(), {way: Outcomes() for way in ways}
     for problem in tqdm(problems, unit="utterance", mininterval=2):
@@ -132,7 +134,7 @@ def grade_by_part(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str
     }
 
 
-def make_row(way: Way, model: Model, found: Outcomes, problems: Sequence[Problem], first: Sequence[bool]) -> Row:
+def make_row(way: ModelFill, model: Model, found: Outcomes, problems: Sequence[Problem], first: Sequence[bool]) -> Row:
     """Returns a way's figures. first: which whole forms of the first way are right, for the paired difference."""
     row: Row = {"model": way.model, "how": way.how, "problems": len(problems)}
     by_name = grade_by_part(problems, found.texts)
@@ -193,15 +195,15 @@ def format_percent(share: float, digits: int = 1) -> str:
     return f"{100 * share:.{digits}f}"
 
 
-def open_models(runs: Path) -> tuple[dict[str, Model], list[Way]]:
+def open_models(runs: Path) -> tuple[dict[str, Model], list[ModelFill]]:
     """Returns the models by name, and the ways of each in the order of the table."""
-    models, ways = dict[str, Model](), list[Way]()
+    models, ways = dict[str, Model](), list[ModelFill]()
     for engine in STUDENT:
         name = f"student, {engine}"
         models[name] = load(runs / "student.bundle", engine=engine, threads=1, allow_spinning=False)
-        ways += [Way(name, how) for how in ("parallel", "ordered", TEXT)]
+        ways += [ModelFill(name, how) for how in ("parallel", "ordered", TEXT)]
     models["baseline, ort-fp32"] = load(runs / "baseline.bundle", engine=STUDENT[0], threads=1, allow_spinning=False)
-    ways += [Way("baseline, ort-fp32", how) for how in ("ordered", TEXT)]
+    ways += [ModelFill("baseline, ort-fp32", how) for how in ("ordered", TEXT)]
     return models, ways
 
 

@@ -42,7 +42,7 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
+class ModelMode:
     """Names a model in a mode. width: tokens per drafted block, None for the model's; fused: as in `DecodeOptions`."""
 
     model: str
@@ -55,7 +55,7 @@ class Way:
         return f"{self.model}:{self.mode}{separate}{narrow}"
 
 
-def list_ways(name: str, model: Model, widths: Sequence[int]) -> list[Way]:
+def list_model_modes(name: str, model: Model, widths: Sequence[int]) -> list[ModelMode]:
     """Returns the modes of a model, and its speculative one with blocks of other widths.
 
     Raises UserError for a width that is not from 2 tokens to the model's block.
@@ -63,11 +63,13 @@ def list_ways(name: str, model: Model, widths: Sequence[int]) -> list[Way]:
     block, modes = model.contract.block, model.contract.modes
     if wrong := [width for width in widths if not 2 <= width <= block]:
         raise UserError(f"--widths has {wrong[0]}, but {name} has blocks of {block} tokens; give 2 to {block}")
-    narrower = [Way(name, SPECULATIVE, width) for width in widths if SPECULATIVE in modes]
-    return [*(Way(name, mode) for mode in modes), *narrower]
+    narrower = [ModelMode(name, SPECULATIVE, width) for width in widths if SPECULATIVE in modes]
+    return [*(ModelMode(name, mode) for mode in modes), *narrower]
 
 
-def answer(model: Model, way: Way, problem: tasks.Problem, clock: Callable[[], float] = time.process_time) -> Record:
+def answer(
+    model: Model, way: ModelMode, problem: tasks.Problem, clock: Callable[[], float] = time.process_time
+) -> Record:
     """Returns the answer to one problem: its tokens and text, forward passes and seconds by the clock."""
     backend, own = model.backend, model.contract
     ids = model.tokenizer.encode_chat(problem.prompt)
@@ -90,7 +92,7 @@ def answer(model: Model, way: Way, problem: tasks.Problem, clock: Callable[[], f
 def measure(
     models: Mapping[str, Model],
     files: Mapping[str, str],
-    ways: Sequence[Way],
+    ways: Sequence[ModelMode],
     chosen: Sequence[tasks.Task],
     split: str,
     count: int,
@@ -201,7 +203,7 @@ def execute(args: argparse.Namespace) -> int:
         models[bundle.stem] = load(bundle, threads=args.threads, allow_spinning=args.threads > 1)
         files[bundle.stem] = manifest.read(bundle).find_engine().model
     asked = set(args.modes.split(",")) if args.modes else None
-    ways = [way for name, model in models.items() for way in list_ways(name, model, widths)]
+    ways = [way for name, model in models.items() for way in list_model_modes(name, model, widths)]
     if strange := sorted((asked or set()) - {way.mode for way in ways}):
         raise UserError(f"--modes has {strange[0]}; expected some of {', '.join(sorted({way.mode for way in ways}))}")
     ways = [way for way in ways if asked is None or way.mode in asked]

@@ -17,12 +17,12 @@ UP = (0, 20, 40, 60, 80, 90, 95, 97, 98, 99, 99.5, 100)
 Curve = Sequence[tuple[float, float]]
 
 
-def plot_curves(path: Path, named: Mapping[str, Curve], across: str, up: str) -> None:
+def plot_curves(path: Path, named: Mapping[str, Curve], x_label: str, y_label: str) -> None:
     """Plots named lines through points (x, y): x on a log scale, y in percent as the log of the distance to 100 %.
 
     Raises UserError as `plots.plot_reliability` does.
     """
-    axes = plots.make_axes(across, up)
+    axes = plots.make_axes(x_label, y_label)
     for (name, points), marker in zip(named.items(), itertools.cycle("os^Dv")):
         axes.plot([x for x, _ in points], [y for _, y in points], marker=marker, label=name)
     axes.set_xscale("log")
@@ -39,9 +39,9 @@ def plot_curves(path: Path, named: Mapping[str, Curve], across: str, up: str) ->
     plots.save(axes, path)
 
 
-def plot_bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], up: str) -> None:
+def plot_bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[float]], y_label: str) -> None:
     """Plots a bar per name and group, with its value above it. Raises UserError as `plots.plot_reliability` does."""
-    axes = plots.make_axes("", up)
+    axes = plots.make_axes("", y_label)
     width = 0.8 / max(1, len(named))
     for i, (name, values) in enumerate(named.items()):
         places = [group + i * width for group in range(len(groups))]
@@ -50,12 +50,12 @@ def plot_bars(path: Path, groups: Sequence[str], named: Mapping[str, Sequence[fl
     plots.save(axes, path)
 
 
-def plot_points(path: Path, named: Mapping[str, tuple[float, float]], across: str, up: str) -> None:
+def plot_points(path: Path, named: Mapping[str, tuple[float, float]], x_label: str, y_label: str) -> None:
     """Plots a point (x, y) per name, x on a log scale, y from 0 on.
 
     Raises UserError as `plots.plot_reliability` does.
     """
-    axes = plots.make_axes(across, up)
+    axes = plots.make_axes(x_label, y_label)
     for (name, (x, y)), marker in zip(named.items(), itertools.cycle("os^Dv")):
         axes.plot([x], [y], marker=marker, linestyle="", label=name)
     axes.set_xscale("log")

@@ -29,15 +29,15 @@ def plot_reliability(path: Path, models: Mapping[str, Sequence[Bin]], what: str 
     save(axes, path)
 
 
-def make_axes(across: str, up: str) -> Any:
+def make_axes(x_label: str, y_label: str) -> Any:
     """Returns axes with these labels and a grid. Raises UserError if matplotlib is missing."""
     figure = make_figure("a figure", SIZE, DOTS)
     from matplotlib import colormaps
 
     axes = figure.add_subplot()
     axes.set_prop_cycle(color=colormaps["tab20"].colors)  # there may be more lines than the default's ten colors
-    axes.set_xlabel(across)
-    axes.set_ylabel(up)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)
     return axes
 

@@ -44,7 +44,7 @@ TokenEntry = AddedToken | str  # a str is a token whose flags are set when it is
 
 
 @dataclass(frozen=True, slots=True)
-class Merged:
+class MergedTokenizer:
     """A tokenizer with the tokens of all files.
 
     source: the tokenizer as JSON text. special: the texts of special tokens, by name. ids: by text. added: the tokens
@@ -57,7 +57,7 @@ class Merged:
     added: dict[int, AddedToken]
 
 
-def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
+def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> MergedTokenizer:
     """Returns the tokenizer of a directory as transformers loads it.
 
     files: the objects in CONFIG, ADDED and MAP, if the directory has them. Raises UserError if they disagree, or if the
@@ -84,7 +84,7 @@ def merge_tokens(folder: Path, files: Mapping[str, dict[str, Any]]) -> Merged:
         ids |= {token.content: number for number, token in tokens.items()}
     found = engine.get_added_tokens_decoder()
     texts = {name: str(token) for name, token in named.items()}
-    return Merged(source if repr(found) == before else engine.to_str(), texts, ids, found)
+    return MergedTokenizer(source if repr(found) == before else engine.to_str(), texts, ids, found)
 
 
 def _merge_names(

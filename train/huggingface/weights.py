@@ -113,11 +113,11 @@ def read_weights(folder: Path, config: ModelConfig, renames: Renames, scheme: Sc
     return DirectoryWeights({**readers, **{name: each.read for name, each in packed.items()}}, expected, packed)
 
 
-def _add_once(stored: StoredTensor, name: str, among: dict[str, StoredTensor]) -> None:
+def _add_once(stored: StoredTensor, name: str, tensors: dict[str, StoredTensor]) -> None:
     """Adds a tensor under a name. Raises UserError if the name is taken."""
-    if name in among:
+    if name in tensors:
         raise UserError(f"{stored.file} has {stored.name} a second time; expected each tensor once")
-    among[name] = stored
+    tensors[name] = stored
 
 
 def _make_extra_error(stored: StoredTensor) -> UserError:

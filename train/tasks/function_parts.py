@@ -20,7 +20,7 @@ DIVISORS = tuple(range(2, 10))
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class IndexChoice:
     """Selects items by index. `code` follows the list."""
 
     text: str
@@ -28,14 +28,14 @@ class Place:
     pool: Sequence[int] = NEAR_SMALL
 
 
-PLACES: Mapping[str, Place] = {
-    "first": Place("the first {p} ITEMS of LIST", "[:{p}]"),
-    "last": Place("the last {p} ITEMS of LIST", "[-{p}:]"),
-    "rest": Place("the ITEMS after the first {p} in LIST", "[{p}:]"),
-    "front": Place("the ITEMS before the last {p} in LIST", "[:-{p}]"),
-    "even_places": Place("the ITEMS at even indexes of LIST", "[::2]", ()),
-    "odd_places": Place("the ITEMS at odd indexes of LIST", "[1::2]", ()),
-    "every": Place("the ITEMS at indexes divisible by {p} in LIST", "[::{p}]", (3, 4)),
+PLACES: Mapping[str, IndexChoice] = {
+    "first": IndexChoice("the first {p} ITEMS of LIST", "[:{p}]"),
+    "last": IndexChoice("the last {p} ITEMS of LIST", "[-{p}:]"),
+    "rest": IndexChoice("the ITEMS after the first {p} in LIST", "[{p}:]"),
+    "front": IndexChoice("the ITEMS before the last {p} in LIST", "[:-{p}]"),
+    "even_places": IndexChoice("the ITEMS at even indexes of LIST", "[::2]", ()),
+    "odd_places": IndexChoice("the ITEMS at odd indexes of LIST", "[1::2]", ()),
+    "every": IndexChoice("the ITEMS at indexes divisible by {p} in LIST", "[::{p}]", (3, 4)),
 }
 
 

@@ -14,7 +14,7 @@ from functools import cache
 
 from .intent_frames import FORMS, GROUPS, OPENINGS, WHO, Group, split_of_pair
 from .intent_phrases import INTENTS, NO_REQUEST, bend
-from .intent_values import FIELDS, OPTIONAL, Said, Slots
+from .intent_values import FIELDS, OPTIONAL, Slots, SpokenField
 
 GIVEN = 0.45  # share of optional fields that a request has
 NEAR = 0.7  # share of distractors of the same topic
@@ -35,7 +35,7 @@ class SampledRequest:
 
     intent: str
     phrase: str
-    fields: Mapping[str, Said]
+    fields: Mapping[str, SpokenField]
 
     def list_words(self) -> Words:
         """Returns the words of each field; optional ones bring their space."""
@@ -103,9 +103,9 @@ def ask(rng: random.Random, intent: str, phrase: str, near: SampledRequest | Non
         if near and name in near.fields and name != "clause" and rng.random() < SAME:
             fields[name] = near.fields[name]
         elif name == "clause":
-            fields[name] = Said({}, sample_content(rng, intent))
+            fields[name] = SpokenField({}, sample_content(rng, intent))
         elif name in OPTIONAL and rng.random() >= GIVEN:
-            fields[name] = Said({}, "")
+            fields[name] = SpokenField({}, "")
         else:
             fields[name] = FIELDS[name](rng)
     return SampledRequest(intent, phrase, fields)
@@ -204,7 +204,7 @@ def correct_slot(split: str, rng: random.Random, group: Group, marker: str, arra
         names = [name for name, said in asked.fields.items() if said.slots]
         if group.name in MOVED and "clause" in asked.fields:
             continue  # the corrected slot could be one of the clause
-        if group.name in MOVED and asked.fields.get("where", Said({}, "")).words:
+        if group.name in MOVED and asked.fields.get("where", SpokenField({}, "")).words:
             names = [name for name in names if name == "where"]
         if names:
             break

@@ -75,28 +75,30 @@ Slots = dict[str, str | int]
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class SpokenField:
     """A field of a phrase: the values that it gives slots, and its words."""
 
     slots: Slots
     words: str
 
 
-def choose_from(slot: str, values: Mapping[str, tuple[str, ...]], before: str = "") -> Callable[[random.Random], Said]:
+def choose_from(
+    slot: str, values: Mapping[str, tuple[str, ...]], before: str = ""
+) -> Callable[[random.Random], SpokenField]:
     """Returns a function that samples a value of a closed list and one of its names, with the words `before` it."""
     names = [(value, before + name) for value, each in values.items() for name in each]
 
-    def sample(rng: random.Random) -> Said:
+    def sample(rng: random.Random) -> SpokenField:
         value, words = rng.choice(names)
-        return Said({slot: value}, words)
+        return SpokenField({slot: value}, words)
 
     return sample
 
 
-def sample_device(rng: random.Random) -> Said:
+def sample_device(rng: random.Random) -> SpokenField:
     """Samples a device."""
     value = rng.choice([*DEVICES])
-    return Said({"device": value}, f"{'my' if rng.random() < MY else 'the'} {rng.choice(DEVICES[value])}")
+    return SpokenField({"device": value}, f"{'my' if rng.random() < MY else 'the'} {rng.choice(DEVICES[value])}")
 
 
 def write_number(number: int, rng: random.Random) -> str:
@@ -104,10 +106,10 @@ def write_number(number: int, rng: random.Random) -> str:
     return spell_number(number) if number < 100 and rng.random() < WORDED else str(number)
 
 
-def sample_time(rng: random.Random) -> Said:
+def sample_time(rng: random.Random) -> SpokenField:
     """Samples a time of day, in steps of five minutes, and one of the ways to say it."""
     hour, minute = rng.choice(HOURS), rng.choice((0, 0, 0, 15, 30, 30, 45, rng.randrange(0, 60, 5)))
-    return Said({"hour": hour, "minute": minute}, rng.choice(list_ways_to_say_time(hour, minute)))
+    return SpokenField({"hour": hour, "minute": minute}, rng.choice(list_ways_to_say_time(hour, minute)))
 
 
 def list_ways_to_say_time(hour: int, minute: int) -> list[str]:
@@ -129,28 +131,28 @@ def list_ways_to_say_time(hour: int, minute: int) -> list[str]:
     return said
 
 
-def sample_percent(rng: random.Random) -> Said:
+def sample_percent(rng: random.Random) -> SpokenField:
     """Samples a percentage in steps of five."""
     amount = rng.randrange(5, 101, 5)
-    return Said({"amount": amount}, rng.choice((f"{amount}%", *2 * (f"{write_number(amount, rng)} percent",))))
+    return SpokenField({"amount": amount}, rng.choice((f"{amount}%", *2 * (f"{write_number(amount, rng)} percent",))))
 
 
-def sample_degrees(rng: random.Random) -> Said:
+def sample_degrees(rng: random.Random) -> SpokenField:
     """Samples a temperature of a room."""
     amount = rng.randrange(12, 30)
-    return Said({"amount": amount}, f"{write_number(amount, rng)} degrees")
+    return SpokenField({"amount": amount}, f"{write_number(amount, rng)} degrees")
 
 
-def sample_minutes(rng: random.Random) -> Said:
+def sample_minutes(rng: random.Random) -> SpokenField:
     """Samples a period in minutes."""
     amount = rng.choice((*PERIODS, *range(2, 60)))
     if amount in PERIODS and rng.random() < 0.5:
-        return Said({"amount": amount}, PERIODS[amount])
-    return Said({"amount": amount}, f"{write_number(amount, rng)} minutes")
+        return SpokenField({"amount": amount}, PERIODS[amount])
+    return SpokenField({"amount": amount}, f"{write_number(amount, rng)} minutes")
 
 
 # By field of a phrase. `where` and `when` are optional and include the space before them.
-FIELDS: Mapping[str, Callable[[random.Random], Said]] = {
+FIELDS: Mapping[str, Callable[[random.Random], SpokenField]] = {
     "device": sample_device,
     "room": choose_from("room", ROOMS, "the "),
     "where": choose_from("room", ROOMS, "in the "),

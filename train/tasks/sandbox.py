@@ -64,7 +64,7 @@ def run(programs: Sequence[tuple[str, tuple[str, ...]]], *, seconds: float = 2.0
         try:
             for program, tests in programs:
                 worker = worker or _start(folder)
-                answer = _ask(
+                answer = _run_job(
                     worker,
                     {"program": program, "tests": list(tests), "seconds": seconds, "memory": memory_mb << 20},
                     seconds + GRACE,
@@ -94,7 +94,7 @@ def _start(folder: str) -> Popen[bytes]:
     )
 
 
-def _ask(worker: Popen[bytes], job: dict[str, object], seconds: float) -> bytes:
+def _run_job(worker: Popen[bytes], job: dict[str, object], seconds: float) -> bytes:
     """Returns the worker's one-byte answer, or nothing if it died or did not answer in time."""
     data = memoryview(json.dumps(job).encode() + b"\n")
     try:

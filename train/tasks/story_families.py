@@ -186,7 +186,7 @@ def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.Rewritab
         for _ in range(WORDINGS if numbers else 0):
             story = word_story(family, numbers, rng)
             if split_of_sample(write_prompt(story)) == prompts:
-                return surface.RewritableProblem(tell(story), partial(rewrite, story))
+                return surface.RewritableProblem(write_problem(story), partial(rewrite, story))
 
 
 def word_story(family: Family, numbers: Sequence[Mapping[str, int]], rng: random.Random) -> Story:
@@ -223,7 +223,7 @@ def write_prompt(story: Story) -> str:
     return " ".join(capitalize(part.sentence.format_map({**story.words, **part.fields})) for part in story.parts)
 
 
-def tell(story: Story) -> Problem:
+def write_problem(story: Story) -> Problem:
     """Returns the problem with its texts filled in; `group` is its number of events."""
     words = story.words
     named = {**words, **dict.fromkeys(("he", "He", "him"), words["name"])}
@@ -261,4 +261,4 @@ STORY_CHANGES: Mapping[str, Callable[[Story, random.Random, str], Story]] = {"na
 
 def rewrite(story: Story, changes: Collection[str], rng: random.Random, split: str) -> Problem:
     """Returns the problem with changes to its story and then to its prompt's text."""
-    return surface.rewrite_story(story, STORY_CHANGES, tell, changes, rng, split)
+    return surface.rewrite_story(story, STORY_CHANGES, write_problem, changes, rng, split)

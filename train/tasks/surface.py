@@ -117,16 +117,16 @@ def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table:
 def rewrite_story(
     story: Story,
     table: Mapping[str, Callable[[Story, random.Random, str], Story]],
-    tell: Callable[[Story], Problem],
+    write_problem: Callable[[Story], Problem],
     changes: Collection[str],
     rng: random.Random,
     split: str,
 ) -> Problem:
-    """Returns the problem that `tell` makes of a story, with changes to the story (`table`), then to the prompt."""
+    """Returns the problem that `write_problem` makes of a story, after changes to it (`table`), then to the prompt."""
     for name, change in table.items():
         if name in changes:
             story = change(story, rng, split)
-    problem = tell(story)
+    problem = write_problem(story)
     return replace(problem, prompt=rewrite_text(problem.prompt, changes, rng, {**PROSE, **EDGES}))
 
 

@@ -113,7 +113,7 @@ def draw_story(template: ParsedTemplate, rng: random.Random) -> Story:
     return Story(template, template.story, rng.choice(template.asks), fields)
 
 
-def tell(story: Story) -> Problem:
+def write_problem(story: Story) -> Problem:
     """Returns the problem with its texts filled in."""
     prompt = f"{story.story} {story.ask}".format_map(story.fields)
     return Problem(prompt, story.template.answer.format_map(story.fields), story.template.name)
@@ -149,7 +149,7 @@ CHANGES = (*STORY_CHANGES, *surface.CHANGES)
 
 def rewrite(story: Story, changes: Collection[str], rng: random.Random, split: str) -> Problem:
     """Returns the problem with changes to its story and then to its prompt's text."""
-    return surface.rewrite_story(story, STORY_CHANGES, tell, changes, rng, split)
+    return surface.rewrite_story(story, STORY_CHANGES, write_problem, changes, rng, split)
 
 
 def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
@@ -205,7 +205,7 @@ def _sample_train_sources(seed: int, rng: random.Random) -> Iterator[Source]:
 
 def _draw_draft(templates: Sequence[ParsedTemplate], rng: random.Random) -> surface.RewritableProblem:
     story = draw_story(rng.choice(templates), rng)
-    return surface.RewritableProblem(tell(story), partial(rewrite, story))
+    return surface.RewritableProblem(write_problem(story), partial(rewrite, story))
 
 
 def find_final_number(text: str) -> int | None:
