@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -79,7 +80,10 @@ def says_hi(client: OpenAI) -> str:
     return client.completions.create(model="student", prompt="hi").choices[0].text
 
 
-def test_a_client_that_leaves_frees_its_worker_within_a_step(tmp_path: Path, slots: int | None) -> None:
+def test_a_client_that_leaves_frees_its_worker_within_a_step(
+    tmp_path: Path, slots: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "runtime.server.handler")
     model, script = paced(tmp_path, "hi", "abcdefghijkl")
     with served(model, slots=slots) as server:
         body = {"prompt": "hi", "stream": True, "stream_canvas": True}
@@ -96,6 +100,8 @@ def test_a_client_that_leaves_frees_its_worker_within_a_step(tmp_path: Path, slo
         script.let(1)
         until(lambda: server.service.workers.running == 0)
         assert script.begun == 2  # no forward after the one that was in work
+        until(lambda: caplog.text.count("cancelled: 2 prompt tokens, 0 tokens in 2 forward passes") == 1)
+        assert caplog.text.count("cancelled: 2 prompt tokens, 0 tokens in 0 forward passes") == 1  # left the queue
         script.let(1000)
         assert server.post({"prompt": "hi"}).json()["choices"][0]["text"] == "abcdefghijkl"
 

@@ -29,6 +29,7 @@ LOG = logging.getLogger(__name__)
 BODY_SECONDS = 30.0  # for a request's body to arrive
 
 Feed = asyncio.Queue[tuple[int, Event]]  # events of a request's jobs, each with its job's index
+_TASKS: set[asyncio.Task[None]] = set()  # asyncio itself holds tasks by weak references only
 
 
 async def complete(service: Service, api: Api, request: Request) -> Response:
@@ -118,9 +119,25 @@ async def _receive_events(
     finally:
         watcher.cancel()
         _withdraw(service, jobs)
+        # If the client left, a worker is still in a job's last forward pass; its End comes after that, with the counts.
+        task = asyncio.create_task(_log_jobs(service, request.url.path, jobs, feed, ended, started))
+        _TASKS.add(task)
+        task.add_done_callback(_TASKS.discard)
+
+
+async def _log_jobs(
+    service: Service, path: str, jobs: Sequence[Job], feed: Feed, ended: dict[int, tuple[Event, float]], started: float
+) -> None:
+    """Logs each job once all have ended. ended: the last events of those that have, with their seconds; is added to."""
+    try:
+        while len(ended) < len(jobs):
+            index, event = await feed.get()
+            if isinstance(event, End | Failure):
+                ended[index] = event, time.perf_counter() - started
+    finally:
         for index, job in enumerate(jobs):
             last, seconds = ended.get(index, (None, time.perf_counter() - started))
-            _log(service, request.url.path, job.request, last, seconds)
+            _log(service, path, job.request, last, seconds)
 
 
 async def _withdraw_when_gone(service: Service, request: Request, jobs: Sequence[Job]) -> None:
