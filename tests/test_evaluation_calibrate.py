@@ -150,6 +150,17 @@ def test_the_fewest_forwards_within_the_target_are_chosen(target: float, bound: 
     assert calibrate.choose([*points, sooner], target, bound) is (sooner if target >= (1 if bound else 0.2) else None)
 
 
+@pytest.mark.parametrize(("target", "threshold"), [(0.5, 0.9), (0.2, 0.99), (-0.1, 0.99)])
+def test_mode_block_keeps_the_threshold_it_would_have_alone_or_the_most_accurate_one(
+    target: float, threshold: float
+) -> None:
+    points = [
+        point(0.5, 3, -0.03, -0.05), point(0.9, 5, -0.005, -0.02), point(0.99, 9, -0.003, -0.01),
+        point(0.999, 11, -0.003, -0.01), point(None, 2, 0.0, -0.01, "speculative"),
+    ]  # fmt: skip
+    assert calibrate.choose_for_block_mode(points, target, bound=False) == threshold
+
+
 def hasty(forward: Forward) -> Proposal:
     """Only the first open position is known, the others are guessed wrong, and less surely. The answer is `ab`."""
     truth = [BYTES + byte for byte in b"ab"] + [tiny.END] + [PAD] * 5
@@ -298,7 +309,7 @@ def test_a_mode_that_meets_the_target_in_fewer_forward_passes_becomes_the_defaul
     assert (told["mode"], told["chosen"]) == (fewest["mode"], fewest["threshold"]) == ("speculative", None)
     after = open_checkpoint.load(tmp_path / "s.pt").decoding
     assert after == replace(before, modes=("speculative", "block", "causal"), gate=after.gate)
-    assert {**before.gate, **after.gate}["threshold"] == before.gate["threshold"]
+    assert told["block_threshold"] == after.gate["threshold"] == 1 != before.gate["threshold"]
     made = tmp_path / "s.bundle"
     assert onnx.main(["--ckpt", str(tmp_path / "s.pt"), "--out", str(made)]) == 0
     assert read(made).contract.modes == after.modes

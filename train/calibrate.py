@@ -118,6 +118,16 @@ def choose(points: Sequence[CalibrationPoint], target: float, bound: bool) -> Ca
     return min(within, key=lambda p: p.forwards, default=None)
 
 
+def choose_for_block_mode(points: Sequence[CalibrationPoint], target: float, bound: bool) -> float:
+    """Returns the threshold of mode `block`: what `choose` takes of that mode, or the most accurate one, by the worst
+    task, if none is within the target.
+    """
+    block = [point for point in points if point.threshold is not None]
+    best = choose(block, target, bound) or max(block, key=lambda point: (point.difference, -point.forwards))
+    assert best.threshold is not None
+    return best.threshold
+
+
 def measure_reliability(
     subject: evaluated_model.EvaluatedModel, reports: Sequence[BaselineReport], seed: int
 ) -> dict[str, list[reliability.Bin]]:
@@ -156,9 +166,12 @@ def calibrate(args: argparse.Namespace) -> dict[str, Any]:
     bins = measure_reliability(subject, known, args.seed)
     if args.plot:
         plots.plot_reliability(args.plot, bins)
-    if best is not None and args.write:
-        keep(args, subject, gate, best)
-    summary = report(args, gate, points, best, bins) | {"engine": subject.engine, "held_to": held_to}
+    threshold = None
+    if best is not None:
+        threshold = choose_for_block_mode(points, args.target, args.by == "bound")
+        if args.write:
+            keep(args, subject, replace(gate, threshold=threshold), best.mode)
+    summary = report(args, gate, points, best, threshold, bins) | {"engine": subject.engine, "held_to": held_to}
     if args.out:
         replace_file(args.out, lambda temporary: temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8"))
     return summary
@@ -204,6 +217,7 @@ def report(
     gate: GateSpec,
     points: Sequence[CalibrationPoint],
     best: CalibrationPoint | None,
+    threshold: float | None,
     bins: dict[str, list[reliability.Bin]],
 ) -> dict[str, Any]:
     """Returns what --json prints and --out stores."""
@@ -214,6 +228,7 @@ def report(
         "gate": asdict(gate),
         "chosen": None if best is None else best.threshold,
         "mode": None if best is None else best.mode,
+        "block_threshold": threshold,
         "written": best is not None and args.write,
         "calibration_error": {name: round(reliability.compute_expected_error(each), 5) for name, each in bins.items()},
         "points": [asdict(point) for point in points],
@@ -221,17 +236,13 @@ def report(
     }
 
 
-def keep(
-    args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec, best: CalibrationPoint
-) -> None:
-    """Writes the threshold to the checkpoint or the bundle's engine, and makes the mode the default one there."""
-    if best.threshold is not None:
-        gate = replace(gate, threshold=best.threshold)
+def keep(args: argparse.Namespace, subject: evaluated_model.EvaluatedModel, gate: GateSpec, mode: str) -> None:
+    """Writes the gate to the checkpoint or the bundle's engine, and makes the mode the default one there."""
     if args.ckpt:
-        return student_pt.set_gate(args.ckpt, asdict(gate), best.mode)
+        return student_pt.set_gate(args.ckpt, asdict(gate), mode)
     from runtime.bundle.store import set_gate
 
-    set_gate(args.bundle, subject.engine, gate, best.mode)
+    set_gate(args.bundle, subject.engine, gate, mode)
 
 
 OPTIONS = (
@@ -298,7 +309,8 @@ def execute(args: argparse.Namespace) -> int:
         print(f"expected calibration error: {errors}")
         met = summary["mode"] is not None
         best = name_of(summary["mode"], summary["chosen"]) if met else "no threshold"
-        print(f"{best} meets the target")
+        apart = met and summary["chosen"] is None
+        print(f"{best} meets the target" + (f"; mode block: {summary['block_threshold']:g}" if apart else ""))
     return DONE if summary["mode"] is not None else FAILED
 
 
