@@ -17,9 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parts = sorted(distributions(), key=count_bytes, reverse=True)
     lines = [
         "# A runtime-only install", "",
-        "What `pip install '.[cpu]'` brings beside blockstep itself, written by `make bom`; CycloneDX in `bom.json`. "
+        "What `pip install '.[cpu]'` brings next to blockstep itself, written by `make bom`; CycloneDX in `bom.json`. "
         f"Python {'.'.join(platform.python_version_tuple()[:2])}, {platform.system()} {platform.machine()}.", "",
-        "| | version | licence | MB |", "|---|---|---|---|",
+        "| | version | license | MB |", "|---|---|---|---|",
         *(
             f"| {part.metadata['Name']} | {part.version} | {read_license(part)} | {count_bytes(part) / 1e6:.1f} |"
             for part in parts

@@ -51,7 +51,7 @@ train split). Every listed pronunciation counts as right; 95 % intervals in pare
 `python -m samples.study.pronounce_table`; every figure is in `pronounce.json`.
 """
 IPA = """
-## Programs that answer in IPA
+## Programs that return IPA
 
 Their phonemes are turned into ARPAbet (`samples/study/ipa_to_arpabet.py`). They tell other sounds apart than the
 dictionary does, so that a difference is not always a mistake, and they are not ranked.
@@ -60,7 +60,7 @@ COSTS = """
 ## Forward passes, time, memory, disk
 
 One core, one word per call unless said. \\*: every call starts the program. Memory is the most that the process held;
-an install is the packages and all that they need, without Python. A sentence is {} words, which ours is asked for at
+an install is the packages and all that they need, without Python. A sentence is {} words, which ours gets at
 once: its forward passes are those of their batch, or the sum over the words if the engine takes one sequence.
 """
 LOADS = """

@@ -109,7 +109,7 @@ def generations(model: Model, asked: list[dict[str, Any]], expected: list[object
 
 
 def threads(asked: list[dict[str, Any]], expected: list[object], count: int) -> Row:
-    """Threads that all ask one model are answered or told that it is busy; each with a share of it is answered."""
+    """Threads that all ask one model are answered or refused as busy; each with a share of it is answered."""
     model = load(BUNDLE, threads=1)
     shares = [model.share() for _ in range(THREADS)]
 
@@ -122,7 +122,7 @@ def threads(asked: list[dict[str, Any]], expected: list[object], count: int) -> 
         workers = pool.map(lambda w: [ask(t, shares[w]) for t in range(w, count, THREADS)], range(THREADS))
         own = Counter(told for part in workers for told in part)
     assert set(one) <= {"as alone", "busy"} and one["as alone"] and set(own) == {"as alone"}, (one, own)
-    told = f"as alone {one['as alone']}, told that it is busy {one['busy']}; with a share each, as alone {own.total()}"
+    told = f"as alone {one['as alone']}, refused as busy {one['busy']}; with a share each, as alone {own.total()}"
     return f"requests of {THREADS} threads to one model", count, told
 
 

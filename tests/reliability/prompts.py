@@ -45,7 +45,7 @@ def run(scale: float) -> Section:
         asked(model, "a million characters", (text * (MILLION // len(text)) for text in some(LONG, scale))),
         specials(model, single, rng, count),
         *(characters(f"every printable character, {name}", t, scale) for name, t in
-          (("the sample's tokenizer", model.tokenizer), ("a token a byte", single))),
+          (("the sample's tokenizer", model.tokenizer), ("one token per byte", single))),
     ]  # fmt: skip
     return Section(TITLE, tuple(rows))
 

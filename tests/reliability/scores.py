@@ -28,7 +28,7 @@ from train.torch_backend import TorchBackend
 
 TITLE = "Scores at the edges"
 BUNDLE = Path(__file__).parents[2] / "samples" / "student.bundle"
-BLOCKS = 64  # the longest that never grows sure
+BLOCKS = 64  # the longest that never becomes confident
 Row = tuple[str, int, str]
 
 
@@ -54,7 +54,7 @@ def at_the_threshold(count: int) -> Row:
                     assert steps_of(score, comparator, threshold) == steps, (score, comparator, threshold)
     for k in range(1001):  # a decimal threshold is meant as its nearest fp32, which the scores are in
         assert steps_of(np.float32(k / 1000), ">=", k / 1000) == 1, k
-    return "a score exactly at the threshold, and one step of fp32 beside it", len(scores), "decided as compared"
+    return "a score exactly at the threshold, and one step of fp32 next to it", len(scores), "decided as compared"
 
 
 def steps_of(score: np.float32, comparator: str, threshold: float) -> int:
@@ -83,7 +83,7 @@ def unsure(longest: int) -> Row:
 
         result = generate(tiny.Scripted(contract, script), Request(np.array([5]), DecodeOptions(3 * block)))
         assert (result.steps, result.blocks, len(result.token_ids)) == (3 * block, 3, 3 * block), result
-    return f"a block of 1 to {longest} that never grows sure", longest, "ends after a step a position"
+    return f"a block of 1 to {longest} that never becomes confident", longest, "ends after one step per position"
 
 
 def alike() -> Row:
@@ -105,7 +105,7 @@ def alike() -> Row:
         )
         lowest = next(token for token in range(contract.vocab) if token != contract.mask_id)
         assert set(result.token_ids) == {lowest} and result.steps == 2 * contract.block, result
-    return "all scores alike", len(backends), "the lowest token that is no mask, a step a position"
+    return "all scores alike", len(backends), "the lowest token that is not the mask, one step per position"
 
 
 def poisoned(count: int, rng: random.Random) -> Iterator[Row]:
