@@ -18,7 +18,7 @@ from runtime.decoding.options import DecodeOptions, Request
 from runtime.errors import UserError
 from train import collect
 from train.data.batches import choose_width
-from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards, write_shard
+from train.data.trajectories import MOST_POSITIONS, NEVER_ACCEPTED, Trajectory, read_shards, write_shard
 from train.masking import noise, trajectory_states
 from train.torch_backend import TorchBackend
 
@@ -209,3 +209,16 @@ def test_a_damaged_shard_is_refused_in_one_line(damage: str, tmp_path: Path) -> 
 def test_a_folder_without_shards_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no trajectories in .*; write some with blockstep train collect"):
         read_shards(tmp_path)
+
+
+def test_answers_that_a_shard_cannot_number_and_teachers_without_blocks_are_refused(tmp_path: Path) -> None:
+    order = torch.full((12,), NEVER_ACCEPTED)
+    order[0] = MOST_POSITIONS - 1  # the last step's number
+    write_shard(tmp_path / "shard-00000.safetensors", [replace(trajectory(), order=order)])
+    assert read_shards(tmp_path)[0].order[0] == MOST_POSITIONS - 1
+    most = MOST_POSITIONS + 1  # whole blocks of 4
+    collect.check_teacher(tiny.contract(canvas=most - 4, capacity=2 * most))
+    with pytest.raises(UserError, match=r"answers have 32,768 positions; expected at most 32,767; lower --canvas"):
+        collect.check_teacher(tiny.contract(canvas=most, capacity=2 * most))
+    with pytest.raises(UserError, match="decodes token by token and has no states between"):
+        collect.check_teacher(tiny.contract(attention="causal", shift=True, modes=("causal",)))

@@ -36,7 +36,7 @@ from .cli_options import (
     parse_numbers,
 )
 from .data import prompts
-from .data.trajectories import NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
+from .data.trajectories import MOST_POSITIONS, NEVER_ACCEPTED, SETTINGS, Trajectory, count_right, write_shard
 from .storage.output_files import replace_file
 from .torch_backend import TorchBackend, derive_contract
 from .trainer import run_fingerprint
@@ -231,9 +231,13 @@ def collect_settings(args: argparse.Namespace, names: list[str], saved: checkpoi
 
 
 def check_teacher(contract: Contract) -> None:
-    """Raises UserError for a teacher that does not fill blocks, such as an autoregressive one."""
+    """Raises UserError for a teacher that does not fill blocks, such as an autoregressive one, or for answers with more
+    positions than a shard can number.
+    """
     if contract.autoregressive:
         raise UserError("the teacher decodes token by token and has no states between; give a masked-diffusion one")
+    if (positions := compute_longest_answer(contract)) > MOST_POSITIONS:
+        raise UserError(f"answers have {positions:,} positions; expected at most {MOST_POSITIONS:,}; lower --canvas")
 
 
 def write_settings(path: Path, settings: dict[str, object]) -> None:

@@ -23,6 +23,7 @@ from train.huggingface.families import Overrides
 from train.storage.output_files import replace_file
 
 NEVER_ACCEPTED = -1
+MOST_POSITIONS = 2**15 - 1  # of an answer: a shard has the order as int16
 SETTINGS = "collect.json"  # file in a folder of trajectories: the settings of their collection
 
 
