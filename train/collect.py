@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from runtime import files
@@ -124,7 +125,7 @@ def compute_block_starts(contract: Contract, prompt: int) -> list[int]:
 
 
 def grade_trajectories(
-    found: Sequence[Trajectory], shard: Shard, tokenizer: checkpoint.Tokenizer, contract: Contract
+    found: Sequence[Trajectory], shard: Shard, tokenizer: Tokenizer, contract: Contract
 ) -> list[Trajectory]:
     """Returns the same trajectories with `right` set by the task's own grading."""
     texts = []
@@ -181,8 +182,8 @@ def gather(args: argparse.Namespace) -> dict[str, int]:
             files.sweep(path)
         shard_right, shard_total = count_right(path)
         right, total = right + shard_right, total + shard_total
-    found = distributed.add_up({"collected": total, "right": right, "new": new})
-    return {**{name: int(number) for name, number in found.items()}, "shards": len(shards)}
+    counts = distributed.add_up({"collected": total, "right": right, "new": new})
+    return {**{name: int(number) for name, number in counts.items()}, "shards": len(shards)}
 
 
 def make_gate(threshold: float | None) -> GateSpec:

@@ -101,7 +101,8 @@ def distill(args: argparse.Namespace) -> TrainingResult:
     alike = Overrides(template_args=args.template_args)  # all else is as in the separate student's own files
     start = open_checkpoint.load(args.student, alike) if args.student else saved
     modes = MODES if args.attention == "causal_context" and args.next_token > 0 else MODES[:1]
-    own = {"gate": dict(method.gate), "decision_temperature": 1.0}  # the start's values fit its own confidences only
+    # The start's gate and temperature fit its own confidences only.
+    own: dict[str, Any] = {"gate": dict(method.gate), "decision_temperature": 1.0}
     how_decoded = replace(start.decoding, attention=args.attention, modes=modes, **own)
     if derive_contract(start).autoregressive:  # an autoregressive start has no blocks
         how_decoded = replace(how_decoded, **{name: getattr(saved.decoding, name) for name in LAYOUT})

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from tokenizers import Tokenizer
 from torch import Tensor
 
 from runtime.cli import make_cli_parser, option, parse_at_least_1
@@ -148,11 +149,11 @@ def make_start(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkp
     return checkpoint.Checkpoint(shape, derive_decoding(args, chosen, learned), weights, learned.to_str())
 
 
-def derive_decoding(
-    args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: bpe.Tokenizer
-) -> checkpoint.Decoding:
+def derive_decoding(args: argparse.Namespace, chosen: Sequence[tasks.Task], learned: Tokenizer) -> checkpoint.Decoding:
     """Returns how the model decodes; an autoregressive one has blocks of one token, predicted by the one before."""
-    causal, end = args.objective == "causal", learned.token_to_id(bpe.END)
+    causal = args.objective == "causal"
+    mask, pad, end = (learned.token_to_id(token) for token in (bpe.MASK, bpe.PAD, bpe.END))
+    assert mask is not None and pad is not None and end is not None  # `bpe.train_tokenizer` adds all three
     return checkpoint.Decoding(
         alignment="absolute" if causal else "prompt",
         attention=attention_of(args),
@@ -161,9 +162,9 @@ def derive_decoding(
         block=1 if causal else args.block,
         canvas=args.canvas or max(choose_canvas(survey([task], learned, end), args.block) for task in chosen),
         context=args.context,
-        mask_id=learned.token_to_id(bpe.MASK),
+        mask_id=mask,
         eos_ids=(end,),
-        pad_id=learned.token_to_id(bpe.PAD),
+        pad_id=pad,
         gate=dict(CAUSAL_GATE if causal else TEACHER_GATE),
     )
 

@@ -97,7 +97,5 @@ def measure_baseline(
 def keep_fitting(report: BaselineReport, subject: evaluated_model.EvaluatedModel) -> BaselineReport:
     """Returns the report without the problems whose prompts leave `subject` no room for an answer."""
     kept = evaluation_run.find_fitting_problems(subject, report.problems)
-    problems, right, forwards = (
-        [row[place] for place in kept] for row in (report.problems, report.right, report.forwards)
-    )
-    return BaselineReport(report.task, problems, right, forwards)
+    right, forwards = [report.right[place] for place in kept], [report.forwards[place] for place in kept]
+    return BaselineReport(report.task, [report.problems[place] for place in kept], right, forwards)

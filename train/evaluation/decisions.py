@@ -35,7 +35,8 @@ def find_right_indices(form: Form, answer: str) -> list[int]:
 
     Raises UserError if no choice of values gives the answer, or several do.
     """
-    places = [([], answer)] if form.parts else []  # indices chosen so far, and the rest of the answer
+    # Indices chosen so far, and the rest of the answer.
+    places: list[tuple[list[int], str]] = [([], answer)] if form.parts else []
     for part in form.parts:
         values = enumerate(part.values) if isinstance(part, Field) else [(-1, part)] if isinstance(part, str) else []
         options = list(values)

@@ -35,7 +35,8 @@ def make_axes(x_label: str, y_label: str) -> Any:
     from matplotlib import colormaps
 
     axes = figure.add_subplot()
-    axes.set_prop_cycle(color=colormaps["tab20"].colors)  # there may be more lines than the default's ten colors
+    colors = colormaps["tab20"](range(20))  # there may be more lines than the default's ten colors
+    axes.set_prop_cycle(color=colors)
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     axes.grid(alpha=0.3)

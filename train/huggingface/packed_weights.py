@@ -145,6 +145,7 @@ def list_expected_parts(weight: PackedWeight) -> dict[str, tuple[TensorShape, tu
     else:
         width = count_padded_words(groups, weight.group_size)
         words, zeros, scales = (outputs, inputs // 8), (outputs, width), (outputs, 8 * width)
+    found: dict[str, tuple[TensorShape, tuple[str, ...]]]
     found = {"qweight": (words, WHOLE_NUMBERS), "qzeros": (zeros, WHOLE_NUMBERS), "scales": (scales, FLOATS)}
     return {**found, "g_idx": ((inputs,), INDICES)} if scheme.layout in (V1, V2) else found
 

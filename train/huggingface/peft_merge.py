@@ -98,7 +98,7 @@ def _selects(config: Mapping[str, Any], module: str) -> bool:
     )
     if matches(excluded or []):
         return False
-    if module in targets:
+    if targets is not None and module in targets:
         return True
     layer = re.match(r".*?\.[^.]*\.(\d+)\.", module)
     chosen = layers if isinstance(layers, list) else [layers]

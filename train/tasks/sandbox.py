@@ -18,6 +18,7 @@ TYPES = False
 if TYPES:
     from collections.abc import Sequence
     from subprocess import Popen
+    from typing import Any
 
 GRACE = 5.0
 BLOCKED = frozenset(
@@ -96,6 +97,7 @@ def _start(folder: str) -> Popen[bytes]:
 
 def _run_job(worker: Popen[bytes], job: dict[str, object], seconds: float) -> bytes:
     """Returns the worker's one-byte answer, or nothing if it died or did not answer in time."""
+    assert worker.stdin is not None and worker.stdout is not None
     data = memoryview(json.dumps(job).encode() + b"\n")
     try:
         while data:
@@ -109,8 +111,9 @@ def _run_job(worker: Popen[bytes], job: dict[str, object], seconds: float) -> by
 def _stop(worker: Popen[bytes]) -> None:
     _kill_group(worker.pid)
     worker.wait()
-    worker.stdin.close()
-    worker.stdout.close()
+    for pipe in (worker.stdin, worker.stdout):
+        assert pipe is not None
+        pipe.close()
 
 
 def _kill_group(group: int) -> None:
@@ -124,7 +127,7 @@ def _serve() -> None:
         os.write(1, b"1" if _passes(json.loads(line)) else b"0")
 
 
-def _passes(job: dict) -> bool:
+def _passes(job: dict[str, Any]) -> bool:
     token = os.urandom(16)
     reader, writer = os.pipe()
     child = os.fork()
@@ -144,7 +147,7 @@ def _passes(job: dict) -> bool:
     return passed
 
 
-def _run_child(job: dict, token: bytes, writer: int) -> None:
+def _run_child(job: dict[str, Any], token: bytes, writer: int) -> None:
     """Runs one job and exits the process; the token is written only after the last assertion held."""
     leave = os._exit
     write = os.write
@@ -159,7 +162,7 @@ def _run_child(job: dict, token: bytes, writer: int) -> None:
         leave(0)
 
 
-def _confine(job: dict, writer: int) -> None:
+def _confine(job: dict[str, Any], writer: int) -> None:
     os.setpgid(0, 0)
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
@@ -180,7 +183,7 @@ def _confine(job: dict, writer: int) -> None:
     sys.addaudithook(_refuse)
 
 
-def _refuse(event: str, arguments: tuple) -> None:
+def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     changes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
     if event in BLOCKED or (event == "open" and isinstance(arguments[2], int) and arguments[2] & changes):
         raise PermissionError(event)

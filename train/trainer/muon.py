@@ -39,7 +39,7 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise TypeError("Muon.step takes no closure")
         for group in self.param_groups:
-            alike = dict[torch.Size, list[nn.Parameter]]()
+            alike = dict[torch.Size, list[Tensor]]()
             for matrix in group["params"]:
                 if matrix.grad is not None:
                     alike.setdefault(matrix.shape, []).append(matrix)
@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"] * SCALE * max(shape) ** 0.5)
 
-    def _update_momentum(self, matrix: nn.Parameter, momentum: float) -> Tensor:
+    def _update_momentum(self, matrix: Tensor, momentum: float) -> Tensor:
         """Adds the gradient to a matrix's average; returns the average with the gradient added once more (Nesterov)."""
         assert matrix.grad is not None
         state = self.state[matrix]
