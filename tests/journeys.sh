@@ -61,9 +61,9 @@ with open("own.jsonl", "w") as f:
             line = {"prompt": f"A shelf has {a} rows of {b} books. How many books?", "answer": f"{a}*{b}={a * b}.\n#### {a * b}"}
             f.write(json.dumps(line) + "\n")
 EOF
-  blockstep train teacher --objective causal --data own.jsonl --optimizer muon --learning-rate 6e-3 --steps 4 --out runs/baseline.pt
+  blockstep train teacher --objective causal --data own.jsonl --optimizer muon --learning-rate 5e-3 --steps 4 --batch 32 --out runs/baseline.pt
   blockstep train teacher --objective masked --attention causal_context --data own.jsonl --init runs/baseline.pt \
-    --optimizer muon --learning-rate 3e-3 --steps 4 --batch 48 --out runs/teacher.pt
+    --optimizer muon --learning-rate 3e-3 --steps 4 --batch 24 --out runs/teacher.pt
   blockstep train evaluate --ckpt runs/teacher.pt --data own.jsonl --out runs/teacher.json
   blockstep train collect --ckpt runs/teacher.pt --data own.jsonl --count 8 --out runs/trajectories
   blockstep train distill --method cdlm --attention causal_context --teacher runs/teacher.pt --trajectories runs/trajectories \
