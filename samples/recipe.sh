@@ -101,6 +101,7 @@ recipe() {
     reports+=("$RUNS/$report.json")
   done
   for model in "${students[@]}"; do
+    if [[ $model == *-control ]]; then continue; fi # decoded by its method's threshold
     stage "$model-threshold" 3/10 1/4 8/25 calibrate "$RUNS/$model-threshold.json" --ckpt "$RUNS/$model.pt" \
       --target "$(of 1 0.5 0.5)" --teacher-report "${reports[@]}"
   done
@@ -127,7 +128,7 @@ recipe() {
 
   # Every model once on the test split, which nothing above has seen.
   # The teacher, one token per forward pass, takes longest; of math and code it answers the first problems.
-  local count=(10000 2000 1000)
+  local count=(10000 2000 1000) threshold
   evaluate baseline 1/3 0/1 1/2 --ckpt "$RUNS/baseline.pt"
   for model in "${students[@]}"; do
     case $TASK:$model in
@@ -137,7 +138,9 @@ recipe() {
         ;;
       intents:*) evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" ;;
       *)
-        evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block
+        threshold=()
+        if [[ $model == *-control ]]; then threshold=(--threshold "$(chosen "$RUNS/${model%-control}-threshold.json" 0.98)"); fi
+        evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block "${threshold[@]}"
         # Full attention has no causal half that could check drafts.
         if [[ $model != *-full ]]; then evaluate "$model-speculative" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative; fi
         ;;
@@ -158,6 +161,7 @@ recipe() {
     local bundles=("$RUNS/ort-int8.bundle")
     stage int8-bundle 0/0 0/0 1/1 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision int8 --out "${bundles[0]}"
     for model in baseline teacher "${students[@]}"; do
+      if [[ $model == *-control ]]; then continue; fi # as fast as its method
       stage "$model-bundle" 0/0 0/0 1/1 blockstep export onnx --ckpt "$RUNS/$model.pt" --out "$RUNS/$model.bundle"
       bundles+=("$RUNS/$model.bundle")
     done
@@ -188,10 +192,10 @@ evaluate() { # NAME, MINUTES, MINUTES, MINUTES, options that name the model
   done
 }
 
-# The threshold that a report of calibrate chose, or another value.
+# The threshold of mode `block` in a report of calibrate, or another value.
 chosen() { # REPORT, OTHER
   local found
-  found=$(sed -n 's/^ "chosen": \([0-9.]*\),$/\1/p' "$1" 2> /dev/null) || true
+  found=$(sed -n 's/^ "block_threshold": \([0-9.]*\),$/\1/p' "$1" 2> /dev/null) || true
   echo "${found:-$2}"
 }
 

@@ -150,15 +150,18 @@ def test_the_fewest_forwards_within_the_target_are_chosen(target: float, bound: 
     assert calibrate.choose([*points, sooner], target, bound) is (sooner if target >= (1 if bound else 0.2) else None)
 
 
-@pytest.mark.parametrize(("target", "threshold"), [(0.5, 0.9), (0.2, 0.99), (-0.1, 0.99)])
-def test_mode_block_keeps_the_threshold_it_would_have_alone_or_the_most_accurate_one(
-    target: float, threshold: float
+@pytest.mark.parametrize(
+    ("target", "bound", "threshold"),
+    [(0.5, False, 0.9), (0.25, False, 0.9), (0.15, False, 0.99), (-0.1, False, 0.999), (0.5, True, 0.9)],
+)
+def test_mode_block_keeps_the_threshold_it_would_have_alone_or_one_near_the_most_accurate(
+    target: float, bound: bool, threshold: float
 ) -> None:
     points = [
-        point(0.5, 3, -0.03, -0.05), point(0.9, 5, -0.005, -0.02), point(0.99, 9, -0.003, -0.01),
+        point(0.5, 3, -0.03, -0.05), point(0.9, 5, -0.005, -0.02), point(0.99, 9, -0.004, -0.01),
         point(0.999, 11, -0.003, -0.01), point(None, 2, 0.0, -0.01, "speculative"),
     ]  # fmt: skip
-    assert calibrate.choose_for_block_mode(points, target, bound=False) == threshold
+    assert calibrate.choose_for_block_mode(points, target, bound) == threshold
 
 
 def hasty(forward: Forward) -> Proposal:

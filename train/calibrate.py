@@ -119,11 +119,14 @@ def choose(points: Sequence[CalibrationPoint], target: float, bound: bool) -> Ca
 
 
 def choose_for_block_mode(points: Sequence[CalibrationPoint], target: float, bound: bool) -> float:
-    """Returns the threshold of mode `block`: what `choose` takes of that mode, or the most accurate one, by the worst
-    task, if none is within the target.
+    """Returns the threshold of mode `block`: what `choose` takes of that mode; if none is within the target, the one
+    with the fewest forward passes within `target` of the most accurate one, by the worst task.
     """
     block = [point for point in points if point.threshold is not None]
-    best = choose(block, target, bound) or max(block, key=lambda point: (point.difference, -point.forwards))
+    best = choose(block, target, bound)
+    if best is None:
+        least = max(point.difference for point in block) - max(target, 0) / 100 - 1e-9
+        best = min((point for point in block if point.difference >= least), key=lambda point: point.forwards)
     assert best.threshold is not None
     return best.threshold
 
