@@ -211,7 +211,8 @@ def format_page(
     yield (
         f"Made by `make study`: {' or '.join(map(str, counts))} problems per task and split, seed 0. A threshold "
         "takes the fewest forward passes at most 0.5 points below the baseline on 300 problems of `valid_families`; "
-        "if none is, within 0.5 points of the most accurate threshold; a control has its method's. Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
+        "if none is, within 0.5 points of the most accurate threshold; a control has its method's. "
+        "Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
         f"Forward passes are means per answer over {', '.join(COMPARED)}, on which ✗ looks too; "
         "ms are CPU time of ONNX Runtime per answer on problems "
         f"of `{HELD_OUT}`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
