@@ -72,7 +72,7 @@ def put_reference(bundle: Path, content: bytes) -> Bundle:
 def test_a_reference_is_read_as_it_was_written_and_is_the_same_file_again(tmp_path: Path) -> None:
     write_reference(tmp_path / "a.npz", REFERENCE)
     assert (tmp_path / "a.npz").read_bytes() == (SAMPLE / MADE.find_engine().reference.file).read_bytes()
-    assert len(REFERENCE.forwards) > 20 and 30 < len(REFERENCE.answers) <= 40
+    assert len(REFERENCE.forwards) > 20 and 20 < len(REFERENCE.answers) <= 40
     assert REFERENCE.forwards[0].begins and REFERENCE.forwards[0].top_token.shape[1] == 32
 
 

@@ -200,7 +200,7 @@ def test_the_table_has_ours_next_to_the_rivals(
     assert rows["ort-fp32"]["sentence_forwards"] == 7 and rows["ort-fp32"]["ms_per_word"] == 10
     assert rows["ort-fp32"]["ms_per_sentence"] == 50 and rows["ort-fp32"]["sentence_differing"] == 2
     page = (out / "pronounce.md").read_text(encoding="utf-8")
-    lines = page.split("## Programs that answer in IPA")[0].splitlines()
+    lines = page.split("## Programs that return IPA")[0].splitlines()
     order = [line.split("|")[1].strip() for line in lines if line.startswith("|")][2:]
     assert order == [
         "**ort-fp32**",
@@ -210,9 +210,7 @@ def test_the_table_has_ours_next_to_the_rivals(
         "**baseline**",
     ]  # the fewest wrong words first
     assert "| phonetisaurus \\* |  |  | 10.00 | 1.11 | 22.2 | 50 |  | 70 |" in page  # a sentence at its best
-    assert (
-        "gruut" not in page.split("## Programs that answer in IPA")[0] and "its lexicon has 29 of these words" in page
-    )
+    assert "gruut" not in page.split("## Programs that return IPA")[0] and "its lexicon has 29 of these words" in page
     assert (
         "g2p2 was left out: not installed" in page and "by the package's own command; 2 minutes of one core |" in page
     )

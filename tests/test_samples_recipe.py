@@ -91,8 +91,9 @@ def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> No
     held = f"--teacher-report {' '.join(reports)}"
     assert all(held in line for line in called if "train calibrate" in line)
     # more rows later; a model that is there is not trained again
-    report = tmp_path / "runs" / "undistilled-threshold.json"
-    report.write_text(json.dumps({"target": 0.5, "chosen": 0.95, "mode": "block"}, indent=1), encoding="utf-8")
+    for name, threshold in (("undistilled", 0.95), ("cd4lm", 0.97)):
+        found = {"target": 0.5, "chosen": None, "mode": "speculative", "block_threshold": threshold, "written": True}
+        (tmp_path / "runs" / f"{name}-threshold.json").write_text(json.dumps(found, indent=1), encoding="utf-8")
     assert run(tmp_path, "math,code", SMOKE="1", STUDY="1").returncode == 0
     more = calls(tmp_path)[len(called) :]
     trained = [line.rpartition("/")[2] for line in more if "train distill" in line]
@@ -102,6 +103,10 @@ def test_two_tasks_have_one_model_and_reports_of_their_own(tmp_path: Path) -> No
     assert stages(tmp_path)[-1] == "study-table"
     plain = [line for line in more if "train evaluate" in line and "--gate rule=threshold,threshold=0.95 " in line]
     assert len(plain) == 6 and all(f"--ckpt {tmp_path}/runs/teacher.pt " in line for line in plain)
+    # a control is decoded by its method's threshold
+    assert not [name for name in stages(tmp_path) if name.endswith("-control-threshold")]
+    controlled = [line for line in more if "/cd4lm-control.pt --mode block" in line]
+    assert len(controlled) == 6 and all("--mode block --threshold 0.97 " in line for line in controlled)
     surface = [name for name in stages(tmp_path) if name.endswith("-code-test_surface")]
     assert "tad-speculative-code-test_surface" in surface and "tad-control-code-test_surface" not in surface
     # whoever can check drafts is judged with them, so that a method and its control are compared in both modes

@@ -103,7 +103,7 @@ def told(split: str, rng: random.Random) -> Iterator[tuple[Story, Problem]]:
         family = story_families.draw_family(split, rng)
         if numbers := story_families.draw_numbers(family, rng):
             story = story_families.word_story(family, numbers, rng)
-            yield story, story_families.tell(story)
+            yield story, story_families.write_problem(story)
 
 
 def all_families(events: int) -> list[Family]:
@@ -224,7 +224,7 @@ def test_a_story_in_other_phrases_has_the_same_answer() -> None:
                 story_families.Part(part.kind, story_families.draw_sentence(part.kind, rng), part.fields)
                 for part in story.parts
             )
-            told = story_families.tell(Story(parts, story.words))
+            told = story_families.write_problem(Story(parts, story.words))
             assert told.answer == draft.problem.answer
             assert replay(story.list_kinds(), told.prompt) == find_final_number(told.answer)
 

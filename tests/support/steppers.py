@@ -28,10 +28,10 @@ class Counting:
         if self.fails == "wide" and self.places[-1].width > 1:
             raise RuntimeError("it broke")
 
-    def best(self) -> Ints:
+    def predict_top1(self) -> Ints:
         return np.array([len(self.places), self.steps])
 
-    def about(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         return {"version": "1"}
 
 
@@ -49,5 +49,5 @@ def llama_scores(model: str, vocab: int, cells: Sequence[Cell]) -> list[tuple[An
             stepper.place(cell)
             stepper.step()
             stepper.step()  # from where the first one began
-            found.append((stepper.scores().copy(), stepper.best()))
+            found.append((stepper.compute_scores().copy(), stepper.predict_top1()))
     return found
