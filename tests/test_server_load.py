@@ -90,7 +90,8 @@ def test_a_client_that_leaves_frees_its_worker_within_a_step(
         with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=30) as stream:
             until(lambda: script.begun == 1)
             script.let(1)
-            assert "canvas" in next(stream.iter_lines())
+            lines = stream.iter_lines()  # kept: httpx closes the response with it
+            assert "canvas" in next(lines)
             until(lambda: script.begun == 2)
         with asked(server, {"prompt": "hi"}):  # it gives up while it is still in the queue
             until(lambda: server.service.workers.waiting == 1)
