@@ -3,7 +3,7 @@
 #
 #   TASK=pronounce|intents|math,code   what is learned (default pronounce); math or code alone too
 #   PLAN=1                     print the stages and their expected minutes, run nothing
-#   STUDY=1                    more rows for docs/study.md: a control of each method, full attention (math,code)
+#   STUDY=1                    more rows for docs/study.md: a control of each method, full attention; not of intents
 #   SMOKE=1                    every stage, tiny: shows that it runs, teaches nothing
 #   RUNS=DIR                   where everything is written (default runs/TASK, runs/math-code)
 #
@@ -81,12 +81,14 @@ recipe() {
   # What each method adds: its control has as many updates on the same data without its own term. And the two methods
   # that also work under full attention, which has no KV cache.
   if [ -n "${STUDY:-}" ]; then
-    distil cdlm-control 0/0 0/0 10/35 --method cdlm --weights 0,0,1 "${trajectories[@]}"
-    distil cd4lm-control 0/0 0/0 7/25 --method cd4lm --temperature 1 --shares 0,0
-    distil dparallel-control 0/0 0/0 12/45 --method dparallel --certainty 0 "${answers[@]}"
-    distil tad-control 0/0 0/0 10/35 --method tad --near 1 "${trajectories[@]}"
-    distil cd4lm-full 0/0 0/0 7/25 --attention full --method cd4lm --temperature 1 --shares 0.3,0.1
-    distil dparallel-full 0/0 0/0 12/45 --attention full --method dparallel --certainty 0.3 "${answers[@]}"
+    distil cdlm-control 4/20 0/0 10/25 --method cdlm --weights 0,0,1 "${trajectories[@]}"
+    distil cd4lm-control 3/10 0/0 7/20 --method cd4lm --temperature 1 --shares 0,0
+    distil dparallel-control 8/42 0/0 12/20 --method dparallel --certainty 0 "${answers[@]}"
+    if [ "$TASK" = math,code ]; then
+      distil tad-control 0/0 0/0 10/25 --method tad --near 1 "${trajectories[@]}"
+      distil cd4lm-full 0/0 0/0 7/20 --attention full --method cd4lm --temperature 1 --shares 0.3,0.1
+      distil dparallel-full 0/0 0/0 12/20 --attention full --method dparallel --certainty 0.3 "${answers[@]}"
+    fi
   fi
 
   # Each student's threshold, or mode: the fewest forward passes at which it is not below the baseline on validation
@@ -109,8 +111,8 @@ recipe() {
   # The teacher's weights by the students' gate: what more forward passes would have brought without distillation.
   local undistilled=(--ckpt "$RUNS/teacher.pt" --gate)
   if [ -n "${STUDY:-}" ]; then
-    stage undistilled-threshold 0/0 0/0 3/10 calibrate "$RUNS/undistilled-threshold.json" "${undistilled[@]}" \
-      rule=threshold,threshold=0.98 --no-write --target 0.5 --teacher-report "${reports[@]}"
+    stage undistilled-threshold 3/10 0/0 3/10 calibrate "$RUNS/undistilled-threshold.json" "${undistilled[@]}" \
+      rule=threshold,threshold=0.98 --no-write --target "$(of 1 0.5 0.5)" --teacher-report "${reports[@]}"
   fi
 
   # The engines that run without PyTorch, in fp32 and int8, each compared with PyTorch before it is written.
@@ -131,25 +133,22 @@ recipe() {
   local count=(10000 2000 1000) threshold
   evaluate baseline 1/3 0/1 1/2 --ckpt "$RUNS/baseline.pt"
   for model in "${students[@]}"; do
-    case $TASK:$model in
-      pronounce:*)
-        evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative
-        evaluate "$model-block" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block
-        ;;
-      intents:*) evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" ;;
-      *)
-        threshold=()
-        if [[ $model == *-control ]]; then threshold=(--threshold "$(chosen "$RUNS/${model%-control}-threshold.json" 0.98)"); fi
-        evaluate "$model" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode block "${threshold[@]}"
-        # Full attention has no causal half that could check drafts.
-        if [[ $model != *-full ]]; then evaluate "$model-speculative" 1/3 0/1 1/2 --ckpt "$RUNS/$model.pt" --mode speculative; fi
-        ;;
-    esac
+    if [ "$TASK" = intents ]; then
+      evaluate "$model" 0/0 0/1 0/0 --ckpt "$RUNS/$model.pt"
+      continue
+    fi
+    threshold=()
+    if [[ $model == *-control ]]; then threshold=(--threshold "$(chosen "$RUNS/${model%-control}-threshold.json" 0.98)"); fi
+    evaluate "$model" 1/3 0/0 1/2 --ckpt "$RUNS/$model.pt" --mode block "${threshold[@]}"
+    # Full attention has no causal half that could check drafts.
+    if [[ $model != *-full ]]; then evaluate "$model-speculative" 1/3 0/0 1/2 --ckpt "$RUNS/$model.pt" --mode speculative; fi
   done
   if [ -n "${STUDY:-}" ]; then
-    evaluate undistilled 0/0 0/0 1/2 "${undistilled[@]}" \
+    evaluate undistilled 1/3 0/0 1/2 "${undistilled[@]}" \
       "rule=threshold,threshold=$(chosen "$RUNS/undistilled-threshold.json" 0.98)"
-    evaluate undistilled-speculative 0/0 0/0 1/2 --ckpt "$RUNS/teacher.pt" --mode speculative
+    if [ "$TASK" != pronounce ]; then # whose teacher is bidirectional
+      evaluate undistilled-speculative 0/0 0/0 1/2 --ckpt "$RUNS/teacher.pt" --mode speculative
+    fi
   fi
   evaluate ort-fp32 1/2 0/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-fp32
   evaluate ort-int8 1/2 0/1 1/2 --bundle "$RUNS/student.bundle" --engine ort-int8
@@ -159,14 +158,14 @@ recipe() {
   # How long an answer takes: all models on the same problems by turns, so run it on an otherwise idle machine.
   if [ -n "${STUDY:-}" ]; then
     local bundles=("$RUNS/ort-int8.bundle")
-    stage int8-bundle 0/0 0/0 1/1 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision int8 --out "${bundles[0]}"
+    stage int8-bundle 1/1 0/0 1/1 blockstep export onnx --ckpt "$RUNS/cdlm.pt" --precision int8 --out "${bundles[0]}"
     for model in baseline teacher "${students[@]}"; do
       if [[ $model == *-control ]]; then continue; fi # as fast as its method
-      stage "$model-bundle" 0/0 0/0 1/1 blockstep export onnx --ckpt "$RUNS/$model.pt" --out "$RUNS/$model.bundle"
+      stage "$model-bundle" 1/1 0/0 1/1 blockstep export onnx --ckpt "$RUNS/$model.pt" --out "$RUNS/$model.bundle"
       bundles+=("$RUNS/$model.bundle")
     done
-    stage times 0/0 0/0 10/30 python -m samples.study.modes "${bundles[@]}" --task "$TASK" --split test_families \
-      --count "$(n 100 2)" --out "$RUNS/times.jsonl"
+    stage times 2/5 0/0 10/30 python -m samples.study.modes "${bundles[@]}" --task "$TASK" \
+      --split "$(of test test test_families)" --count "$(n "$(of 500 0 100)" 2)" --out "$RUNS/times.jsonl"
   fi
 
   # What was made, by which versions, in which time; and the table.
@@ -290,7 +289,7 @@ case $TASK in
   pronounce | intents | math | code | math,code) ;;
   *) fail "TASK is '$TASK'; expected pronounce, intents, math, code or math,code" ;;
 esac
-if [ -n "${STUDY:-}" ] && [ "$TASK" != math,code ]; then fail "STUDY=1 is for TASK=math,code, not $TASK; leave it out"; fi
+case ${STUDY:+$TASK} in intents | math | code) fail "STUDY=1 is for TASK=pronounce or math,code, not $TASK; leave it out" ;; esac
 command -v blockstep > /dev/null || fail "blockstep is not on PATH; run this with: make train"
 [ -n "${SMOKE:-}" ] || command -v c++ > /dev/null || fail "there is no C++ compiler, which torch.compile needs; on Debian: apt install g++"
 [ -n "${PLAN:-}" ] || mkdir -p "$RUNS"

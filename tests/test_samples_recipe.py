@@ -59,7 +59,7 @@ def test_the_stages_of_a_task_in_their_order(tmp_path: Path, task: str, held_to:
     exports = ["export-fp32", "export-int8"]
     if task == "intents":
         exports = ["export-fp32", "fp32-decisions", "export-int8", "int8-decisions"]
-    modes = {"pronounce": ("", "-block"), "intents": ("",), "math": ("", "-speculative")}[task]
+    modes = ("",) if task == "intents" else ("", "-speculative")
     both = (name + mode for name in STUDENTS for mode in modes)
     models = ["baseline", *both, "ort-fp32", "ort-int8", "teacher"]
     teachers = ["teacher-first", "teacher"] if task == "math" else ["teacher"]
@@ -121,9 +121,23 @@ def test_a_plan_leaves_no_folder(tmp_path: Path) -> None:
     assert done.returncode == 0 and "min to go" in done.stdout and not (tmp_path / "runs").exists()
 
 
+def test_a_study_of_pronounce_has_controls_that_share_their_method_s_threshold(tmp_path: Path) -> None:
+    assert run(tmp_path, "pronounce", SMOKE="1", STUDY="1").returncode == 0
+    trained = [line.rpartition("/")[2] for line in calls(tmp_path) if "train distill" in line]
+    assert trained == [f"{name}{kind}.pt" for kind in ("", "-control") for name in STUDENTS]
+    made = stages(tmp_path)
+    for name in STUDENTS:
+        assert {f"{name}-control-test", f"{name}-control-speculative-test"} <= {*made}
+        assert f"{name}-control-threshold" not in made and f"{name}-bundle" in made
+    assert {"undistilled-threshold", "undistilled-test", "times"} <= {*made} and made[-1] == "study-table"
+    assert "undistilled-speculative-test" not in made  # its teacher is bidirectional
+    timed = [line for line in calls(tmp_path) if "samples.study.modes" in line]
+    assert all("--split test " in line for line in timed)
+
+
 def test_a_study_of_another_task_is_refused(tmp_path: Path) -> None:
-    done = run(tmp_path, "pronounce", SMOKE="1", STUDY="1")
-    said = "error: STUDY=1 is for TASK=math,code, not pronounce; leave it out\n"
+    done = run(tmp_path, "intents", SMOKE="1", STUDY="1")
+    said = "error: STUDY=1 is for TASK=pronounce or math,code, not intents; leave it out\n"
     assert (done.returncode, done.stderr) == (2, said) and not (tmp_path / "runs").exists()
 
 
@@ -147,9 +161,8 @@ def test_students_of_pronounce_start_from_the_baseline_and_draft_for_themselves(
         assert len(distilled) == 3 and all((given in line) == (start == "baseline") for line in distilled)
         assert all("--attention causal_context" in line for line in distilled)
         modes = [line.split("--mode ")[1].split()[0] for line in calls(folder) if "--mode " in line]
-        assert modes == (
-            ["speculative", "block"] * 3 if task == "pronounce" else (["block"] * 4 + ["speculative"] * 4) * 3
-        )
+        splits = 1 if task == "pronounce" else 4
+        assert modes == (["block"] * splits + ["speculative"] * splits) * 3
 
 
 def test_intents_are_exported_with_candidates_and_their_decisions_calibrated(tmp_path: Path) -> None:

@@ -59,15 +59,19 @@ def written(runs: Path, out: Path) -> tuple[str, dict[str, Any]]:
 def test_a_row_has_both_splits_its_threshold_and_its_time(runs: Path, tmp_path: Path) -> None:
     text, values = written(runs, tmp_path / "out")
     math = text.split("## math")[1].split("## code")[0].splitlines()
-    row = next(line for line in math if line.startswith("| CDLM"))
-    assert row.startswith("| CDLM | 0.95 | 83.0 | +3.0, ") and row.endswith("| 5.00 | 10.0 | 5.0 |")
+    row = next(line for line in math if line.startswith("| CDLM, by a threshold"))
+    assert row.startswith("| CDLM, by a threshold | 0.95 | 83.0 | +3.0, ") and row.endswith("| 5.00 | 10.0 | 5.0 |")
     assert next(line for line in math if line.startswith("| teacher")).startswith(
         "| teacher, one token per forward pass ✗ |  | 80.0 |"
     )
     assert math[4].startswith("| autoregressive baseline |  | 80.0 |  |") and math[4].endswith("| 40.00 | 50.0 | 1.0 |")
     first = text.split("## math")[0].splitlines()
-    row = next(line for line in first if line.startswith("| CDLM"))
-    assert row.startswith("| CDLM | 83.0 (+3.0, ") and row.count("| 5.00 |") == 2 and row.endswith("| 5.00 |  |")
+    row = next(line for line in first if line.startswith("| CDLM, by a threshold"))
+    assert (
+        row.startswith("| CDLM, by a threshold | 83.0 (+3.0, ")
+        and row.count("| 5.00 |") == 2
+        and row.endswith("| 5.00 |  |")
+    )
     assert next(line for line in first if line.startswith("| auto")) == (
         "| autoregressive baseline | 80.0 | 40.00 | 50.0 | 80.0 | 40.00 |  |"
     )
@@ -98,7 +102,7 @@ def test_the_teacher_that_drafts_for_itself_is_timed_as_the_undistilled_row(runs
 def test_changed_prompts_which_not_every_row_has_count_in_no_mean_and_no_mark(runs: Path, tmp_path: Path) -> None:
     write_report(runs, "cdlm", "math", "test_surface", [0] * 100, 50)
     math = written(runs, tmp_path / "out")[0].split("## math")[1].split("## code")[0].splitlines()
-    row = next(line for line in math if line.startswith("| CDLM"))
+    row = next(line for line in math if line.startswith("| CDLM, by a threshold"))
     assert "✗" not in row and row.endswith("| 5.00 | 10.0 | 5.0 |")
 
 
@@ -107,7 +111,7 @@ def test_a_method_is_compared_with_its_control_over_all_problems(runs: Path, tmp
     found = values["controls"]["cdlm"]
     assert found["problems"] == 400 and found["difference"][0] == pytest.approx(0.02) and found["forwards"] == [5, 8]
     assert found["difference"][1] < 0.02 < found["difference"][2]
-    assert "| CDLM | +2.0 (" in text and list(values["controls"]) == ["cdlm"]
+    assert "| CDLM, by a threshold | +2.0 (" in text and list(values["controls"]) == ["cdlm"]
     write_report(runs, "cdlm-speculative", "math", "test", [1] * 85 + [0] * 15, 4)
     write_report(runs, "cdlm-control-speculative", "math", "test", [1] * 84 + [0] * 16, 5)
     text, values = written(runs, tmp_path / "out")
@@ -125,8 +129,38 @@ def test_there_is_a_figure_per_task(runs: Path, tmp_path: Path) -> None:
         assert (tmp_path / "out" / f"study-{task}.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_study_of_pronounce_has_a_page_of_its_own(runs: Path, tmp_path: Path) -> None:
+    for path in runs.glob("*-code-*.json"):
+        path.unlink()
+    for path in runs.glob("*-math-*.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if values["split"] == "test":
+            named = runs / path.name.replace("-math", "")
+            named.write_text(json.dumps({**values, "task": "pronounce"}), encoding="utf-8")
+        path.unlink()
+    times = (runs / "times.jsonl").read_text(encoding="utf-8").replace('"math"', '"pronounce"')
+    (runs / "times.jsonl").write_text(times, encoding="utf-8")
+    points = [{"threshold": 0.5, "by_task": {"pronounce": {"forwards": 9, "accuracy": 0.6}}}]
+    (runs / "cdlm-threshold.json").write_text(json.dumps({"points": points}), encoding="utf-8")
+    out = tmp_path / "out"
+    assert methods_table.main([str(runs), "--out", str(out)]) == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        "study-pronounce.json", "study-pronounce.md", "study-pronounce.png",
+    ]  # fmt: skip
+    page = (out / "study-pronounce.md").read_text(encoding="utf-8")
+    assert "1 points below the baseline on 2,000 of `valid`" in page and "test_families" not in page
+    assert (
+        "| CDLM, by a threshold | 0.95 | 83.0 | +3.0, " in page
+        and "| 5.00 | 10.0 | 5.0 |" in page
+        and "| CDLM, by a threshold | +2.0 (" in page
+    )
+
+
 def test_a_folder_of_one_task_is_refused(runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for path in runs.glob("*-code-*.json"):
         path.unlink()
     assert methods_table.main([str(runs), "--out", str(tmp_path / "out")]) == 2
-    assert "expected those of TASK=math,code" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert (
+        "has reports of math; expected those of TASK=math,code or pronounce" in capsys.readouterr().err
+        and not (tmp_path / "out").exists()
+    )

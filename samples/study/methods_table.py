@@ -4,7 +4,8 @@
     python -m samples.study.methods_table runs/math-code --out samples/results
 
 It reads what the recipe wrote: reports of the test splits, thresholds tried on validation problems, and times, which
-`samples.study.modes` measured problem by problem. A model that is not there is left out.
+`samples.study.modes` measured problem by problem. A model that is not there is left out. Of runs/pronounce, which
+STUDY=1 TASK=pronounce makes, the files are called study-pronounce.
 """
 
 from __future__ import annotations
@@ -27,26 +28,27 @@ from . import study_figures
 from .modes import read_records
 from .recipe_table import BASELINE, Report, estimate_difference, format_percent, read_reports, record
 
+BY_THRESHOLD = ", by a threshold"
 TITLES = {
     BASELINE: "autoregressive baseline",
     "teacher": "teacher, one token per forward pass",
     "undistilled": "not distilled: the teacher at a threshold",
     "undistilled-speculative": "not distilled: the teacher drafts for itself",
-    "cdlm": "CDLM",
+    "cdlm": f"CDLM{BY_THRESHOLD}",
     "cdlm-speculative": "CDLM, drafts for itself",
     "cdlm-control": "its control, denoising alone",
     "cdlm-control-speculative": "its control, drafts for itself",
-    "cd4lm": "CD4LM",
+    "cd4lm": f"CD4LM{BY_THRESHOLD}",
     "cd4lm-speculative": "CD4LM, drafts for itself",
     "cd4lm-control": "its control, cross-entropy alone",
     "cd4lm-control-speculative": "its control, drafts for itself",
     "cd4lm-full": "CD4LM, full attention",
-    "dparallel": "dParallel",
+    "dparallel": f"dParallel{BY_THRESHOLD}",
     "dparallel-speculative": "dParallel, drafts for itself",
     "dparallel-control": "its control, without certainty",
     "dparallel-control-speculative": "its control, drafts for itself",
     "dparallel-full": "dParallel, full attention",
-    "tad": "TAD",
+    "tad": f"TAD{BY_THRESHOLD}",
     "tad-speculative": "TAD, drafts for itself",
     "tad-control": "its control, cross-entropy on all positions",
     "tad-control-speculative": "its control, drafts for itself",
@@ -56,8 +58,9 @@ TITLES = {
 METHODS = ("cdlm", "cd4lm", "dparallel", "tad")
 CONTROLS = {name + mode: f"{name}-control{mode}" for name in METHODS for mode in ("", "-speculative")}
 HELD_OUT = "test_families"
-COMPARED = ("test", "test_seen", HELD_OUT)  # every row has these; changed prompts are for those that somebody uses
+COMPARED = ("test", "test_seen", HELD_OUT)  # every row of a task has its own of these; changed prompts are for some
 SPLITS = (*COMPARED, "test_surface")
+ALONE = "pronounce"  # the task that has a folder, and a page, of its own
 TARGET = -0.01  # lowest lower end of the difference to the baseline
 
 Cell = dict[str, Any]
@@ -153,7 +156,7 @@ def read_times(path: Path, task: str) -> dict[str, list[float]]:
 
 
 def format_summary(tables: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    """Yields a table of all tasks on the held-out families."""
+    """Yields a table of all tasks on the held-out families, of those models that have answered them in all tasks."""
     heads = [""]
     for task in tables:
         heads += [f"`{task}` right, % (to the baseline, points)", "forward passes", "ms"]
@@ -206,19 +209,26 @@ def format_page(
     tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str, Any]], made: Cell
 ) -> Iterator[str]:
     """Yields the page."""
-    counts = sorted({cell["problems"] for rows in tables.values() for row in rows for cell in row.cells.values()})
+    cells = [(split, cell) for rows in tables.values() for row in rows for split, cell in row.cells.items()]
+    counts, had = sorted({cell["problems"] for _, cell in cells}), {split for split, _ in cells}
+    families = HELD_OUT in had
+    timed, valid, target = ("test", "2,000 of `valid`", 1.0)
+    if families:
+        timed, valid, target = (HELD_OUT, "300 problems of `valid_families`", 0.5)
+    compared = ", ".join(split for split in COMPARED if split in had)
     yield "# The study: methods of distillation, their controls, the autoregressive baseline\n"
     yield (
         f"Made by `make study`: {' or '.join(map(str, counts))} problems per task and split, seed 0. A threshold "
-        "takes the fewest forward passes at most 0.5 points below the baseline on 300 problems of `valid_families`; "
-        "if none is, within 0.5 points of the most accurate threshold; a control has its method's. "
+        f"takes the fewest forward passes at most {target:g} points below the baseline on {valid}; "
+        f"if none is, within {target:g} points of the most accurate threshold; a control has its method's. "
         "Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
-        f"Forward passes are means per answer over {', '.join(COMPARED)}, on which ✗ looks too; "
-        "ms are CPU time of ONNX Runtime per answer on problems "
-        f"of `{HELD_OUT}`, one thread, all models answering a problem before the next, on {made['cpu']}.\n"
+        f"Forward passes are means per answer over {compared}, on which ✗ looks too; "
+        f"ms are CPU time of ONNX Runtime per answer on problems of `{timed}`, "
+        f"one thread, all models answering a problem before the next, on {made['cpu']}.\n"
     )
-    yield f"On `{HELD_OUT}`, whose families of problems no model has seen:\n"
-    yield from format_summary(tables)
+    if families:
+        yield f"On `{HELD_OUT}`, whose families of problems no model has seen:\n"
+        yield from format_summary(tables)
     for task, rows in tables.items():
         yield f"## {task}\n"
         yield from format_table(rows)
@@ -238,7 +248,8 @@ def draw(runs: Path, names: Sequence[str], out: Path) -> None:
     swept = {}
     for path in (runs / f"{name}-threshold.json" for name in TITLES):
         if path.exists():
-            swept[TITLES[path.stem.removesuffix("-threshold")]] = strict_json.read(path)["points"]
+            title = TITLES[path.stem.removesuffix("-threshold")].removesuffix(BY_THRESHOLD)
+            swept[title] = strict_json.read(path)["points"]
     for task in names:
         curves = {}
         for title, points in swept.items():
@@ -246,30 +257,31 @@ def draw(runs: Path, names: Sequence[str], out: Path) -> None:
                 cells = [point["by_task"][task] for point in points if point.get("mode", "block") == mode]
                 if cells:
                     curves[title + ending] = [(cell["forwards"], 100 * cell["accuracy"]) for cell in cells]
-        base = runs / f"{BASELINE}-{task}-valid_families.json"
-        if base.exists():
+        marked = f"{BASELINE}-{task}-valid_families.json" if len(names) > 1 else f"{BASELINE}-valid.json"
+        if (base := runs / marked).exists():
             report = strict_json.read(base)
             curves[TITLES[BASELINE]] = [(report["forwards"], 100 * report["accuracy"])]
         study_figures.plot_curves(out / f"study-{task}.png", curves, "forward passes per answer", f"{task}: right, %")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Writes study.json, study.md and a figure per task, and prints the page."""
+    """Writes study.json, study.md (of `pronounce` study-pronounce) and a figure per task, and prints the page."""
     reports = read_reports(args.runs)
-    names = list(dict.fromkeys(split.partition(" ")[0] for split in reports))
-    if wrong := [split for split in reports if " " not in split]:
-        raise UserError(f"{args.runs} has reports of one task alone ({wrong[0]}); expected those of TASK=math,code")
+    names = list(dict.fromkeys(each["task"] for models in reports.values() for each in models.values()))
+    if names not in ([ALONE], ["math", "code"], ["code", "math"]):
+        raise UserError(f"{args.runs} has reports of {', '.join(names)}; expected those of TASK=math,code or {ALONE}")
     tables = {}
     for task in names:
-        own = {split.partition(" ")[2]: models for split, models in reports.items() if split.startswith(f"{task} ")}
-        tables[task] = make_rows(task, own, read_times(args.runs / "times.jsonl", task))
+        own = {name.rpartition(" ")[2]: models for name, models in reports.items() if name.startswith(f"{task} ")}
+        tables[task] = make_rows(task, own or reports, read_times(args.runs / "times.jsonl", task))
     controls, made = compare_with_controls(reports), record(args.runs)
     text = "\n".join(format_page(tables, controls, made))
     kept = {"tables": {task: [asdict(row) for row in rows] for task, rows in tables.items()}, "controls": controls}
     values = json.dumps({**kept, "record": made}, indent=1) + "\n"
     args.out.mkdir(parents=True, exist_ok=True)
-    replace_file(args.out / "study.md", lambda path: path.write_text(text, encoding="utf-8"))
-    replace_file(args.out / "study.json", lambda path: path.write_text(values, encoding="utf-8"))
+    page = "study" if len(names) > 1 else f"study-{ALONE}"
+    replace_file(args.out / f"{page}.md", lambda path: path.write_text(text, encoding="utf-8"))
+    replace_file(args.out / f"{page}.json", lambda path: path.write_text(values, encoding="utf-8"))
     draw(args.runs, names, args.out)
     print(text)
     return DONE
@@ -283,8 +295,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 OPTIONS = (
-    option("runs", type=Path, help="folder that the recipe wrote, with TASK=math,code"),
-    option("--out", type=Path, required=True, help="folder of study.json, study.md and the figures"),
+    option("runs", type=Path, help="folder that the recipe wrote, with TASK=math,code or pronounce"),
+    option("--out", type=Path, required=True, help="folder of the page, the same as JSON, and the figures"),
 )
 
 

@@ -23,6 +23,7 @@ from train.evaluation.intervals import estimate_paired_difference
 from train.storage.output_files import replace_file
 
 from . import study_figures
+from .methods_table import CONTROLS, TITLES
 from .pronounce_rivals import SENTENCE
 from .recipe_table import read_reports
 
@@ -102,8 +103,16 @@ def compute_cost(row: Mapping[str, Any]) -> Row:
 
 
 def make_rows(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
-    """Returns the rows of our models, in the order in which they were evaluated, then those of the other programs."""
-    rows = [make_model_row(name, report) for name, report in read_reports(runs).get("test", {}).items()]
+    """Returns the rows of our models, in the order in which they were evaluated, then those of the other programs.
+
+    Controls and the undistilled teacher are left to the study's own page (`methods_table`).
+    """
+    evaluated = read_reports(runs).get("test", {}).items()
+    rows = [
+        make_model_row(name, each)
+        for name, each in evaluated
+        if not name.startswith(("undistilled", *CONTROLS.values()))
+    ]
     here = {row["name"]: row for row in rows}
     for name, measured in rivals["rows"].items():
         if name not in here:
@@ -164,7 +173,8 @@ def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterato
 
 def format_accuracy(row: Row) -> list[str]:
     """Returns the cells of a ranked row; ours in bold type."""
-    name = f"**{row['name']}**" if row["ours"] else row["name"]
+    title = TITLES.get(row["name"], row["name"])
+    name = f"**{title}**" if row["ours"] else title
     apart = row.get("to_same_data")
     found = f"{100 * apart[0]:+.1f} ({100 * apart[1]:+.1f} to {100 * apart[2]:+.1f})" if apart else ""
     return [name, *format_errors(row), found, describe_origin(row)]
@@ -194,7 +204,7 @@ def describe_origin(row: Row) -> str:
 
 def format_costs(row: Row) -> list[str]:
     """Returns the cells of forward passes, time, memory and sizes, empty if not measured."""
-    name = row["name"] + (" \\*" if row.get("program_per_call") else "")
+    name = TITLES.get(row["name"], row["name"]) + (" \\*" if row.get("program_per_call") else "")
     one, batch, sentence = (row.get(key) for key in ("ms_per_word", "ms_per_word_batch", "ms_per_sentence"))
     sentence = sentence or (SENTENCE * min(one, batch or one) if one else None)
     figures = [
@@ -211,7 +221,8 @@ def select_plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
     for row in rows:
         if row["ranked"] and "ms_per_word" in row:
             batch = row.get("program_per_call")
-            name = f"{row['name']}, in a batch" if batch else row["name"]
+            title = TITLES.get(row["name"], row["name"])
+            name = f"{title}, in a batch" if batch else title
             found[name] = (row["ms_per_word_batch" if batch else "ms_per_word"], 100 * row[MAIN])
     return found
 
