@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 import shlex
 import subprocess
@@ -99,6 +100,21 @@ def test_the_readme_s_table_is_the_study_s() -> None:
     rows = [line for line in part.splitlines() if line.startswith("|")]
     page = (ROOT / "samples" / "results" / "study.md").read_text(encoding="utf-8")
     assert len(rows) >= 5 and [row for row in rows if row not in page.split("\n## ")[0].splitlines()] == []
+
+
+def test_the_page_on_performance_has_the_study_s_times() -> None:
+    page = read("docs/performance.md").split("## A student that drafts for itself")[1].split("\n## ")[0]
+    tables = json.loads((ROOT / "samples" / "results" / "study.json").read_text(encoding="utf-8"))["tables"]
+    shown = {cells[1]: cells for line in page.splitlines() if len(cells := [c.strip() for c in line.split("|")]) == 9}
+    for title, name in (
+        ("baseline, fp32", "baseline"),
+        ("`speculative`, fp32", "cdlm-speculative"),
+        ("`block`, threshold 0.995, fp32", "cdlm"),
+        ("`speculative`, int8", "ort-int8"),
+    ):
+        for task, place in (("math", 2), ("code", 5)):
+            row = next(row for row in tables[task] if row["name"] == name)
+            assert shown[title][place] == f"{row['milliseconds']:.1f}", (title, task)
 
 
 def test_the_page_on_performance_has_the_bench_s_figures() -> None:
