@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from train import open_checkpoint, tasks
-from train.tasks import Problem, function_families_more, sandbox, word_problems
+from train.tasks import Problem, function_families, sandbox, word_problems
 from train.tasks.jsonl import read
 from train.tasks.problem import split_of
 from train.tasks.word_problems import find_final_number
@@ -176,7 +176,7 @@ def test_the_tasks_are_as_large_and_varied_as_promised() -> None:
     tokenizer = saved.read_tokenizer()
     assert len({template.name for template in word_problems.TRAINING}) >= 40
     assert not {t.name for t in word_problems.TRAINING} & {t.name for t in word_problems.HELD_OUT}
-    assert len({family.group for family in function_families_more.TRAINING}) >= 60
+    assert len({family.group for family in function_families.TRAINING}) >= 60
     answers = [problem.answer for problem in MATH.problems("test", 300, 6)]
     lengths = [len(encoding.ids) for encoding in tokenizer.encode_batch(answers, add_special_tokens=False)]
     assert sum(lengths) / len(lengths) >= 60 and max(lengths) - min(lengths) > 30

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import function_parts as parts
-from .function_families import FunctionFamily
+from .function_family import FunctionFamily
 from .function_parts import CHECKS, PLACES, Change, Condition, Result
 
 

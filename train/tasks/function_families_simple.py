@@ -5,7 +5,7 @@
 # ruff: noqa: E501
 from __future__ import annotations
 
-from .function_families import ARITHMETIC, COMPARISONS, EXTREME, PARITY, POWER, family
+from .function_family import ARITHMETIC, COMPARISONS, EXTREME, PARITY, POWER, family
 
 SIMPLE = (
     family("of_two", "add|combine|{o[0]}|{o[0]}_of_two|get_{o[0]}", "int int", "returns the {o[0]} of {a} and {b}",

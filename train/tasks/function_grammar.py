@@ -24,7 +24,7 @@ from .function_composition import (
     write_condition,
     write_value,
 )
-from .function_families import SEPARATORS, FunctionFamily
+from .function_family import SEPARATORS, FunctionFamily
 from .function_parts import CHECKS, PLACES, RANGES
 
 SPLITS = ("valid_families", "test_families", "valid_seen", "test_seen")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .function_families import FunctionFamily
+from .function_family import FunctionFamily
 
 WORDS = tuple(
     [

@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .function_families import LETTERS, SEPARATORS, N
+from .function_family import LETTERS, SEPARATORS, N
 
 NEAR_SMALL = (2, 3, 4)
 DIVISORS = tuple(range(2, 10))

@@ -18,9 +18,10 @@ from runtime.errors import UserError
 from . import function_grammar, sandbox, surface
 from .argument_names import ARGUMENTS, HELD_OUT_ARGUMENTS, KINDS, OTHER_ARGUMENTS, invent_name
 from .function_composition import Family
-from .function_families import FunctionFamily
-from .function_families_more import HELD_OUT, TRAINING
+from .function_families import TRAINING
+from .function_families_held_out import HELD_OUT
 from .function_families_simple import SIMPLE
+from .function_family import FunctionFamily
 from .function_inputs import (
     SampledFunction,
     choose_telling_tests,
