@@ -36,13 +36,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def bench(args: argparse.Namespace) -> int:
     """Loads the bundle, measures, prints."""
-    texts = read_prompts(Path(args.prompts)) if args.prompts else [args.prompt or PROMPT]
+    texts = read_prompts(Path(args.prompts)) if args.prompts else [PROMPT if args.prompt is None else args.prompt]
     model = load_model(args)
     options = DecodeOptions(max_new_tokens=args.max_new_tokens, threshold=args.threshold, mode=args.mode)
     requests = [model.request(text, options) for text in texts]
-    prompts = texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}"
+    prompt_summary = texts[0] if len(texts) == 1 else f"{len(texts)} prompts of {Path(args.prompts).name}"
     values: dict[str, Any] = {
-        "conditions": describe_conditions(model, prompts, args.threshold, args.repeat, args.warmup)
+        "conditions": describe_conditions(model, prompt_summary, args.threshold, args.repeat, args.warmup)
     }
     print("timing forward passes ...", file=sys.stderr)
     values["forwards"] = [asdict(row) for row in time_forwards(model.backend, args.repeat, args.warmup)]
@@ -58,7 +58,10 @@ def bench(args: argparse.Namespace) -> int:
 
 
 def read_prompts(path: Path) -> list[str]:
-    """Returns the prompts of a JSON-lines file. Raises UserError naming the first line without a prompt."""
+    """Returns the prompts of a JSON-lines file.
+
+    Raises UserError if the file cannot be read, is empty, or has a line without a prompt, which is named.
+    """
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines would also split texts at U+2028
     except (OSError, UnicodeDecodeError) as error:
@@ -79,7 +82,7 @@ def read_prompts(path: Path) -> list[str]:
 
 
 def report(values: dict[str, Any]) -> Iterator[str]:
-    """Yields the lines of the plain report."""
+    """Yields the lines of the report that is printed without --json."""
     for name, value in values["conditions"].items():
         shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
         yield f"{name.replace('_', ' '):<15}{shown}"
@@ -95,7 +98,7 @@ def report(values: dict[str, Any]) -> Iterator[str]:
         name = f"candidates {row['candidates']}"
         yield f"{name:<18}{row['past']:>6}{row['width']:>7}{row['rows']:>6}{_format_ms(row['ms'])}{row['ratio']:>8.3f}"
     yield ""
-    answers = f"of {values['answers']['count']} answers, {values['answers']['mode']}"
+    answers = f"{values['answers']['count']} answers, mode {values['answers']['mode']}"
     yield f"{answers:<35}{'p10':>10}{'median':>10}{'p90':>10}"
     for name, row in values["answers"].items():
         if isinstance(row, dict):
@@ -130,13 +133,17 @@ OPTIONS = (
         help="runs of each forward pass, and minimum number of answers (default: 20)",
     ),
     option(
-        "--warmup", type=int, default=3, metavar="N", help="untimed forward passes before the timed ones (default: 3)"
+        "--warmup",
+        type=int,
+        default=3,
+        metavar="N",
+        help="untimed runs of each forward pass before the timed ones; one answer is always untimed (default: 3)",
     ),
     option(
         "--json",
         action="store_true",
         help=(
-            "print one JSON object: forward passes in ms, with and without candidates per row if the bundle has any, "
+            "print one JSON object: forward passes in ms, steps with and without candidates if the bundle has any, "
             "answers in the units that their keys name"
         ),
     ),
@@ -154,7 +161,7 @@ OPTIONS = (
 
 
 def parse_options(argv: Sequence[str] | None) -> argparse.Namespace:
-    what = "Times an exported student: forward passes in milliseconds, whole answers in tokens per second."
+    what = "Times an exported student: forward passes in milliseconds, whole answers in tokens, seconds and host time."
     parser = make_cli_parser(f"{__package__}.bench", what, OPTIONS)
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", metavar="TEXT", help=f"prompt to answer (default: {PROMPT})")

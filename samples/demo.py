@@ -23,27 +23,27 @@ from train.evaluation.evaluated_model import make_torch_backend
 
 SAMPLES = Path(__file__).resolve().parent
 BUNDLE = SAMPLES.parent / "build" / "demo" / "student.bundle"
-ONE_A_STEP = GateSpec(rule="count", min=1)
+ONE_PER_STEP = GateSpec(rule="count", min=1)
 
 
 def run(title: str, *command: str) -> str:
-    """Runs a command as a user would; returns its --json output, and stops the demo if it fails."""
+    """Runs a command as a user would; returns what it printed if it has --json. Stops the demo if it fails."""
     print(f"\n== {title}\n$ {shlex.join(['python', '-m', *command])}", flush=True)
     kept = subprocess.PIPE if "--json" in command else None
     done = subprocess.run([sys.executable, "-m", *command], cwd=SAMPLES.parent, check=False, stdout=kept, text=True)
     if done.returncode:
         raise SystemExit(done.returncode)
-    return done.stdout
+    return done.stdout or ""
 
 
 def generate_teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result]]:
-    """Returns the teacher's answers to the same prompts, one token per step, in PyTorch."""
+    """Generates the teacher's answers in PyTorch, one token per step. Returns their texts and results."""
     saved = open_checkpoint.load(SAMPLES / "teacher.pt")
     backend, tokenizer = make_torch_backend(saved, 1, None, False), saved.read_tokenizer()
     ids = [np.array(tokenizer.encode(prompt).ids, np.int64) for prompt in prompts]
     requests = [Request(prompt, DecodeOptions(backend.contract.canvas)) for prompt in ids]
-    generate(backend, requests[0], gate=ONE_A_STEP)  # the first run is slower, and not counted
-    results = [generate(backend, request, gate=ONE_A_STEP) for request in requests]
+    generate(backend, requests[0], gate=ONE_PER_STEP)  # the first run is slower, and not counted
+    results = [generate(backend, request, gate=ONE_PER_STEP) for request in requests]
     texts = []
     for result in results:
         shown = result.token_ids[:-1] if result.finish == "eos" else result.token_ids
@@ -51,13 +51,14 @@ def generate_teacher_answers(prompts: list[str]) -> tuple[list[str], list[Result
     return texts, results
 
 
-def print_table(verified: dict[str, Any], rows: Sequence[tuple[str, Sequence[Result]]]) -> None:
-    """Prints parity, then each row's forward passes, tokens per pass and seconds, and the first row over the last."""
-    apart, differ = verified["max"]["every_log_prob"], len(verified["differing"])
-    print(f"\nparity with PyTorch, of every likely token: max |d log p| {apart:.1e}")
-    print(f"{differ} of {verified['answers']} answers differ")
+def print_table(verified: dict[str, Any], teacher: Sequence[Result], student: Sequence[Result]) -> None:
+    """Prints parity, then each model's forward passes, tokens per pass, seconds, and the ratio of both."""
+    difference, differing = verified["max"]["every_log_prob"], len(verified["differing"])
+    print(f"\nparity with PyTorch: max |d log p| {difference:.1e} over all tokens above e^-20")
+    print(f"{differing} of {verified['answers']} answers differ")
     print(f"\n{'':34}{'forward passes':>16}{'tokens per pass':>17}{'seconds':>10}")
     sums = []
+    rows = ("teacher, one token per step, PyTorch", teacher), (f"student, {student[0].mode}, ONNX Runtime", student)
     for name, results in rows:
         forwards, seconds = sum(r.forwards for r in results), sum(r.seconds for r in results)
         tokens = sum(len(r.token_ids) for r in results)
@@ -75,18 +76,18 @@ def main() -> None:
     verified = run(
         "verify it against PyTorch", "export.verify", str(BUNDLE), "--ckpt", ckpt, "--prompts", "40", "--json"
     )
-    for prompt in prompts:
-        run("answer a prompt of its task", "runtime.generate", str(BUNDLE), prompt, "--show")
+    for task, prompt in zip(("math", "code"), prompts, strict=True):
+        run(f"answer a prompt of {task}", "runtime.generate", str(BUNDLE), prompt, "--show")
     model = load(BUNDLE)
     for prompt in prompts:
         model.generate(prompt)  # the engine's first run plans its memory
     answers = [model.generate(prompt) for prompt in prompts]
-    texts, slow = generate_teacher_answers(prompts)
+    texts, teacher = generate_teacher_answers(prompts)
     print("\n== the same prompts by its teacher, one token per step")
-    fast = [answer.result for answer in answers]
-    print_table(json.loads(verified), [("teacher, one per step, PyTorch", slow), ("student, ONNX Runtime", fast)])
+    print_table(json.loads(verified), teacher, [answer.result for answer in answers])
     same = sum(answer.text == text for answer, text in zip(answers, texts, strict=True))
-    print(f"{same} of {len(prompts)} texts are the teacher's own; the demo took {time.perf_counter() - started:.0f} s")
+    took = time.perf_counter() - started
+    print(f"{same} of {len(prompts)} texts are identical to the teacher's; the demo took {took:.0f} s")
 
 
 if __name__ == "__main__":

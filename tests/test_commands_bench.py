@@ -41,7 +41,7 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
     assert {"processor", "threads", "engine", "precision", "block", "capacity", "versions"} <= set(values["conditions"])
     assert bench.main([bundle, *options]) == 0
     table = capsys.readouterr().out
-    for expected in ("of 3 answers, block ", "tokens per second", "host ms per forward"):
+    for expected in ("3 answers, mode block ", "tokens per second", "host ms per forward"):
         assert expected in table
     assert "candidates" not in table
     assert bench.main([bundle, "--repeat", "0"]) == 2

@@ -6,6 +6,7 @@ import itertools
 import random
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +108,15 @@ def test_answers_of_a_session_are_those_of_starting_anew(alignment: str, shift: 
 def test_a_model_that_cannot_keep_a_prefix_is_refused(contract: dict[str, str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         Session(TorchBackend(tiny.model(1), tiny.contract(**contract)))
+
+
+def test_the_time_between_two_answers_of_a_session_is_in_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    contract, now = tiny.contract(alignment="absolute"), [0.0]
+    monkeypatch.setattr("runtime.decoding.batch.time", SimpleNamespace(perf_counter=lambda: now[0]))
+    session, request = Session(TorchBackend(tiny.model(2), contract)), Request(np.arange(3, 9), DecodeOptions(BLOCK))
+    for now[0] in (5.0, 100.0):  # nothing takes time but what the user does in between
+        *_, [last] = session.steps(request)
+        assert last.result is not None and last.result.seconds == 0
 
 
 def test_an_answer_that_is_left_keeps_what_was_committed_and_one_that_fails_nothing() -> None:

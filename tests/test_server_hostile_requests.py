@@ -93,10 +93,10 @@ def test_json_is_read_as_the_standard_library_reads_it() -> None:
     for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
         assert intake.parse_body(json.dumps(value, ensure_ascii=False).encode(encoding)) == value
     for broken in (b"", b"{", b"\xff\xff", b"[" * 5000, b"9" * 5000, b"\xef\xbb\xbf\xef\xbb\xbf1"):
-        with pytest.raises(Refusal, match="not JSON"):
+        with pytest.raises(Refusal, match="cannot be read as JSON"):
             intake.parse_body(broken)
     twice = b'{"tools": [{"function": {"parameters": {"type": "object", "type": "string"}}}]}'
-    with pytest.raises(Refusal, match=r"the body is not JSON \('type' occurs twice in one object\)"):
+    with pytest.raises(Refusal, match=r"the body cannot be read as JSON \('type' occurs twice in one object\)"):
         intake.parse_body(twice)
     with pytest.raises(Refusal, match=r"\(-9999999999999999999\.\.\. is a whole number of 5000 digits, too many\)"):
         intake.parse_body(b"[-" + b"9" * 5000 + b"]")
@@ -140,7 +140,7 @@ def test_long_bodies_of_a_size_are_read_one_at_a_time_and_others_beside_them() -
 
 
 def test_more_long_bodies_than_may_be_held_are_429(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(intake, "WAITING", 0)
+    monkeypatch.setattr(intake, "MOST_HELD", 0)
     with pytest.raises(Refusal) as refused:
         asyncio.run(intake.Intake().run(SHORTEST, lambda: None))
     assert refused.value.status == 429 and refused.value.headers["retry-after"] == "1"

@@ -123,6 +123,14 @@ def test_the_layout_of_gsm8k_loads_and_grades(tmp_path: Path) -> None:
     assert not any(task.grade_many(some, [f"so #### {number}1" for number in numbers]))
 
 
+def test_what_follows_the_marks_and_is_no_whole_number_is_compared_as_text(tmp_path: Path) -> None:
+    answers = ["5/2\n#### 2.5", "## Result\n#### Summary\nfine", "#### $18", "so #### 7"]
+    path = lines(tmp_path / "own.jsonl", *({"prompt": text, "answer": text} for text in answers))
+    task, problems = tasks.from_file(path), read(path)
+    assert task.grade_many(problems, answers) == [True] * 4
+    assert task.grade_many(problems, ["#### 2.5", "#### Summary", "#### 18", "#### 7"]) == [False] * 3 + [True]
+
+
 def test_the_layout_of_mbpp_loads_and_grades(tmp_path: Path) -> None:
     record = {
         "task_id": 1, "text": "Write a function to double a number.", "code": "def twice(n):\r\n  return 2 * n\r\n",
@@ -215,9 +223,13 @@ def test_own_lines_are_graded_by_tests_number_or_text(tmp_path: Path) -> None:
         ("5", "line 3"),
         ('{"prompt": "a"}', "line 3: got the keys prompt; expected"),
         ('{"prompt": "a", "answer": 4}', "line 3: got the keys answer, prompt"),
-        ('{"prompt": "a", "answer": "b", "tests": "assert"}', "line 3: the tests must be a list"),
-        ('{"text": "a", "code": "b", "test_list": [1]}', "line 3: the tests must be a list"),
-        ('{"prompt": "a\\ud83d", "answer": "b"}', "line 3: half a surrogate pair at character 1 of a text"),
+        ('{"prompt": "a", "answer": "b", "tests": "assert"}', 'line 3: tests is "assert"; expected a list'),
+        ('{"text": "a", "code": "b", "test_list": [1]}', "line 3: test_list is [1]; expected a list of strings"),
+        (
+            '{"text": "a", "code": "b", "test_list": [], "test_imports": "import math"}',
+            'line 3: test_imports is "import math"; expected a list of strings',
+        ),
+        ('{"prompt": "a\\ud83d", "answer": "b"}', "line 3: the prompt has half a surrogate pair at character 2"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, said: str, tmp_path: Path) -> None:

@@ -100,6 +100,10 @@ def test_an_engine_of_the_standard_library_is_for_the_gpu_at_hand(monkeypatch: p
         plan_for("--hardware-compatibility", precision="fp8")
     with pytest.raises(UserError, match="nvfp4 needs a GPU of compute capability 100 or newer, and SM89 is"):
         plan_for(precision="nvfp4")
+    with pytest.raises(UserError, match=r"SM70 is to run it; build for a newer GPU$"):
+        gpu_support.check_precision("fp16", 70, "tensorrt")
+    with pytest.raises(UserError, match="give --precision fp16, or build"):
+        gpu_support.check_precision("bf16", 75, "tensorrt")
     with pytest.raises(UserError, match="--compute-capability is for TensorRT for RTX"):
         plan_for("--compute-capability", "89")
     cuda.devices = 0
@@ -366,6 +370,7 @@ def test_a_twin_that_does_not_load_is_a_device_error(tmp_path: Path, monkeypatch
         (["--ckpt", "student.pt", "--precision", "int4", "--compute-capability", "75"], "give --precision int8"),
         (["--ckpt", "student.pt", "--precision", "fp8", "--compute-capability", "120", "86"], "fp8 needs"),
         (["--ckpt", "student.pt", "--timing-cache", "x"], "--timing-cache is for standard TensorRT"),
+        (["--ckpt", "student.pt", "--optimization-level", "0"], "--optimization-level is for standard TensorRT"),
         (["--ckpt", "student.pt", "--flavor", "tensorrt"], "no TensorRT is installed here (tensorrt); "),
     ],
 )  # fmt: skip

@@ -43,7 +43,9 @@ def find_library(flavor: str) -> TrtLibrary:
     found = [each for each in wanted if find_spec(LIBRARIES[each]) is not None]
     if not found:
         names = " or ".join(LIBRARIES[each] for each in wanted)
-        raise UserError(f"no TensorRT is installed here ({names}); {install_line(wanted[-1])}")
+        jetson = flavor == "rtx" and JETSON.exists()
+        advice = "give --flavor tensorrt, RTX is not for a Jetson" if jetson else install_line(wanted[-1])
+        raise UserError(f"no TensorRT is installed here ({names}); {advice}")
     trt, _ = import_libraries(found[0])
     return TrtLibrary(found[0], str(trt.__version__), list_capabilities(trt) if found[0] == "rtx" else ())
 
@@ -86,10 +88,15 @@ def list_capabilities(trt: Any) -> tuple[int, ...]:
     return tuple(sorted(int(name) for name in names))
 
 
-def check_library(library: TrtLibrary, dialect: str, standard: Mapping[str, object]) -> None:
-    """Raises UserError for options that the installed TensorRT lacks. standard: those of standard TensorRT alone."""
-    if given := [name for name, value in standard.items() if value not in (None, False) and library.flavor == "rtx"]:
-        raise UserError(f"{given[0]} is for standard TensorRT, here is the one for RTX; leave it out")
+def check_library(library: TrtLibrary, dialect: str, standard_only: Mapping[str, object]) -> None:
+    """Raises UserError for a dialect that the library lacks, and with RTX for a given option of `standard_only`.
+
+    standard_only: values of the options that TensorRT for RTX does not have, by flag; None and False are not given.
+    """
+    if library.flavor == "rtx":
+        for name, value in standard_only.items():
+            if value is not None and value is not False:
+                raise UserError(f"{name} is for standard TensorRT, here is the one for RTX; leave it out")
     if dialect == "trt" and "trt" not in library.list_dialects():
         raise UserError(
             f"the dialect trt needs TensorRT {'.'.join(map(str, FIRST_TRT))}, here is {library.version}; "
@@ -104,10 +111,9 @@ def find_least_capability(precision: str, flavor: str) -> int:
 def choose_targets(library: TrtLibrary, precision: str, requests: Sequence[int]) -> tuple[int, ...]:
     """Returns the compute capabilities to build for: the requested ones, or all known ones that run the precision.
 
-    Standard TensorRT has none: it builds for the GPU here. Raises UserError for a requested one that the library does
-    not know or that cannot run the precision.
+    None of standard TensorRT, which builds for the GPU here. Raises UserError if any is requested of it, and for one
+    that the library does not know or that cannot run the precision.
     """
-    least = find_least_capability(precision, library.flavor)
     if library.flavor != "rtx":
         if requests:
             raise UserError(
@@ -119,15 +125,19 @@ def choose_targets(library: TrtLibrary, precision: str, requests: Sequence[int])
             known = ", ".join(map(str, library.capabilities))
             raise UserError(f"TensorRT for RTX {library.version} does not build for SM{target}; it knows {known}")
         check_precision(precision, target, library.flavor)
-    return tuple(sorted(set(requests))) or tuple(each for each in library.capabilities if each >= least)
+    if requests:
+        return tuple(sorted(set(requests)))
+    least = find_least_capability(precision, library.flavor)
+    return tuple(each for each in library.capabilities if each >= least)
 
 
 def check_precision(precision: str, target: int, flavor: str) -> None:
     """Raises UserError if a GPU of that compute capability cannot run the precision."""
     least = find_least_capability(precision, flavor)
     if target < least:
-        instead = next(each for each in ("int4", "int8", "fp16") if find_least_capability(each, flavor) <= target)
+        others = ("int4", "int8", "fp16") if PRECISIONS[precision].weights else ("fp16", "int8", "int4")
+        instead = next((each for each in others if find_least_capability(each, flavor) <= target), None)
+        advice = f"give --precision {instead}, or build for a newer GPU" if instead else "build for a newer GPU"
         raise UserError(
-            f"{precision} needs a GPU of compute capability {least} or newer, and SM{target} is to run it; give "
-            f"--precision {instead}, or build for a newer GPU"
+            f"{precision} needs a GPU of compute capability {least} or newer, and SM{target} is to run it; {advice}"
         )

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 class Session:
     """Decodes one request at a time, with prefix caching, on a backend that nothing else uses meanwhile.
 
-    If a prompt begins with whole blocks that are committed (of the last prompt and its answer, as in a conversation, or
-    of a text that all prompts start with), these are not prefilled; in fp32 the answer is the same. The KV cache is
-    opened once, for the contract's whole capacity. gate: replaces the contract's. Raises UserError for models that
-    cannot reuse a prefix, see `block_layout.check_reuse`.
+    Whole blocks that a prompt shares with the last prompt and its answer are not prefilled again, as in a conversation,
+    or after a text that all prompts start with; in fp32 the answer is the same. The KV cache is opened at the first
+    request, and again after an error or `forget`, for the contract's whole capacity. gate: replaces the contract's.
+    Raises UserError for models that cannot reuse a prefix, see `block_layout.check_reuse`.
     """
 
     def __init__(self, backend: Backend, gate: GateSpec | None = None) -> None:
@@ -43,9 +43,10 @@ class Session:
         progress = begin(0, request, count_reusable(contract, committed, last_prompt, request.prompt))
         batch = self._batch or Batch(self._backend, begin.rule, 1, contract.capacity)
         batch.clear()
+        batch.fit()  # no request runs: the time since the last answer is not this one's
         batch.add(progress)
         while progress.result is None:
-            self._batch = self._last = None  # unknown while a forward pass runs, or after it failed
+            self._batch = self._last = None  # what the KV cache has is unknown while it runs
             done = batch.step()
             self._batch, self._last = batch, (request.prompt, progress)
             if done:

@@ -101,8 +101,9 @@ class Tokenizer:
             try:
                 text.encode()
             except UnicodeEncodeError as error:
+                place = error.start + 1
                 raise UserError(
-                    f"the text has half a surrogate pair at character {error.start}; expected Unicode, give valid UTF-8"
+                    f"the text has half a surrogate pair at character {place}; expected Unicode, give valid UTF-8"
                 ) from None
         with translate_errors("the tokenizer fails on this text"):
             return [encoding.ids for encoding in engine.encode_batch_fast(texts, add_special_tokens=False)]

@@ -1,4 +1,4 @@
-"""Writes the table of the models of samples/recipe.sh, its last stage, and a record of what was made, how and how long.
+"""Writes the results of samples/recipe.sh, its last stage: table.md, and recipe.json with versions, minutes and hashes.
 
 python samples/study/recipe_table.py runs/pronounce [--against samples/results/recipe-pronounce.json]
 """
@@ -19,7 +19,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from runtime.cli import DONE, Parser, run
+from runtime.cli import DONE, FAILED, Parser, run
 from runtime.errors import UserError
 from runtime.perf.conditions import find_version, read_processor_name
 from train.evaluation.evaluation_run import read_evaluation
@@ -103,7 +103,7 @@ def read_stage_minutes(runs: Path) -> dict[str, float]:
 
 
 def record(runs: Path) -> dict[str, Any]:
-    """Returns how a folder's files were made: commit, versions, processor, stages with commands and minutes, hashes."""
+    """Returns how a folder's files were made: commit, versions, processor, minutes per stage, hashes."""
     made = sorted(path for path in runs.iterdir() if path.suffix in (".pt", ".json") and path.name != "recipe.json")
     manifest = runs / "student.bundle" / "manifest.json"
     hashed = [*made, manifest] if manifest.exists() else made
@@ -126,13 +126,25 @@ def run_git(*words: str) -> str:
         return ""
 
 
+def read_tables(path: Path) -> dict[str, Any]:
+    """Reads the tables of an earlier recipe.json. Raises UserError if the file is not one."""
+    try:
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["tables"]
+        return found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is not a recipe.json ({error!r}); give one that this script wrote") from None
+
+
 def list_differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Returns the rows whose 95 % intervals of accuracy do not overlap with an earlier table's, as text."""
+    """Returns, as text, an earlier table's rows that are missing here or whose 95 % intervals of accuracy are apart."""
     found = []
     for split, rows in theirs.items():
         here = {row["model"]: row for row in ours.get(split, ())}
         for row in rows:
-            low, high = here.get(row["model"], {}).get("accuracy_95", (2.0, 2.0))
+            if row["model"] not in here:
+                found.append(f"{row['model']} on {split} is missing here")
+                continue
+            low, high = here[row["model"]]["accuracy_95"]
             if low > row["accuracy_95"][1] or high < row["accuracy_95"][0]:
                 found.append(f"{row['model']} on {split}: {low} to {high} here, {row['accuracy_95']} there")
     return found
@@ -140,6 +152,7 @@ def list_differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[s
 
 def execute(args: argparse.Namespace) -> int:
     """Writes RUNS/table.md and RUNS/recipe.json, prints the table; returns 1 if a row differs from --against."""
+    earlier = read_tables(args.against) if args.against else {}
     tables = {
         split: [make_row(name, report, by_model.get(BASELINE)) for name, report in by_model.items()]
         for split, by_model in read_reports(args.runs).items()
@@ -149,12 +162,10 @@ def execute(args: argparse.Namespace) -> int:
     replace_file(args.runs / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     replace_file(args.runs / "recipe.json", lambda path: path.write_text(values, encoding="utf-8"))
     print(text)
-    apart = (
-        list_differing(tables, json.loads(args.against.read_text(encoding="utf-8"))["tables"]) if args.against else []
-    )
+    apart = list_differing(tables, earlier)
     for line in apart:
         print(f"differs: {line}", file=sys.stderr)
-    return 1 if apart else DONE
+    return FAILED if apart else DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

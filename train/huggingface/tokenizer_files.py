@@ -79,7 +79,7 @@ def _read_template(folder: Path, settings: dict[str, Any], special: dict[str, st
         size = len(found.encode())
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{folder} has a chat template with half a surrogate pair at character {error.start}; expected Unicode"
+            f"{folder} has a chat template with half a surrogate pair at character {error.start + 1}; expected Unicode"
         ) from None
     if size > TEMPLATE // 2:  # with room for the special tokens
         raise UserError(f"{folder} has a chat template of more than {TEMPLATE // 2} bytes; expected a template")

@@ -13,6 +13,7 @@ from runtime.bundle import strict_json
 from runtime.errors import UserError
 
 from .problem import Problem, split_of
+from .word_problems import find_final_number
 
 SPLITS = ("train", "valid", "test", "all")
 BOM = "\ufeff"
@@ -22,7 +23,8 @@ OTHERS = {  # other kinds of files, by their first bytes
     b"{\0": ("UTF-16", "iconv -f UTF-16LE -t UTF-8"), b"\0{": ("UTF-16", "iconv -f UTF-16BE -t UTF-8"),
     b"BZh": ("compressed by bzip2", "bunzip2 it"), b"\xfd7zXZ": ("compressed by xz", "unxz it"),
     b"\x1f\x8b": ("compressed by gzip", "gunzip it"), b"\x28\xb5\x2f\xfd": ("compressed by zstd", "unzstd it"),
-    b"PK\x03\x04": ("a zip archive", "unzip it"), b"PAR1": ("a Parquet file", "pandas' to_json(lines=True)"),
+    b"PK\x03\x04": ("a zip archive", "unzip it"),
+    b"PAR1": ("a Parquet file", "pandas' to_json(orient='records', lines=True)"),
 }  # fmt: skip
 LAYOUTS: tuple[dict[str, type], ...] = (
     {"prompt": str, "answer": str},
@@ -38,16 +40,21 @@ Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
 def read(path: Path) -> tuple[Problem, ...]:
     """Reads all problems of a JSON-lines file.
 
-    Layouts, distinguished by their keys: `prompt`, `answer`, optional `tests` · `question`, `answer` (GSM8K) ·
-    `text`, or `prompt` as in the sanitized version, `code`, `test_list`, optional `test_setup_code` or `test_imports`
-    (MBPP). The prompts of the last two end without a newline. Raises UserError naming the line.
+    Layouts, distinguished by their keys:
+
+    * `prompt`, `answer`, optional `tests`;
+    * GSM8K: `question`, `answer`;
+    * MBPP: `text`, or `prompt` as in the sanitized version, `code`, `test_list`, optional `test_setup_code` or
+      `test_imports`. A prompt is the text and the first test, with its setup.
+
+    Whitespace at the end of GSM8K's and MBPP's prompts is dropped. Raises UserError naming the line.
     """
     problems = []
     for number, line in enumerate(_read_text(path).split("\n"), start=1):
         line = line.removeprefix(BOM).strip()  # each of several concatenated files may have one
         if line:
             try:
-                problems.append(replace(_check_whole(_parse_problem(_parse_record(line))), line=number))
+                problems.append(replace(_check_surrogates(_parse_problem(_parse_record(line))), line=number))
             except ValueError as error:
                 raise UserError(f"{path}, line {number}: {error}") from None
     if not any(problem.prompt for problem in problems):
@@ -90,19 +97,19 @@ def _parse_record(line: str) -> dict[str, object]:
 def _parse_problem(record: dict[str, object]) -> Problem:
     match record:
         case {"prompt": str(prompt), "answer": str(answer)}:
-            return Problem(prompt, answer, "file", _check_strings(record.get("tests", [])))
+            return Problem(prompt, answer, "file", _check_strings(record, "tests"))
         case {"question": str(question), "answer": str(answer)}:
             return Problem(question.rstrip(), answer, "gsm8k")
-        case {"text": str(text), "code": str(code), "test_list": list(tests)} | {
+        case {"text": str(text), "code": str(code), "test_list": list()} | {
             "prompt": str(text),
             "code": str(code),
-            "test_list": list(tests),
+            "test_list": list(),
         }:
             code_before = record.get("test_setup_code") or ""
             if not isinstance(code_before, str):
                 raise ValueError(f"test_setup_code is {_shorten(code_before)}; expected a string, in quotes")
-            setup = "\n".join((*_check_strings(record.get("test_imports", [])), code_before)).strip()
-            checks = tuple(f"{setup}\n{test}" if setup else test for test in _check_strings(tests))
+            setup = "\n".join((*_check_strings(record, "test_imports"), code_before)).strip()
+            checks = tuple(f"{setup}\n{test}" if setup else test for test in _check_strings(record, "test_list"))
             prompt = "\n".join((text.rstrip(), *checks[:1]))
             return Problem(prompt.rstrip(), code.replace("\r\n", "\n").rstrip(), "mbpp", checks)
     keys = ", ".join(sorted(record)) or "nothing"
@@ -116,13 +123,15 @@ def _parse_problem(record: dict[str, object]) -> Problem:
     )
 
 
-def _check_whole(problem: Problem) -> Problem:
+def _check_surrogates(problem: Problem) -> Problem:
     """Returns the problem. Raises ValueError if JSON's escapes left half a surrogate pair in its texts."""
-    for text in (problem.prompt, problem.answer, *problem.tests):
+    texts = [("the prompt", problem.prompt), ("the answer", problem.answer), *(("a test", t) for t in problem.tests)]
+    for name, text in texts:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"half a surrogate pair at character {error.start} of a text; expected Unicode") from None
+            where = f"at character {error.start + 1}"
+            raise ValueError(f"{name} has half a surrogate pair {where}; expected Unicode") from None
     return problem
 
 
@@ -132,19 +141,20 @@ def _shorten(value: object) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _check_strings(values: object) -> tuple[str, ...]:
+def _check_strings(record: dict[str, object], name: str) -> tuple[str, ...]:
+    values = record.get(name)
     if values is None:
         return ()
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"the tests must be a list of strings, got {_shorten(values)}")
+        raise ValueError(f"{name} is {_shorten(values)}; expected a list of strings")
     return tuple(values)
 
 
 def draw_problems(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:
-    """Yields `count` lines of a split in a seeded order: `train` starts over at its end, the others stop there.
+    """Yields `count` problems of a split in a seeded order: `train` repeats, shuffled anew, `valid` and `test` end.
 
-    `all` is every line once, in the file's order, as a published test file is graded. Raises UserError for an unknown
-    split, and for one that has no line.
+    `all` is the file's first `count` lines in their order, as a published test file is graded; the seed does not
+    matter. Raises UserError for an unknown split, and for a split without lines.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits of one's own data are {', '.join(SPLITS)}")
@@ -171,4 +181,7 @@ def grade_many(problems: Sequence[Problem], texts: Sequence[str], numbers: Grade
 
 
 def _find_kind(problem: Problem) -> str:
-    return "tests" if problem.tests else "number" if "####" in problem.answer else "text"
+    """Returns how a problem is graded. Only a whole number after `####` is compared as one: `#### 2.5` is text."""
+    if problem.tests:
+        return "tests"
+    return "text" if find_final_number(problem.answer) is None else "number"

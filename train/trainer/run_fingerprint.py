@@ -1,9 +1,13 @@
-"""Makes run fingerprints: options, contents of files and problems that a stopped run and its resumption must share."""
+"""Makes a run fingerprint: options, hashes of input files and of the training problems.
+
+A stopped run resumes only with the same one.
+"""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +16,8 @@ from train.tasks import Task
 
 # Options that do not change what is learned; `dtype` is only the type in which --out stores the weights.
 WITHOUT_EFFECT = frozenset({"out", "json", "save_every", "dtype", "device", "tensorboard"})
-SAMPLED = 64  # training problems per task that the hash covers
-SHOWN = 20  # characters of a value that an error message shows; enough to tell hashes apart
+HASHED_PROBLEMS = 64  # per task
+SHOWN_CHARACTERS = 20  # of a value in an error message; enough to tell hashes apart
 
 
 def collect_options(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,21 +31,30 @@ def collect_options(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def hash_problems(chosen: Sequence[Task]) -> str:
-    """Returns a hash over the first training problems of each task, since another version may generate others."""
+    """Returns a hash of the first training problems of each task, at seed 0.
+
+    Another version of blockstep may generate other problems from the same seed.
+    """
     digest = hashlib.sha256()
     for task in chosen:
-        for problem in task.problems("train", SAMPLED, 0):
+        for problem in task.problems("train", HASHED_PROBLEMS, 0):
             digest.update(repr((problem.prompt, problem.answer)).encode())
     return digest.hexdigest()
 
 
 def list_changed_options(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Returns the names in which two fingerprints differ, sorted, each with both values, as text."""
+    """Returns the names in which two fingerprints differ, sorted, each with both values, as text.
+
+    Of lists the first elements that differ are shown.
+    """
     differences = []
     for name in sorted(before.keys() | now.keys()):
-        there, here = (str(side[name])[:SHOWN] if name in side else "not known" for side in (before, now))
         if name not in before or name not in now or before[name] != now[name]:
-            differences.append(f"{name} ({there} there, {here} here)")
+            there, here = (side.get(name, "not set") for side in (before, now))
+            if isinstance(there, list) and isinstance(here, list):
+                there, here = next(pair for pair in zip_longest(there, here, fillvalue="nothing") if pair[0] != pair[1])
+            shown = [str(value)[:SHOWN_CHARACTERS] for value in (there, here)]
+            differences.append(f"{name} ({shown[0]} there, {shown[1]} here)")
     return differences
 
 

@@ -16,23 +16,25 @@ if TYPE_CHECKING:
 
 
 def import_library(device: str) -> None:
-    """Imports onnxruntime. Raises UserError if it is not installed, or lacks CUDA and `device` is a GPU."""
+    """Imports onnxruntime. Raises UserError if it cannot be imported, or if `device` is `cuda` and it has no CUDA."""
     try:
         from .ort_backend import OrtBackend  # noqa: F401
     except ModuleNotFoundError as error:
         install = "pip install 'onnxruntime>=1.30'" if device == "cpu" else ort_cuda.install_line()
         raise UserError(f"{error.name} is not installed; {install}") from None
+    except (ImportError, OSError) as error:  # a shared library that it needs is missing
+        raise UserError(f"onnxruntime cannot be used here ({error}); install it again, for this Python") from None
     if device != "cpu":
         ort_cuda.check_available()
 
 
 def open_backend(bundle: Bundle, engines: Sequence[Engine], options: OpenOptions) -> tuple[Engine, OrtBackend]:
-    """Opens the first of the engines."""
+    """Opens `engines[0]`, the best for the device; returns it with its backend. The others are not tried."""
     from .ort_backend import OrtBackend
 
     engine = engines[0]
-    size = sum((bundle.path / name).stat().st_size for name in engine.files)
-    threads = options.threads or choose_threads(engine.precision, size)
+    engine_bytes = sum((bundle.path / name).stat().st_size for name in engine.files)
+    threads = options.threads or choose_threads(engine.precision, engine_bytes)
     model = bundle.path / engine.model
     return engine, OrtBackend(
         model, bundle.contract, threads, options.device, engine.files, allow_spinning=options.allow_spinning

@@ -20,7 +20,7 @@ def choose_numpy_type(dtype: str) -> str:
 
 
 def make_value(array: NDArray[Any], dtype: str, device: str) -> ort.OrtValue:
-    """Returns an array as a graph takes it: on the CPU in the same memory, on a GPU as a copy."""
+    """Returns an array as a graph takes it: on the CPU in the same memory (bf16: as a copy), on a GPU as a copy."""
     if dtype != "bfloat16":
         return ort.OrtValue.ortvalue_from_numpy(array, device, 0)
     value = ort.OrtValue.ortvalue_from_shape_and_type(array.shape, BFLOAT16, device, 0)
