@@ -44,6 +44,8 @@ def test_bench_reports_every_kind_of_forward_and_its_conditions(
     for expected in ("3 answers, mode block ", "tokens per second", "host ms per forward"):
         assert expected in table
     assert "candidates" not in table
+    assert bench.main([bundle, *options[:6], "--prompt", "", "--json"]) == 2  # and not another prompt's times
+    assert "the prompt is empty" in capsys.readouterr().err
     assert bench.main([bundle, "--repeat", "0"]) == 2
     assert bench.main([bundle, "--no-cuda-graphs"]) == 2
     assert "runs without CUDA graphs anyway; leave --no-cuda-graphs out" in capsys.readouterr().err

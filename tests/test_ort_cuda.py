@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import platform
 import shutil
@@ -9,6 +10,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,7 +31,7 @@ from runtime.bundle.manifest import Engine, read
 from runtime.contract import ALIGNMENTS, Contract, name_cache_part
 from runtime.decoding.loop import generate as decode
 from runtime.decoding.options import DecodeOptions, Request
-from runtime.engines.ort import ort_cuda
+from runtime.engines.ort import open_ort, ort_cuda
 from runtime.engines.ort.no_telemetry import ort
 from runtime.engines.ort.onnx_nodes import find_cache_nodes, list_nodes
 from runtime.engines.ort.ort_backend import OrtBackend
@@ -99,6 +101,18 @@ def test_on_aarch64_without_onnxruntime_the_advice_for_a_jetson_is_tensorrt(
         monkeypatch.delitem(sys.modules, module)
     error = refusal(generate.main, bundle_of(tmp_path, "fp16"), capsys)
     assert error.startswith("error: onnxruntime is not installed; onnxruntime-gpu has no wheel with a Jetson's kernels")
+
+
+def test_an_onnxruntime_without_its_shared_libraries_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(name: str, *rest: object) -> ModuleType:
+        if name == "ort_backend":
+            raise ImportError("libonnxruntime.so.1: cannot open shared object file")
+        return original(name, *rest)  # type: ignore[arg-type]
+
+    original = builtins.__import__
+    monkeypatch.setattr(builtins, "__import__", fail)
+    with pytest.raises(UserError, match=r"onnxruntime cannot be used here .libonnxruntime.so.1: cannot open"):
+        open_ort.import_library("cpu")
 
 
 def test_the_engine_chosen_for_cuda_is_the_first_that_it_has_kernels_for() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from samples.study import methods_table
+from samples.study import methods_table, recipe_table
 
 SPLITS = ("test", "test_families")
 GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "threshold": 0.95}
@@ -164,3 +164,24 @@ def test_a_folder_of_one_task_is_refused(runs: Path, tmp_path: Path, capsys: pyt
         "has reports of math; expected those of TASK=math,code or pronounce" in capsys.readouterr().err
         and not (tmp_path / "out").exists()
     )
+
+
+def test_a_recipe_s_table_is_compared_with_the_one_it_replaces(
+    runs: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = runs / "recipe.json"
+    assert recipe_table.main([str(runs)]) == 0
+    write_report(runs, "cdlm", "math", "test", [1] * 10 + [0] * 90, 5)
+    (runs / "cdlm-control-code-test.json").unlink()
+    capsys.readouterr()
+    assert recipe_table.main([str(runs), "--against", str(earlier)]) == 1
+    err = capsys.readouterr().err
+    assert "differs: cdlm on math test: 0.1 to 0.1 here" in err
+    assert "differs: cdlm-control on code test is missing here" in err and err.count("differs") == 2
+    kept = earlier.read_bytes()
+    for text in ("{", "[]", "{}", '{"tables": 5}'):
+        other = runs / "other.txt"
+        other.write_text(text, encoding="utf-8")
+        assert recipe_table.main([str(runs), "--against", str(other)]) == 2
+        err = capsys.readouterr().err
+        assert "other.txt is not a recipe.json" in err and err.count("\n") == 1 and earlier.read_bytes() == kept

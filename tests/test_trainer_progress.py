@@ -202,3 +202,13 @@ def test_a_trajectory_is_as_long_as_what_was_accepted() -> None:
     order = torch.tensor([0, 2, 1, NEVER_ACCEPTED])
     assert Trajectory((7, 8), torch.arange(4), order, torch.zeros(4, 2), True).count_tokens() == 5
     assert count_tokens([Example((7, 8), (1, 2, 3))]) == 5
+
+
+def test_lists_that_differ_late_are_shown_where_they_differ() -> None:
+    before, now = {"trajectories": ["a" * 64, "b" * 64]}, {"trajectories": ["a" * 64, "c" * 64]}
+    shown = f"trajectories ({'b' * 20} there, {'c' * 20} here)"
+    assert run_fingerprint.list_changed_options(before, now) == [shown]
+    assert run_fingerprint.list_changed_options(before, {"trajectories": ["a" * 64]}) == [
+        f"trajectories ({'b' * 20} there, nothing here)"
+    ]
+    assert run_fingerprint.list_changed_options({"seed": 1}, {}) == ["seed (1 there, not set here)"]

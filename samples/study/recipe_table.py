@@ -129,8 +129,7 @@ def run_git(*words: str) -> str:
 def read_tables(path: Path) -> dict[str, Any]:
     """Reads the tables of an earlier recipe.json. Raises UserError if the file is not one."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))["tables"]
-        return found
+        return dict(json.loads(path.read_text(encoding="utf-8"))["tables"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a recipe.json ({error!r}); give one that this script wrote") from None
 
