@@ -29,7 +29,7 @@ help:
 	@echo "make train-smoke   all stages of the recipe, tiny, in three minutes"
 	@echo "make quick  the tests of the runtime and its server alone, half a minute; no torch is installed or used"
 	@echo "make test   lint, format, types and the test suite"
-	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind qemu-user-static)"
+	@echo "make test-all   the same, and what needs more than Python (Debian: apt install chromium gcc g++ make valgrind python3-dev qemu-user-static)"
 	@echo "make smoke  one test per real client, server, host and emulated CPU; needs what test-all and test-clients need"
 	@echo "make test-clients   a real server, and clients from PyPI and npm in .clients: openai, LiteLLM, lm-eval (Debian: apt install npm)"
 	@echo "make test-oldest   the suite's fast part on the oldest versions that pyproject.toml allows, in .oldest"
