@@ -31,7 +31,7 @@ from train.huggingface.weights import list_expected_shapes
 
 from .contract_from_checkpoint import make_export_contract
 from .graph.ort_graph import ORT_PRECISIONS
-from .onnx import OnnxBundle, write_bundle
+from .onnx import OnnxOptions, write_bundle
 from .precisions import PRECISIONS
 from .proof.against_own_code import Agreement, DecodedAnswer, decode, measure_agreement, run_own_code
 from .proof.held_out import make_recorded_requests
@@ -138,11 +138,11 @@ def examine(args: argparse.Namespace, source: Checkpoint, contract: Contract, fo
     """Makes everything that the page reports, in a folder that the caller removes."""
     requests = [*make_recorded_requests(source, contract, None, args.data), *sample_requests(contract)][:PROMPTS]
     started, bundle, inputs = time.perf_counter(), folder / "model.bundle", folder / "inputs"
-    wanted = fill_dataclass(
-        OnnxBundle, args, ckpt=args.directory, overrides=make_overrides(args), dialect="ort", parity="layers",
+    options = fill_dataclass(
+        OnnxOptions, args, ckpt=args.directory, overrides=make_overrides(args), dialect="ort", parity="layers",
         capacity=None, task=None, top_k=0, candidates=0,
     )  # fmt: skip
-    checks = write_bundle(wanted, bundle, sys.stderr)
+    checks = write_bundle(options, bundle, sys.stderr)
     seconds = round(time.perf_counter() - started, 1)
     name, facts = name_of(args.directory.resolve()), collect_facts(args, source, contract)
     if not all(check.ok for check in checks):

@@ -38,7 +38,7 @@ from .contract_from_checkpoint import CAPACITY, check_template, choose_default_o
 from .graph.ort_graph import PRECISIONS_OF, choose_comparison, write_ort_graph
 from .precisions import PRECISIONS
 from .proof.held_out import DATA_HELP, make_recorded_requests
-from .proof.prove import WHOLE, prove, proves_whole, sample_requests
+from .proof.prove import prove, proves_whole, sample_requests
 from .proof.record import record_reference
 from .proof.record_streamed import record_streamed
 from .provenance import collect_provenance
@@ -48,28 +48,28 @@ from .staging import make_working_folder, report_write_errors
 
 HELP = {  # help texts that do not fit on the line of their option below
     "out": (
-        "bundle to write, a folder; if it exists, its other engines stay, unless they are of another checkpoint "
+        "bundle to write, a folder; engines of the same checkpoint in it stay, those of another one are removed "
         "(default: the checkpoint's path with .bundle; for a checkpoint in a download cache, its name in the current "
         "folder)"
     ),
     "precision": (
-        "precision of the engine; fp16: weights, products and KV cache, not norms and probabilities; int8: weights and "
-        "their products; int4: as int8, but the weights of all layers except the first and last in 5.1 bits, scales "
-        "included; the dialect standard also has bf16, and its int8 and int4 quantize the layers' weights alone, with "
-        "fp16 products (default: fp32)"
+        "precision of the weights and their products; bf16 for the dialect standard alone (docs/checkpoints.md; "
+        "default: fp32)"
     ),
-    "device": "device that the engine is for; cuda takes the dialect standard (default: cpu)",
     "dialect": (
-        "operators of the graph; ort: ONNX Runtime's own attention, one sequence at a time, faster on a CPU; standard: "
-        "ONNX's attention, for CUDA and batches (default: standard for --device cuda, else ort)"
+        "operators of the graph; ort: ONNX Runtime's own, for CPUs and one sequence at a time; standard: ONNX's, for "
+        "CUDA and batches (docs/performance.md; default: standard with --device cuda, else ort)"
     ),
     "parity": (
-        "parity check with PyTorch: of the whole model, or layer by layer in the memory of the largest layer (default: "
-        f"auto, whole if three times its fp32 weights fit {WHOLE / 1e9:g} GB and half of RAM)"
+        "comparison with PyTorch: of the whole model, or layer by layer in less memory (docs/parity.md; default: auto, "
+        "by the model's size and the memory here)"
+    ),
+    "capacity": (
+        f"KV-cache capacity, in tokens of prompt and answer (default: {CAPACITY}, or the context if that is shorter)"
     ),
     "task": (
-        "sample tasks, with commas, for the prompts of the reference that `blockstep verify` replays (default: "
-        "math,code if the tokenizer knows their texts, else texts of its common tokens)"
+        "sample tasks, with commas, whose prompts the recorded reference has (docs/parity.md; default: math,code if "
+        "the tokenizer knows their texts, else texts of its common tokens)"
     ),
 }
 
@@ -84,17 +84,10 @@ OPTIONS = (
     option("--ckpt", type=Path, required=True, help="checkpoint: a .pt file or a Hugging Face directory"),
     option("--out", type=Path, help=HELP["out"]),
     option("--precision", choices=PRECISION_NAMES, default="fp32", help=HELP["precision"]),
-    option("--device", choices=DEVICES, default="cpu", help=HELP["device"]),
+    option("--device", choices=DEVICES, default="cpu", help="device that the engine is for (default: cpu)"),
     option("--dialect", choices=tuple(PRECISIONS_OF), help=HELP["dialect"]),
     option("--parity", choices=("auto", "whole", "layers"), default="auto", help=HELP["parity"]),
-    option(
-        "--capacity",
-        type=int,
-        help=(
-            f"KV-cache capacity: maximum tokens of prompt and answer (default: {CAPACITY}, or the context if that is "
-            "shorter)"
-        ),
-    ),
+    option("--capacity", type=int, help=HELP["capacity"]),
     option("--task", help=HELP["task"]),
     option("--data", type=Path, help=DATA_HELP),
     TOP_K_OPTION,
@@ -127,8 +120,8 @@ def check_precision(dialect: str, precision: str, device: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class OnnxBundle:
-    """Describes the bundle to make from a checkpoint. Fields are named as `export.onnx`'s options.
+class OnnxOptions:
+    """Holds the options of an export. Fields are named as the command's options.
 
     overrides: how a Hugging Face directory is read. In the other fields, None means the option's default.
     """
@@ -146,10 +139,10 @@ class OnnxBundle:
 
 
 def export(args: argparse.Namespace) -> int:
-    """Traces, checks, and only then writes the bundle."""
+    """Runs the export that the command's options describe, prints its result, and returns the exit code."""
     started, stream = time.perf_counter(), sys.stderr if args.json else sys.stdout
     out = args.out or choose_default_out(args.adapter or args.ckpt)
-    checks = write_bundle(fill_dataclass(OnnxBundle, args, overrides=make_overrides(args)), out, stream)
+    checks = write_bundle(fill_dataclass(OnnxOptions, args, overrides=make_overrides(args)), out, stream)
     failed = not all(check.ok for check in checks)
     print(f"nothing was written, {out} is as it was" if failed else f"wrote {out}", file=stream)
     if args.json:
@@ -158,25 +151,28 @@ def export(args: argparse.Namespace) -> int:
     return FAILED if failed else DONE
 
 
-def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
-    """Writes the bundle if every check passes; prints and returns the checks. Raises UserError for bad options."""
+def write_bundle(options: OnnxOptions, out: Path, stream: TextIO) -> list[Check]:
+    """Traces and checks an engine, and adds it to the bundle `out` if every check passes.
+
+    Prints the checks to `stream` and returns them. Raises UserError for bad options.
+    """
     limit_threads()
-    source = open_checkpoint.load(wanted.ckpt, wanted.overrides)
+    source = open_checkpoint.load(options.ckpt, options.overrides)
     check_template(source)
-    if wanted.dialect != "ort" and wanted.precision == "int4":
-        find_own_codes_in_fp16(source, wanted.dialect)  # refuses to round again
-    formats = choose_formats(wanted.dialect, wanted.precision, source)
-    contract = make_export_contract(source, wanted.capacity, wanted.top_k, wanted.candidates)
-    origin = collect_provenance(wanted.ckpt, wanted.overrides, source)
-    target = "cpu" if wanted.dialect == "ort" else "any"
-    fresh = Engine(
-        f"{wanted.dialect}-{wanted.precision}", wanted.dialect, wanted.precision, target, None, "", {}, {},
+    if options.dialect != "ort" and options.precision == "int4":
+        find_own_codes_in_fp16(source, options.dialect)  # raises UserError if weights would be rounded again
+    formats = choose_formats(options.dialect, options.precision, source)
+    contract = make_export_contract(source, options.capacity, options.top_k, options.candidates)
+    origin = collect_provenance(options.ckpt, options.overrides, source)
+    target = "cpu" if options.dialect == "ort" else "any"
+    new_engine = Engine(
+        f"{options.dialect}-{options.precision}", options.dialect, options.precision, target, None, "", {}, {},
         decision_temperature=source.decoding.decision_temperature,
     )  # fmt: skip
-    there = find_bundle(out, origin)
-    contract, engine = keep_mode_order(there, contract), apply_calibration(there, contract, fresh)
+    old_bundle = find_bundle(out, origin)
+    contract, engine = keep_mode_order(old_bundle, contract), apply_calibration(old_bundle, contract, new_engine)
     notes = [
-        *describe_kept_calibration(fresh, engine),
+        *describe_kept_calibration(new_engine, engine),
         *describe_lost_calibration(out, engine, origin),
         *describe_removed_engines(out, engine, origin),
     ]
@@ -185,44 +181,44 @@ def write_bundle(wanted: OnnxBundle, out: Path, stream: TextIO) -> list[Check]:
     checks: list[Check] = []
     with make_working_folder(out) as folder:
         with report_write_errors(out):
-            files = write_ort_graph(source, contract, wanted.precision, folder, dialect=wanted.dialect)
-        other = choose_comparison(source, wanted.dialect, wanted.precision)
-        for found in prove(other.source, contract, files[0], other.precision, wanted.parity, formats):
-            check = found if found.name == "graph" else other.add_note(found)
+            files = write_ort_graph(source, contract, options.precision, folder, dialect=options.dialect)
+        comparison = choose_comparison(source, options.dialect, options.precision)
+        for check in prove(comparison.source, contract, files[0], comparison.precision, options.parity, formats):
+            check = check if check.name == "graph" else comparison.add_note(check)
             checks.append(check)
             print(check, file=stream, flush=True)
         engine = replace(engine, model=files[0].name)
         if all(check.ok for check in checks):
-            engine, check = add_reference(other.source, contract, engine, wanted, folder)
+            engine, check = add_reference(comparison.source, contract, engine, options, folder)
             checks.append(check)
             print(check, file=stream, flush=True)
         if all(check.ok for check in checks):
             engine = replace(engine, parity={check.name: check.detail for check in checks})
             files += [folder / engine.reference.file] if engine.reference else []
             with report_write_errors(out):
-                made = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
-            if proves_whole(source, wanted.parity) and PRECISIONS[wanted.precision].on_cpu:  # just replayed here
-                first_load.remember(made.find_engine(engine.name), "cpu")
+                bundle = write(out, contract, engine, files, source.tokenizer, source.chat_template, origin)
+            if proves_whole(source, options.parity) and PRECISIONS[options.precision].on_cpu:  # just replayed here
+                first_load.remember(bundle.find_engine(engine.name), "cpu")
             print(*notes, sep="\n", end="\n" if notes else "", file=stream, flush=True)
     return checks
 
 
 def add_reference(
-    source: Checkpoint, contract: Contract, engine: Engine, wanted: OnnxBundle, folder: Path
+    source: Checkpoint, contract: Contract, engine: Engine, options: OnnxOptions, folder: Path
 ) -> tuple[Engine, Check]:
     """Records a reference into the folder; returns the engine with that reference, and its check.
 
-    source: the checkpoint, with the weights that the graph computes with.
+    source: the checkpoint, with its weights as the graph stores them.
     """
-    requests = make_recorded_requests(source, contract, wanted.task, wanted.data) or sample_requests(contract)
+    requests = make_recorded_requests(source, contract, options.task, options.data) or sample_requests(contract)
     formats = choose_formats(engine.dialect, engine.precision, source)
-    if proves_whole(source, wanted.parity):
-        runs = PRECISIONS[engine.precision].on_cpu
-        backend = OrtBackend(folder / engine.model, contract) if runs else None
-        made = record_reference(source, contract, engine, backend, requests, formats, folder)
+    if proves_whole(source, options.parity):
+        on_cpu = PRECISIONS[engine.precision].on_cpu
+        backend = OrtBackend(folder / engine.model, contract) if on_cpu else None
+        recording = record_reference(source, contract, engine, backend, requests, formats, folder)
     else:
-        made = record_streamed(source, contract, engine, requests[-1], formats, folder)
-    return replace(engine, reference=made.entry), made.check
+        recording = record_streamed(source, contract, engine, requests[-1], formats, folder)
+    return replace(engine, reference=recording.entry), recording.check
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from .cli import (
     run,
 )
 from .contract import Contract
-from .decisions.decide import PROBABILITIES
+from .decisions.decide import PROBABILITY_KINDS
 from .decisions.form import Probability
 from .decoding.batch import Step
 from .decoding.block_layout import count_room_for_answer
@@ -232,7 +232,7 @@ OPTIONS = (
     option("--seed", type=int, metavar="N", help=HELP["seed"]),
     MODE_OPTION,
     option("--json-schema", type=Path, metavar="FILE", help=HELP["json-schema"]),
-    option("--probability", choices=PROBABILITIES, help=HELP["probability"]),
+    option("--probability", choices=PROBABILITY_KINDS, help=HELP["probability"]),
     option(
         "--max-forwards",
         type=parse_at_least_1,

@@ -22,12 +22,12 @@ from train.data import prompts
 from train.evaluation import baseline
 from train.storage import student_pt
 from train.tasks import jsonl
-from train.tasks.problem import split_of
+from train.tasks.problem import find_split
 from train.torch_backend import derive_contract
 
 GOOD = '{"prompt": "a", "answer": "b"}'
 LONG = "word " * 200
-SOUND = [f"say {n}" for n in range(40) if split_of(f"say {n}") == "train"][:12]
+SOUND = [f"say {n}" for n in range(40) if find_split(f"say {n}") == "train"][:12]
 
 
 def write(path: Path, *asked: str) -> Path:
@@ -107,8 +107,8 @@ def collected(saved: Path, data: Path, out: Path, shard: int) -> dict[str, bytes
 def test_a_collection_goes_on_without_a_prompt_that_does_not_fit(
     bad: str, saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    long = next(f"{bad}{n}" for n in range(99) if split_of(f"{bad}{n}") == "train") if bad else bad
-    if split_of(long) != "train":
+    long = next(f"{bad}{n}" for n in range(99) if find_split(f"{bad}{n}") == "train") if bad else bad
+    if find_split(long) != "train":
         pytest.skip("the empty prompt is in another split, where no collection meets it")
     sound = collected(saved, write(tmp_path / "own.jsonl", *SOUND), tmp_path / "sound", 4)
     capsys.readouterr()
@@ -189,7 +189,7 @@ def test_counts_and_rates_that_train_nothing_are_refused(
 
 def test_a_report_is_read_without_what_was_left_out(tmp_path: Path) -> None:
     data = write(tmp_path / "own.jsonl", *SOUND)
-    task = jsonl.draw_problems(jsonl.read(data), "train", 5, 3)
+    task = jsonl.sample_problems(jsonl.read(data), "train", 5, 3)
     outcome = {"right": [1, 0, 1], "forwards": [4, 5, 6], "left_out": [1, 3]}
     values = {"task": "own", "split": "train", "seed": 3, "per_problem": outcome}
     (tmp_path / "report.json").write_bytes(b"\xef\xbb\xbf" + json.dumps(values).encode())
@@ -210,7 +210,7 @@ def test_a_comparison_leaves_out_prompts_without_room(capsys: pytest.CaptureFixt
 
 def test_a_small_file_gives_a_proof_all_its_prompts_and_a_large_one_its_held_out_ones(tmp_path: Path) -> None:
     asked = [f"say {n}" for n in range(400)]
-    valid, others = ([p for p in asked if (split_of(p) == "valid") == held] for held in (True, False))
+    valid, others = ([p for p in asked if (find_split(p) == "valid") == held] for held in (True, False))
     for lines in (others[:6], [*others[:3], valid[0], *others[3:6]]):  # none of the split valid, and one
         found = [each.prompt for each in held_out.take_held_out_texts("", write(tmp_path / "own.jsonl", *lines), 200)]
         assert found == sorted(lines, key=lambda prompt: (prompt not in valid, lines.index(prompt)))
@@ -224,7 +224,7 @@ def test_a_small_file_gives_a_proof_all_its_prompts_and_a_large_one_its_held_out
 
 
 def test_training_names_the_lines_that_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    long = next(f"{LONG}{n}" for n in range(99) if split_of(f"{LONG}{n}") == "train")
+    long = next(f"{LONG}{n}" for n in range(99) if find_split(f"{LONG}{n}") == "train")
     data = write(tmp_path / "own.jsonl", *SOUND[:3], long, *SOUND[3:])
     shape = "--width 16 --layers 1 --heads 2 --kv-heads 1 --head-dim 8 --ffn 16 --vocab 270 --block 4 --canvas 8"
     words = f"--data {data} --out {tmp_path / 'a.pt'} --context 64 --steps 1 --batch 2 --no-bf16 {shape}"

@@ -20,7 +20,7 @@ from export.proof.prove import prove
 from export.quantization.ort_formats import choose_formats
 from runtime.backend import Proposal
 from runtime.contract import ALIGNMENTS, Contract
-from runtime.decisions.decide import PROBABILITIES, DecisionOptions, decide
+from runtime.decisions.decide import PROBABILITY_KINDS, DecisionOptions, decide
 from runtime.decisions.form import Field, Form
 from runtime.engines.ort.ort_backend import OrtBackend
 from runtime.errors import UserError
@@ -64,7 +64,7 @@ def model_of(backend: Any) -> Model:
 def test_decisions_are_those_of_pytorch_on_every_alignment_with_and_without_a_shift(kind: Made) -> None:
     source, contract, file = kind
     session, rng = OrtBackend(file, contract, threads=1).session, np.random.default_rng(SEED)
-    for alignment, shift, probability in itertools.product(ALIGNMENTS, (False, True), PROBABILITIES):
+    for alignment, shift, probability in itertools.product(ALIGNMENTS, (False, True), PROBABILITY_KINDS):
         other = replace(contract, alignment=alignment, shift=shift)
         engine, reference = OrtBackend(session, other), TorchBackend(source.build(), other)
         for form in FORMS:

@@ -166,7 +166,7 @@ def test_copies_are_bounded_by_the_bytes_of_their_kv_caches_and_the_scores_stay(
         if bound is not None:  # how many KV caches of fp32 fit, as long as a power of two
             positions = next(1 << n for n in range(20) if 1 << n >= Forks.capacity)
             each = 2 * contract.layers * contract.kv_heads * contract.head_dim * positions * 4
-            monkeypatch.setattr(canvas, "COPIED_BYTES", (bound + 1) * each - 1)
+            monkeypatch.setattr(canvas, "MAX_COPY_BYTES", (bound + 1) * each - 1)
         Forks.made = []
         found.append(decide(backend, Letters(), contract.gate, np.array([5, 9, 4]), DEEP, DecisionOptions()))  # type: ignore[arg-type]
         assert (Forks.made, found[-1].forwards) == (forks, forwards), f"{bound} copies"
@@ -209,11 +209,16 @@ def test_a_field_of_one_value_is_certain_and_costs_nothing() -> None:
 WRONG: list[tuple[tuple[Any, ...], str]] = [
     (("abc",), "the form has no field"),
     ((Field(("a", 0), ()),), "the field a.0 has no values"),
-    ((Field((), ("a", "")),), "the value '' of the value has no tokens"),
-    ((Field(("a",), ("b", "b")),), "the values 'b' and 'b' of a have the same tokens"),
-    ((Field((), tuple(LETTERS[:9])),), "has 9 values that differ in one token, but this bundle takes 8 candidates"),
-    ((FreeText((), 0),), "max_tokens 0; expected at least 1"),
-    ((FreeText((), 3), Field((), ("a", "b"))), "nothing ends the free text"),
+    ((Field((), ("a", "")),), "the value '' of the field has no tokens"),
+    ((Field(("a",), ("b", "b")),), "the values 'b' and 'b' of the field a have the same tokens"),
+    ((Field((), ("b", "b")),), "the values 'b' and 'b' of the field have the same tokens"),
+    ((Field((), ()),), "the field has no values; expected at least one"),
+    (
+        (Field((), tuple(LETTERS[:9])),),
+        "the values of the field continue the same beginning with 9 different tokens, but this bundle takes 8",
+    ),
+    ((FreeText((), 0),), "the free text has max_tokens 0; expected at least 1"),
+    ((FreeText((), 3), Field((), ("a", "b"))), "nothing ends the free text; expected words"),
     ((FreeText((), 999), "a"), "leaves room for"),
 ]
 

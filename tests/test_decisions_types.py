@@ -19,7 +19,7 @@ from test_decisions_schema import Place
 from runtime import Model, UserError, load
 from runtime.decisions.form import Field, Form
 from runtime.decisions.free_text import cut_text, read_free_text
-from runtime.decisions.function_calls import decide_call, name_form
+from runtime.decisions.function_calls import decide_call, make_name_form
 from runtime.decisions.schema import read_schema
 
 ROOT = Path(__file__).parent.parent
@@ -214,7 +214,7 @@ FUNCTIONS = {"go": PLACE, "stay": read_schema({"type": "object", "properties": {
 def test_a_function_is_chosen_and_then_its_arguments_are_decided(model: Model) -> None:
     names = set()
     for prompt in map(str, range(12)):
-        choice = model.decide_form(prompt, name_form(FUNCTIONS, True))
+        choice = model.decide_form(prompt, make_name_form(FUNCTIONS, True))
         call = decide_call(model, prompt, FUNCTIONS, True)
         names.add(call.name)
         assert call.decision.fields[0].path == ("name",)

@@ -123,7 +123,7 @@ def test_every_forward_is_near_pytorchs(backend: TrtBackend, reference: TorchBac
 
 def test_a_replayed_graph_is_a_plain_launch(made: Bundle) -> None:
     replayed = open_engines(made, half_engines(made))
-    plain = open_engines(made, half_engines(made), graphs=False)
+    plain = open_engines(made, half_engines(made), cuda_graphs=False)
     assert not replayed.name.endswith("graphs"), "the engine cannot be captured, so nothing here is replayed"
     for engine in (replayed, plain):
         engine.open(1, 256)
@@ -141,10 +141,10 @@ def test_ten_thousand_steps_take_no_more_memory(backend: TrtBackend) -> None:
     backend.open(1, 256)
     forward = make_canvas_step(backend.contract, 64)
     backend.forward(forward)
-    before = cuda.free_bytes()
+    before = cuda.count_free_bytes()
     for _ in range(STEPS):
         backend.forward(forward)
-    grown = before - cuda.free_bytes()
+    grown = before - cuda.count_free_bytes()
     print(f"{grown} bytes more after {STEPS} steps")
     assert grown <= 1 << 20, "other processes may move it a little; a leak of one array a step would be far more"
 
@@ -233,7 +233,7 @@ def test_the_other_dialects_fp32_is_refused_on_the_gpu(exported: Bundle) -> None
 def bandwidth() -> float:
     """Bytes a second that are read where a block of 256 MB is copied on the device."""
     cuda, size = load_cuda(), 1 << 28
-    stream, source, target = cuda.stream(), cuda.allocate(size), cuda.allocate(size)
+    stream, source, target = cuda.create_stream(), cuda.allocate(size), cuda.allocate(size)
 
     def copy() -> None:
         cuda.copy_rows(target, size, source, size, size, 1, stream)

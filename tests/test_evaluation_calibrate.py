@@ -29,7 +29,7 @@ from train.data.batches import Example
 from train.evaluation import evaluated_model, reliability
 from train.evaluation.baseline import BaselineReport
 from train.storage import student_pt
-from train.tasks.problem import split_of
+from train.tasks.problem import find_split
 from train.torch_backend import TorchBackend
 
 
@@ -205,7 +205,7 @@ def teacher_report(folder: Path, data: Path, right: list[int], split: str = "tra
 @pytest.fixture
 def own(tmp_path: Path) -> Path:
     """Problems of the training split, whose prompts are all as long as `say 1`."""
-    prompts_ = [f"say {n}" for n in "abcdefghijkl" if split_of(f"say {n}") == "train"]
+    prompts_ = [f"say {n}" for n in "abcdefghijkl" if find_split(f"say {n}") == "train"]
     (tmp_path / "own.jsonl").write_text("".join(json.dumps({"prompt": p, "answer": "yes"}) + "\n" for p in prompts_))
     return tmp_path / "own.jsonl"
 
@@ -243,7 +243,7 @@ def test_an_engine_is_held_to_the_bundles_own_fp32_engine_where_no_report_is_giv
 ) -> None:
     made = make_speaking_bundle(tmp_path, "say 1", "yes", confidence=every_other)
     plain, data = read(made).find_engine(), tmp_path / "own.jsonl"
-    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
+    letters = [chr(code) for code in range(33, 127) if find_split(f"say {chr(code)}") == "valid"]
     data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
     words = ["--bundle", str(made), "--data", str(data), "--thresholds", "0.2,0.99"]
     assert calibrate.main(words) == 2
@@ -385,7 +385,7 @@ def test_a_reference_with_nothing_right_chooses_no_threshold(
 def valid_letters(tmp_path: Path, answer: str) -> tuple[Path, Path, list[str]]:
     """A bundle that answers `answer`, a file of the problems `say X` of the split `valid`, right if "yes", their X."""
     made, data = make_speaking_bundle(tmp_path, "say 1", answer), tmp_path / "own.jsonl"
-    letters = [chr(code) for code in range(33, 127) if split_of(f"say {chr(code)}") == "valid"]
+    letters = [chr(code) for code in range(33, 127) if find_split(f"say {chr(code)}") == "valid"]
     data.write_text("".join(json.dumps({"prompt": f"say {each}", "answer": "yes"}) + "\n" for each in letters))
     return made, data, letters
 

@@ -13,8 +13,8 @@ import torch
 from speaking import make_speaking_bundle
 
 from runtime.bundle import store
+from runtime.decisions.encoded_form import EncodedField, encode_form
 from runtime.decisions.form import Field, Form
-from runtime.decisions.pieces import Slot, encode_form
 from runtime.errors import UserError
 from runtime.open_bundle import load
 from runtime.text.tokenizer import Tokenizer, read_engine
@@ -61,18 +61,20 @@ def test_an_answer_that_fills_the_form_in_no_way_or_in_two_is_refused() -> None:
 
 @pytest.fixture(scope="module")
 def learned() -> str:
-    drawn = [*TASK.problems("train", 300, 0)]
-    return train_tokenizer((text for each in drawn for text in (each.prompt, each.answer)), 2048, TASK.split).to_str()
+    problems = [*TASK.problems("train", 300, 0)]
+    return train_tokenizer(
+        (text for each in problems for text in (each.prompt, each.answer)), 2048, TASK.split_pattern
+    ).to_str()
 
 
 def test_the_form_s_parts_encoded_apart_are_the_answer_s_tokens(learned: str) -> None:
     """So the model reads in a form what it learned from whole answers."""
     tokenizer = Tokenizer(learned)
     form, spec = intents.make_form(), tiny.contract(vocab=5000, candidates=64)
-    pieces = encode_form(form, tokenizer.encode, spec)
+    parts = encode_form(form, tokenizer.encode, spec)
     for problem in TASK.problems("valid", 60, 0):
         chosen = iter(decisions.find_right_indices(form, problem.answer))
-        apart = [token for p in pieces for token in (p.values[next(chosen)] if isinstance(p, Slot) else p)]
+        apart = [token for p in parts for token in (p.values[next(chosen)] if isinstance(p, EncodedField) else p)]
         assert apart == tokenizer.encode(problem.answer).tolist()
 
 

@@ -24,7 +24,7 @@ from train.evaluation.temperature import (
 
 
 def decisions(rng: random.Random, count: int, heat: float) -> tuple[list[list[float]], list[int]]:
-    """Decisions whose right value is drawn from the given probabilities, which are then reported `heat` too cold."""
+    """Decisions whose right value is sampled from the given probabilities, which are then reported `heat` too cold."""
     rows, right = list[list[float]](), list[int]()
     for _ in range(count):
         scores = [rng.gauss(0, 2) for _ in range(rng.randint(2, 6))]

@@ -26,8 +26,8 @@ def laid_out(
 ) -> AnswerBlocks:
     """Prompts and answers of random tokens, most of them not whole blocks."""
     rng = random.Random(seed)
-    drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in sizes]
-    examples = [Example(tuple(prompt.tolist()), tuple(answer.tolist())) for prompt, answer in drawn]
+    pairs = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in sizes]
+    examples = [Example(tuple(prompt.tolist()), tuple(answer.tolist())) for prompt, answer in pairs]
     return noise.lay_out(examples, contract or tiny.contract(), 0, generator)
 
 
@@ -98,9 +98,9 @@ def test_a_processs_rows_with_the_masks_of_all_rows_are_predicted_as_among_all(a
 def test_both_losses_of_one_forward_pass_are_those_of_two() -> None:
     seed = tiny.choose_seed()
     rng, model = random.Random(seed), tiny.model(seed)
-    drawn = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
+    pairs = [(tiny.prompt(rng, start), tiny.prompt(rng, answer)) for start, answer in SIZES]
     stream = Mock(
-        Stream, select_examples=lambda step: [Example(tuple(a.tolist()), tuple(b.tolist())) for a, b in drawn]
+        Stream, select_examples=lambda step: [Example(tuple(a.tolist()), tuple(b.tolist())) for a, b in pairs]
     )
     contract = tiny.contract(attention="causal_context", shift=True, alignment="prompt")
     blocks, kept, right = all_blocks.denoising_and_next_token_loss(
@@ -125,7 +125,7 @@ def test_what_is_masked_is_a_mask_and_the_rest_is_the_answer() -> None:
 
 
 def noises(block: int, turns: int = 40) -> tuple[AnswerBlocks, Tensor]:
-    """A canvas, and what was masked of it in many draws, bool [turns * batch, noisy]."""
+    """A canvas, and what was masked of it in many samples, bool [turns * batch, noisy]."""
     generator = torch.Generator().manual_seed(tiny.choose_seed())
     laid, contract = laid_out(0, generator), tiny.contract(block=block, canvas=12 * block)
     return laid, torch.cat([all_blocks.sample_noise(laid, contract, 2, generator) for _ in range(turns)])

@@ -1,4 +1,4 @@
-"""States drawn from a trajectory made by hand are all the moments it has and no others; trajectories on disk."""
+"""States sampled from a trajectory made by hand are all the moments it has and no others; trajectories on disk."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def trajectory(width: int = 6) -> Trajectory:
     return Trajectory(PROMPT, torch.tensor(TOKENS), torch.tensor(ORDER), hidden, True)
 
 
-def draw(target: str, seed: int, count: int = 1) -> trajectory_states.States:
+def sample_states(target: str, seed: int, count: int = 1) -> trajectory_states.States:
     return trajectory_states.sample_states(
         [trajectory()] * count, tiny.contract(), target, torch.Generator().manual_seed(seed)
     )
 
 
 def moment(found: trajectory_states.States, row: int) -> Moment:
-    """A drawn pair: y and y* behind the prompt, and the places unmasked between them and masked in both."""
+    """A sampled pair: y and y* after the prompt, and the places unmasked between them and masked in both."""
     end = int(found.visible[row].max())
     chosen = [part[row, :end].nonzero().flatten().tolist() for part in (found.unmasked, found.masked)]
     unmasked, masked = (tuple(place - len(PROMPT) for place in places) for places in chosen)
@@ -57,7 +57,7 @@ def after(taken: int, reach: int) -> tuple[int, ...]:
     return tuple(token if 0 <= order < taken else M for token, order in pairs)
 
 
-def test_partial_draws_every_pair_of_moments_of_a_block() -> None:
+def test_partial_samples_every_pair_of_moments_of_a_block() -> None:
     expected = set()
     for first, last, end in ((0, 4, 4), (4, 6, 8)):  # the steps of each block, and where the block ends
         for start in range(first, last):
@@ -69,12 +69,12 @@ def test_partial_draws_every_pair_of_moments_of_a_block() -> None:
     # Once the block's last step is taken, what lies behind the end token is filler and not a mask.
     whole = (10, 11, 12, 13, 14, 1, P, P)
     expected = {(y, whole, new, ()) if new and new[-1] == 5 else (y, later, new, m) for y, later, new, m in expected}
-    found = draw("partial", tiny.choose_seed(), 2000)
+    found = sample_states("partial", tiny.choose_seed(), 2000)
     assert {moment(found, row) for row in range(2000)} == expected
 
 
 def test_completed_finishes_the_block_and_asks_for_consistency_in_the_next() -> None:
-    found = draw("completed", tiny.choose_seed(), 1000)
+    found = sample_states("completed", tiny.choose_seed(), 1000)
     seen = Counter(moment(found, row) for row in range(1000))
     first, second, open_ = (10, 11, 12, 13), (14, 1, P, P), (M, M, M, M)
     assert set(seen) == {
@@ -86,7 +86,7 @@ def test_completed_finishes_the_block_and_asks_for_consistency_in_the_next() -> 
         ((*first, 14, M, M, M, *open_), (*first, *second, *open_), (5,), (8, 9, 10, 11)),
     }
     by_length = {len(unmasked): count for (_, _, unmasked, masked), count in seen.items() if masked[0] == 4}
-    assert by_length[4] > 1.5 * by_length[1]  # early moments more often: half of the block's draws against an eighth
+    assert by_length[4] > 1.5 * by_length[1]  # early moments more often: half of the block's samples against an eighth
 
 
 def test_the_last_block_of_a_canvas_has_none_behind_it() -> None:
@@ -100,14 +100,14 @@ def test_the_last_block_of_a_canvas_has_none_behind_it() -> None:
 
 @pytest.mark.parametrize("target", ["completed", "partial"])
 def test_hidden_states_are_those_of_the_unmasked_positions_in_their_order(target: str) -> None:
-    found = draw(target, tiny.choose_seed(), 20)
+    found = sample_states(target, tiny.choose_seed(), 20)
     places = found.unmasked.nonzero()[:, 1] - len(PROMPT)
     assert found.hidden.shape == (len(places), 6) and found.hidden[:, 0].long().tolist() == places.tolist()
 
 
 @pytest.mark.parametrize("target", ["completed", "partial"])
 def test_tokens_see_the_prompt_finished_blocks_and_their_own(target: str) -> None:
-    found = draw(target, tiny.choose_seed(), 20)
+    found = sample_states(target, tiny.choose_seed(), 20)
     assert found.earlier.shape[1] == choose_width(found.earlier.shape[1])
     for row in range(20):
         length = int(found.visible[row].max())
@@ -164,7 +164,7 @@ def test_in_a_causal_student_a_block_that_y_star_has_committed_is_seen_causally_
     )
     first, second = (1, 2, 3), (7, 7, 7, 7)
     for y, later in zip(found.visible.tolist(), found.visible_later.tolist(), strict=True):
-        if max(y) == 11:  # the first block is drawn, the second behind it is masked in both
+        if max(y) == 11:  # the first block is sampled, the second after it is masked in both
             assert y[:11] == [*first, *second, 11, 11, 11, 11] and later[:11] == [*range(1, 8), 11, 11, 11, 11]
         else:
             assert y[:15] == [*range(1, 8), *[11] * 4, *[15] * 4] and later[:15] == [*range(1, 12), *[15] * 4]
@@ -172,7 +172,7 @@ def test_in_a_causal_student_a_block_that_y_star_has_committed_is_seen_causally_
 
 
 def test_a_state_pair_is_the_same_for_the_same_generator() -> None:
-    first, again, other = draw("partial", 3, 8), draw("partial", 3, 8), draw("partial", 4, 8)
+    first, again, other = (sample_states("partial", seed, 8) for seed in (3, 3, 4))
     assert torch.equal(first.earlier, again.earlier) and torch.equal(first.later, again.later)
     assert first.earlier.shape != other.earlier.shape or not torch.equal(first.earlier, other.earlier)
 

@@ -213,7 +213,7 @@ def test_a_teacher_that_shares_the_students_weights_speaks_without_the_adapter()
             torch.nn.init.ones_(parameter)
     learned = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     ids, seen = torch.arange(3, 9)[None], torch.full((1, 6), 6)
-    with Teacher(model, tiny.contract(), adapted=True).activate() as frozen:
+    with Teacher(model, tiny.contract(), has_adapter=True).activate() as frozen:
         said = frozen(ids, seen)
         assert torch.equal(said, plain(ids, seen))
     after = model(ids, seen)
@@ -324,7 +324,7 @@ def test_rows_without_another_half_are_left_out_of_its_forward_alone(attention: 
         loss_of(3)[0].backward()
         learning.step()
     contract, generator, slow = inputs.contract, inputs.make_generator(3), torch.zeros(())
-    answers = dparallel.take_answers(inputs.found, contract)
+    answers = dparallel.take_answers(inputs.trajectories, contract)
     picked = torch.randint(len(answers), (inputs.stream.batch,), generator=generator).tolist()
     laid = noise.lay_out([answers[i] for i in picked], contract, inputs.compute_least_length(), generator)
     both, behind = dparallel.sample_halves(laid, contract, 0.5, generator)

@@ -129,7 +129,7 @@ def trajectory(contract: Contract, prompt: int, answer: int, width: int, seed: i
 
 def make_method_inputs(contract: Contract, seed: int) -> tuple[MethodInputs, Teacher]:
     """A random student and teacher, and random trajectories of one to three blocks."""
-    model, teacher = tiny.model(seed), Teacher(tiny.model(seed + 2), tiny.contract(attention="full"), adapted=False)
+    model, teacher = tiny.model(seed), Teacher(tiny.model(seed + 2), tiny.contract(attention="full"), has_adapter=False)
     sizes = ((5, 7), (9, 12), (3, 2), (1, 4), (6, 5))
     found = [trajectory(contract, *size, model.config.width, seed + i) for i, size in enumerate(sizes)]
     stream: Any = SimpleNamespace(batch=6, seed=seed)
@@ -146,8 +146,8 @@ def log_probs(model: Any, hidden: torch.Tensor) -> torch.Tensor:
 def slowly(inputs: MethodInputs, teacher: Teacher, step: int, near: float) -> tuple[float, float, Counter[str]]:
     """The loss's two terms, position by position, each block decoded alone; and how many positions of a kind it met."""
     contract, generator, model = inputs.contract, inputs.make_generator(step), inputs.model
-    picked = torch.randint(len(inputs.found), (inputs.stream.batch,), generator=generator).tolist()
-    found = [inputs.found[i] for i in picked]
+    picked = torch.randint(len(inputs.trajectories), (inputs.stream.batch,), generator=generator).tolist()
+    found = [inputs.trajectories[i] for i in picked]
     examples = dparallel.take_answers(found, contract)
     laid = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
     blocks = noise.find_blocks(laid, contract, laid.list_positions())
@@ -210,9 +210,9 @@ def test_the_loss_is_that_of_every_position_decoded_alone(attention: str, alignm
 def test_without_distant_positions_the_loss_is_cross_entropy_alone_and_without_near_ones_kl_alone() -> None:
     contract = tiny.contract()
     inputs, _ = make_method_inputs(contract, 3)
-    whole = [each for each in inputs.found if len(each.prompt) == 9]  # the canvas is full: no filler
+    whole = [each for each in inputs.trajectories if len(each.prompt) == 9]  # the canvas is full: no filler
     whole = [replace(each, prompt=each.prompt[:8]) for each in whole]
-    inputs = replace(inputs, found=whole)
+    inputs = replace(inputs, trajectories=whole)
     assert dparallel.take_answers(whole, contract) == [Example(whole[0].prompt, tuple(whole[0].tokens[:12].tolist()))]
     (_, all_near), (_, all_distant) = (tad.make_loss(inputs, near, 1.0)(1) for near in (1.0, 0.0))
     assert all_near["distant"] == 0 and all_near["near"] > 0
@@ -230,9 +230,9 @@ def test_the_soft_loss_is_of_the_teachers_stored_state_through_its_own_head() ->
     )
 
     def soft(teacher: Teacher, found: Trajectory) -> float:
-        inputs = replace(made, model=model, run=model, found=[found], teacher=lambda: teacher)
+        inputs = replace(made, model=model, run=model, trajectories=[found], teacher=lambda: teacher)
         return tad.make_loss(inputs, near=0.0, distant=1.0)(1)[1]["distant"]
 
-    itself = Teacher(model, contract, adapted=True)
+    itself = Teacher(model, contract, has_adapter=True)
     assert soft(itself, one) == pytest.approx(0, abs=1e-4)
     assert soft(itself, replace(one, hidden=-one.hidden)) > 0.1 and soft(other, one) > 0.1

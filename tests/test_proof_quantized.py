@@ -94,7 +94,7 @@ def test_an_input_of_several_products_is_rounded_once() -> None:
     module = torch.nn.Sequential(torch.nn.Linear(8, 4, bias=False), torch.nn.Sequential(torch.nn.Linear(8, 4)))
     plain = [Int8Linear(layer.weight.detach(), layer.bias) for layer in (module[0], module[1][0])]
     made = quantize_module(module, lambda _: ORT_FORMATS["int8"].inner)
-    assert made[0].rounded is made[1][0].rounded
+    assert made[0].round_activations is made[1][0].round_activations
     assert all(torch.equal(a(x), b(x)) for a, b in zip((made[0], made[1][0]), plain, strict=True))
 
 

@@ -24,7 +24,7 @@ from export import trt, verify
 from export.proof.quantized_reference import QuantizedBackend
 from export.quantization.ort_formats import choose_formats
 from export.quantization.ort_int4 import unpack_pairs
-from export.quantization.own_codes import OwnCodesLinear, find_own_codes, store_together
+from export.quantization.own_codes import OwnCodesLinear, find_own_codes, fuse_codes
 from runtime import load
 from runtime.contract import GateSpec
 from runtime.decoding.loop import generate
@@ -86,7 +86,7 @@ def test_the_operator_computes_with_the_own_numbers_as_pytorch_does_here(
     packing: Packing, inputs: int, block: int, tmp_path: Path
 ) -> None:
     one, dense = weight(tmp_path, packing, 32, inputs)
-    found = store_together([one])
+    found = fuse_codes([one])
     assert found.block == block and (found.order is not None) == packing.order
     operator, linear = product(found), OwnCodesLinear(one.read(), None, found.block, found.order)
     rng = np.random.default_rng(4)

@@ -22,7 +22,7 @@ from test_quantization_trt import plain_session
 from export import onnx as export
 from export import trt
 from export.quantization.ort_int4 import unpack_pairs
-from export.quantization.own_codes import OwnCodes, explain_inexact_in_fp16, find_own_codes_in_fp16, store_together
+from export.quantization.own_codes import OwnCodes, explain_inexact_in_fp16, find_own_codes_in_fp16, fuse_codes
 from export.quantization.standard_nbits import quantize_for_nbits
 from export.quantization.stored_weights import replace_by_stored_weights
 from export.quantization.trt_qdq import quantize_for_trt
@@ -68,7 +68,7 @@ def product(dense: Any) -> ir.Model:
 def test_tensorrts_product_dequantizes_to_the_directorys_weights(packing: Packing, tmp_path: Path) -> None:
     one, dense = weight(tmp_path, packing, 24, 256)
     model = product(dense)
-    quantize_for_trt(model, "int4", own={OWN_NAME: store_together([one])})
+    quantize_for_trt(model, "int4", own={OWN_NAME: fuse_codes([one])})
     kinds = [node.op_type for node in model.graph]
     assert kinds == ["Gather"] * packing.order + ["DequantizeLinear", "MatMul"]
     proto = ir.to_proto(model)
@@ -85,7 +85,7 @@ def test_tensorrts_product_dequantizes_to_the_directorys_weights(packing: Packin
 def test_standards_product_dequantizes_to_the_directorys_weights(packing: Packing, tmp_path: Path) -> None:
     one, dense = weight(tmp_path, packing, 32, 256)
     model = product(dense)
-    quantize_for_nbits(model, "int4", own={OWN_NAME: store_together([one])})
+    quantize_for_nbits(model, "int4", own={OWN_NAME: fuse_codes([one])})
     kinds = [node.op_type for node in model.graph]
     assert kinds == ["Gather"] * packing.order + ["MatMulNBits"]
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
@@ -165,7 +165,7 @@ def test_what_fp16_would_round_is_refused(tmp_path: Path, capsys: pytest.Capture
 
 def test_a_short_last_group_is_no_whole_block_of_tensorrts(tmp_path: Path) -> None:
     one, _ = weight(tmp_path, Packing("gptq", size=64, symmetric=True), 8, 96)
-    codes = store_together([one])
+    codes = fuse_codes([one])
     assert isinstance(codes, OwnCodes) and codes.block == 64
     assert "groups of 64 of 96 inputs" in explain_inexact_in_fp16(codes, has_zero_points=False)
     assert not explain_inexact_in_fp16(codes, has_zero_points=True)

@@ -72,7 +72,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         if name == "blockstep":
             assert options[-2:] == ("--together", 20) and [*lines] == [problem.prompt for problem in PROBLEMS[:20]]
             return worker_report(answers=answers_of(PROBLEMS[:20], 3), forwards=7.0, words_per_second=400.0)
-        raise UserError(f"not installed: {name}; {pronounce_rivals.RIVALS[name].install}")
+        raise UserError(f"not installed: {name}; {pronounce_rivals.OTHER_PROGRAMS[name].install}")
 
     monkeypatch.setattr(pronounce_rivals, "run_worker", run_worker)
     monkeypatch.setattr(pronounce_rivals, "train_phonetisaurus", lambda python, work: (Path("g2p.fst"), 130.0))
@@ -87,7 +87,7 @@ def test_rivals_that_are_there_get_a_row_and_the_others_a_reason(
     assert pronounce_rivals.main(["--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     report = json.loads(out.read_text(encoding="utf-8"))
-    assert asked == [*pronounce_rivals.RIVALS] and set(report["rows"]) == {"g2p-en", "phonetisaurus", "gruut"}
+    assert asked == [*pronounce_rivals.OTHER_PROGRAMS] and set(report["rows"]) == {"g2p-en", "phonetisaurus", "gruut"}
     assert report["left_out"]["g2p2"] == "not installed: g2p2; pip install g2p2 g2p2-group-germanic"
     row = report["rows"]["g2p-en"]
     assert row["word_error"] == 0.1 == row["word_error_without_stress"] and row["words"] == 30
@@ -156,7 +156,7 @@ def test_words_asked_at_once_have_the_answers_of_words_asked_alone(tmp_path: Pat
 
 
 def test_a_program_s_lines_and_its_own_memory_are_read() -> None:
-    programs = rival_worker.Programs()
+    programs = rival_worker.ProcessRunner()
     code = "import sys; held = bytearray(80_000_000); print(sys.stdin.read().upper(), end='')"
     assert programs.run([sys.executable, "-c", code], "a\nb\n") == ["A", "B"]
     assert 80 < programs.peak_mb < 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,45 @@ def test_a_folder_of_one_task_is_refused(runs: Path, tmp_path: Path, capsys: pyt
         "has reports of math; expected those of TASK=math,code or pronounce" in capsys.readouterr().err
         and not (tmp_path / "out").exists()
     )
+
+
+def test_a_row_of_fewer_problems_names_their_number_and_is_compared_on_them_alone(runs: Path) -> None:
+    for name, forwards in (("baseline", [10] * 50 + [90] * 50), ("teacher", [20] * 50)):
+        path = runs / f"{name}-math-test.json"
+        values = json.loads(path.read_text(encoding="utf-8"))
+        values |= {"forwards": sum(forwards) / len(forwards)}
+        values["per_problem"]["forwards"] = forwards
+        path.write_text(json.dumps(values), encoding="utf-8")
+    assert recipe_table.main([str(runs)]) == 0
+    text = (runs / "table.md").read_text(encoding="utf-8")
+    table = text.split("## math test, 100 problems\n")[1].split("## ")[0]
+    assert "| teacher (50 problems) | 80.0 (80.0 to 80.0) | 20.00 | " in table
+    assert "| baseline | 80.0 " in table and "| cdlm | 83.0 " in table and table.count("problems") == 1
+    rows = {row["model"]: row for row in json.loads((runs / "recipe.json").read_text())["tables"]["math test"]}
+    assert rows["teacher"]["problems"] == 50 and rows["teacher"]["fewer_forwards"] == 0.5  # of the first 50 problems
+    assert rows["cdlm"]["fewer_forwards"] == 10  # of all
+
+
+def test_reports_that_left_out_problems_are_compared_on_those_that_both_have(runs: Path) -> None:
+    ours, theirs = (
+        {"per_problem": {"right": right, "forwards": [9] * len(right)}, "left_out": left_out}
+        for right, left_out in (([1, 0, 1], [1]), ([0, 1, 1, 0], [2]))
+    )
+    # ours are problems 0, 2 and 3, theirs are 0, 1, 3 and 4
+    assert recipe_table.select_common(ours, theirs, "right") == ([1, 1], [0, 1])
+    assert recipe_table.estimate_difference(ours, theirs).mean == 0.5
+
+
+def test_the_recorded_commit_is_of_this_repository_wherever_the_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "git").write_text("#!/bin/sh\npwd\n", encoding="utf-8")
+    (programs / "git").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    monkeypatch.chdir(tmp_path)
+    assert recipe_table.run_git("rev-parse", "HEAD") == str(Path(__file__).resolve().parents[1])
 
 
 def test_a_recipe_s_table_is_compared_with_the_one_it_replaces(

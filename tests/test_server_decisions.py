@@ -26,9 +26,9 @@ from test_decisions_schema import BOOLEAN, obj
 
 from runtime import Model, load
 from runtime.backend import Forward, Proposal
+from runtime.decisions.encoded_form import EncodedField, count_candidates
 from runtime.decisions.form import Field
 from runtime.decisions.function_calls import decide_call
-from runtime.decisions.pieces import Slot, count_candidates
 from runtime.decisions.schema import read_schema
 from runtime.decoding.options import DecodeOptions
 from runtime.server.decision_request import DecisionRequest
@@ -358,15 +358,15 @@ VALUES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4).map(tuple)
 
 @given(st.lists(VALUES, max_size=3))
 def test_beginnings_are_counted_as_they_are(fields: list[list[tuple[int, ...]]]) -> None:
-    slots = [Slot(Field((), ("a",)), tuple(values)) for values in fields]
+    encoded_fields = [EncodedField(Field((), ("a",)), tuple(values)) for values in fields]
     expected = sum(len({(len(v), v[:level]) for v in values for level in range(len(v))}) for values in fields)
-    assert _count_prefixes([(1, 2), *slots]) == expected
+    assert _count_prefixes([(1, 2), *encoded_fields]) == expected
 
 
 @given(VALUES)
 def test_candidates_are_counted_as_they_are(values: list[tuple[int, ...]]) -> None:
-    slot, levels = Slot(Field((), ("a",)), tuple(values)), range(max(map(len, values)))
-    expected = [len({values[i][level] for i in places}) for level in levels for *_, places in slot.list_nodes(level)]
+    field, levels = EncodedField(Field((), ("a",)), tuple(values)), range(max(map(len, values)))
+    expected = [len({values[i][level] for i in places}) for level in levels for *_, places in field.list_nodes(level)]
     assert count_candidates(values) == max(expected)
 
 

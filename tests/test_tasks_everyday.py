@@ -18,7 +18,7 @@ NUMBERS = {"n", "o", "r", "p", "q"}
 def sample_everyday(count: int, seed: int) -> list[Problem]:
     """Samples `count` problems."""
     rng = random.Random(seed)
-    return [everyday.draw_draft(rng).problem for _ in range(count)]
+    return [everyday.sample_rewritable_problem(rng).problem for _ in range(count)]
 
 
 def test_every_equation_holds_and_the_last_one_gives_the_answer() -> None:
@@ -40,17 +40,22 @@ def test_every_number_of_an_equation_is_in_the_prompt_or_an_earlier_result() -> 
             known.add(result)
 
 
-def test_phrases_have_known_slots_and_every_number_of_their_steps() -> None:
-    words = {*everyday._draw_words(random.Random(0))}
-    for steps, phrases in everyday.KINDS:
+def test_phrases_have_known_fields_and_every_number_of_their_steps() -> None:
+    words = {*everyday._sample_words(random.Random(0))}
+    for steps, phrases in everyday.PARSED_STORIES:
         results = {step.result for step in steps}
         inputs = {name for step in steps for name in (step.left, step.right) if name.isalpha()} - results
         for phrase in phrases:
-            slots = {*everyday.SLOT.findall(phrase)}
-            assert slots - words == inputs, phrase
-    longer = (*everyday_phrases.STARTS, *everyday_phrases.MORE, *everyday_phrases.LESS, *everyday_phrases.ENDS)
+            fields = {*everyday.FIELD.findall(phrase)}
+            assert fields - words == inputs, phrase
+    longer = (
+        *everyday_phrases.STARTS,
+        *everyday_phrases.INCREASES,
+        *everyday_phrases.DECREASES,
+        *everyday_phrases.QUESTIONS,
+    )
     for phrase in longer:
-        assert {*everyday.SLOT.findall(phrase)} <= words | NUMBERS, phrase
+        assert {*everyday.FIELD.findall(phrase)} <= words | NUMBERS, phrase
 
 
 def test_prompts_are_whole_sentences() -> None:

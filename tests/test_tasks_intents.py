@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import tiny
 
-from runtime.decisions.pieces import count_longest, encode_form
+from runtime.decisions.encoded_form import count_max_tokens, encode_form
 from runtime.errors import UserError
 from runtime.text.tokenizer import Tokenizer
 from train import tasks
 from train.data.bpe import train_tokenizer
 from train.evaluation.evaluation_run import measure_task
 from train.tasks import Problem, intent_utterances, intents, surface
-from train.tasks.intent_frames import FOLDS, FORMS, GROUPS, OPENINGS, RETRACTIONS, split_of_pair
-from train.tasks.intent_phrases import INTENTS, NAMES, VERBS, bend
-from train.tasks.intent_utterances import draw_utterance, finish, list_frames, list_pairs
-from train.tasks.intent_values import HOURS, PAST, TO, list_ways_to_say_time
+from train.tasks.intent_frames import FOLDS, FORMS, GROUPS, OPENINGS, RETRACTIONS, find_pair_split
+from train.tasks.intent_phrases import INTENTS, IRREGULAR_VERBS, NAMES, inflect
+from train.tasks.intent_utterances import list_frames, list_pairs, punctuate, sample_utterance
+from train.tasks.intent_values import HOURS, MINUTES_PAST, MINUTES_TO, list_ways_to_say_time
 
 [TASK] = tasks.choose_tasks("intents")
 PLAIN = ("train", "valid", "test")
@@ -79,18 +79,18 @@ def test_every_marker_arrangement_phrase_and_form_is_in_training_families() -> N
         used = {intent: list_pairs(intent, sentence, "train") for intent in INTENTS}
         assert {form for each in used.values() for _, form in each} == {*forms}
         for intent, each in INTENTS.items():
-            said = each.sentences if sentence else each.phrases
-            assert {row for row, _ in used[intent]} == {*range(len(said))}
-    assert [split_of_pair(row, 0) for row in range(FOLDS)].count("train") == FOLDS - 2
+            wordings = each.sentences if sentence else each.phrases
+            assert {row for row, _ in used[intent]} == {*range(len(wordings))}
+    assert [find_pair_split(row, 0) for row in range(FOLDS)].count("train") == FOLDS - 2
 
 
-def test_drawn_utterances_are_of_their_split_s_families_and_of_words_that_training_has() -> None:
+def test_sampled_utterances_are_of_their_split_s_families_and_of_words_that_training_has() -> None:
     seen, words = dict[str, set[tuple[str, ...]]](), dict[str, set[str]]()
     for split, count in zip(PLAIN, (12_000, 1_500, 1_500), strict=True):
         rng = random.Random(split)
-        drawn = [draw_utterance(split, rng) for _ in range(count)]
-        seen[split] = {each.family for each in drawn}
-        words[split] = {word.lower() for each in drawn for word in re.findall(r"[A-Za-z']+", each.text)}
+        sampled = [sample_utterance(split, rng) for _ in range(count)]
+        seen[split] = {each.family for each in sampled}
+        words[split] = {word.lower() for each in sampled for word in re.findall(r"[A-Za-z']+", each.text)}
     assert not any(seen[one] & seen[other] for one, other in itertools.combinations(PLAIN, 2))
     assert not (words["valid"] | words["test"]) - words["train"]
 
@@ -143,37 +143,35 @@ def test_phrases_of_an_intent_agree_on_what_it_must_have_and_are_inflected(inten
         required = {"hour", "minute"} & ever if "{time}" in phrase else set[str]()
         assert required <= always
     for phrase in INTENTS[intent].phrases:
-        gerund, participle = bend(phrase)
+        gerund, participle = inflect(phrase)
         assert gerund.split()[0].endswith("ing") and phrase.split()[1:] == gerund.split()[1:] == participle.split()[1:]
         verb = phrase.split()[0]
         # what ends in a vowel and a consonant may double it, so such verbs are listed or have more than one syllable
         doubling = re.fullmatch(r"[^aeiou]*[aeiou][^aeiouwxy]", verb)
-        assert verb in VERBS or not doubling or verb == "add", verb
+        assert verb in IRREGULAR_VERBS or not doubling or verb == "add", verb
 
 
-TEXTS = {
-    "finish": [
-        ("turn on the lamp - the fan,, no.", "Turn on the lamp - the fan, no."),
-        ("is the lamp on\0, no wait, stop", "Is the lamp on, no wait, stop."),
-        ("is the lamp on\0. no wait", "Is the lamp on? No wait."),
-        ("is the lamp on\0... no", "Is the lamp on... no."),
-        ("is the lamp on\0", "Is the lamp on?"),
-        ("for 7 - no - 8 -", "For 7 - no - 8."),
-        ('"stop", Ben said, i do not', '"Stop", Ben said, I do not.'),
-    ]
-}
+PUNCTUATED = [
+    ("turn on the lamp - the fan,, no.", "Turn on the lamp - the fan, no."),
+    ("is the lamp on\0, no wait, stop", "Is the lamp on, no wait, stop."),
+    ("is the lamp on\0. no wait", "Is the lamp on? No wait."),
+    ("is the lamp on\0... no", "Is the lamp on... no."),
+    ("is the lamp on\0", "Is the lamp on?"),
+    ("for 7 - no - 8 -", "For 7 - no - 8."),
+    ('"stop", Ben said, i do not', '"Stop", Ben said, I do not.'),
+]
 
 
-@pytest.mark.parametrize(("text", "written"), TEXTS["finish"])
+@pytest.mark.parametrize(("text", "written"), PUNCTUATED)
 def test_utterances_are_written_as_sentences(text: str, written: str) -> None:
-    assert finish(text) == written
+    assert punctuate(text) == written
 
 
 HOUR_OF = {surface.spell_number(n): n for n in range(1, 13)} | {str(n): n for n in range(1, 13)}
 
 
 def read_time(words: str) -> tuple[int, int]:
-    """The time that words mean, by a grammar of its own; without more words an hour is as it is said."""
+    """The time that words mean, by a grammar of its own; an hour without more words is in the morning."""
     if words in ("noon", "midnight"):
         return (12 if words == "noon" else 0), 0
     found = re.fullmatch(r"(?:(\D+) (past|to) )?(\w+)(?::(\d\d))?(?: o'clock)?(?: (am|pm|in the \w+))?", words)
@@ -182,7 +180,7 @@ def read_time(words: str) -> tuple[int, int]:
     hour = HOUR_OF[hour_word] if hour_word in HOUR_OF else int(hour_word)
     minute = int(digits or 0)
     if side:
-        table = PAST if side == "past" else TO
+        table = MINUTES_PAST if side == "past" else MINUTES_TO
         minute = next(number for number, name in table.items() if name == f"{before} {side}")
         hour -= side == "to"
     return hour + 12 * (part in ("pm", "in the afternoon", "in the evening")), minute
@@ -191,14 +189,14 @@ def read_time(words: str) -> tuple[int, int]:
 def test_every_way_to_say_a_time_means_that_time() -> None:
     ways = set[str]()
     for hour, minute in itertools.product(HOURS, range(0, 60, 5)):
-        said = list_ways_to_say_time(hour, minute)
-        assert said and all(read_time(words) == (hour, minute) for words in said), (hour, minute, said)
-        ways |= {*said}
+        spoken = list_ways_to_say_time(hour, minute)
+        assert spoken and all(read_time(words) == (hour, minute) for words in spoken), (hour, minute, spoken)
+        ways |= {*spoken}
     assert {"half past seven", "quarter to eight in the morning", "7 pm", "seven", "noon", "19:30"} <= ways
 
 
 class Script(random.Random):
-    """Randomness with the groups that are drawn given."""
+    """Randomness that always samples one group."""
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
@@ -213,27 +211,27 @@ def test_the_right_request_is_in_each_utterance_and_counts(name: str) -> None:
     rng = Script(name)
     for split in ("train", "test"):
         for _ in range(60):
-            said = draw_utterance(split, rng)
-            assert said.kind == name and not re.search(r"[{}\0]|  | ,| \.|,,", said.text), said.text
-            assert (said.intent == "no_request") == (name in intent_utterances.WITHOUT)
-            for slot, value in said.slots.items():
+            utterance = sample_utterance(split, rng)
+            assert utterance.kind == name and not re.search(r"[{}\0]|  | ,| \.|,,", utterance.text), utterance.text
+            assert (utterance.intent == "no_request") == (name in intent_utterances.GROUPS_WITHOUT_REQUEST)
+            for slot, value in utterance.slots.items():
                 if slot in ("item", "music"):
-                    assert str(value) in said.text.lower()
+                    assert str(value) in utterance.text.lower()
 
 
-def test_a_corrected_slot_is_the_one_that_is_said_to_be_right() -> None:
+def test_a_corrected_slot_is_the_one_that_the_utterance_calls_right() -> None:
     """Read off the utterance by what follows a retraction, which is not how it was made."""
     rng, checked = Script("slot_after"), 0
     for _ in range(400):
-        said = draw_utterance("train", rng)
-        item = said.slots.get("item") or said.slots.get("music")
-        mentions = [word for word in re.findall(r"\w+", said.text.lower()) if word in all_names(said.slots)]
+        utterance = sample_utterance("train", rng)
+        item = utterance.slots.get("item") or utterance.slots.get("music")
+        mentions = [word for word in re.findall(r"\w+", utterance.text.lower()) if word in all_names(utterance.slots)]
         if item is None or len({*mentions}) < 2:  # it is the room that was wrong
             continue
-        tail = re.split(rf"(?:{'|'.join(RETRACTIONS)})\b", said.text, flags=re.IGNORECASE)[-1].lower()
+        tail = re.split(rf"(?:{'|'.join(RETRACTIONS)})\b", utterance.text, flags=re.IGNORECASE)[-1].lower()
         wrong = next(word for word in mentions if word != item)
-        assert item in tail, said.text
-        assert wrong not in tail or re.search(rf"not (?:some )?{wrong}", tail), said.text
+        assert item in tail, utterance.text
+        assert wrong not in tail or re.search(rf"not (?:some )?{wrong}", tail), utterance.text
         checked += 1
     assert checked > 20
 
@@ -310,17 +308,19 @@ def test_figures_of_answers_made_by_hand() -> None:
 
 
 def test_a_key_is_a_token_and_every_answer_fits_the_recipe_s_canvas_and_context() -> None:
-    drawn = list(TASK.problems("train", 6000, 0))  # as many as `train teacher` reads
-    tokenizer = train_tokenizer((text for each in drawn for text in (each.prompt, each.answer)), 2048, TASK.split)
+    trained = list(TASK.problems("train", 6000, 0))  # as many as `train teacher` reads
+    tokenizer = train_tokenizer(
+        (text for each in trained for text in (each.prompt, each.answer)), 2048, TASK.split_pattern
+    )
     known = tokenizer.get_vocab()
     assert all(f',"{slot}":' in known for slot in intents.SLOTS) and '{"intent":' in known and "null" in known
     held_out = [*TASK.problems("test", 2000, 0), *TASK.problems("test_surface", 2000, 0)]
-    lengths = [len(tokenizer.encode(each.answer).ids) for each in (*drawn, *held_out)]
+    lengths = [len(tokenizer.encode(each.answer).ids) for each in (*trained, *held_out)]
     assert max(lengths) + 1 <= 32
     assert all(tokenizer.decode(tokenizer.encode(each.prompt).ids) == each.prompt for each in held_out[-200:])
-    pieces = encode_form(
+    parts = encode_form(
         intents.make_form(), Tokenizer(tokenizer.to_str()).encode, tiny.contract(vocab=5000, candidates=64)
     )
-    assert count_longest(pieces) + 1 <= 32  # whatever the values are
-    prompts = [len(tokenizer.encode(each.prompt).ids) for each in (*drawn, *held_out)]
+    assert count_max_tokens(parts) + 1 <= 32  # whatever the values are
+    prompts = [len(tokenizer.encode(each.prompt).ids) for each in (*trained, *held_out)]
     assert max(prompts) + 32 <= 128

@@ -13,7 +13,7 @@ import pytest
 from train import open_checkpoint, tasks
 from train.tasks import Problem, function_families, sandbox, word_problems
 from train.tasks.jsonl import read
-from train.tasks.problem import split_of
+from train.tasks.problem import find_split
 from train.tasks.word_problems import find_final_number
 
 EQUATION = re.compile(r"(\d+)([-+*/])(\d+)=(\d+)")
@@ -25,16 +25,16 @@ OWN = ("valid", "test", "test_templates")
 
 @pytest.mark.parametrize("task", [MATH, CODE], ids=lambda task: task.name)
 def test_splits_share_no_prompt_and_problems_depend_on_split_and_seed_alone(task: tasks.Task) -> None:
-    drawn = {split: [*task.problems(split, 150, 1)] for split in ("train", *OWN)}
-    prompts = {split: {problem.prompt for problem in problems} for split, problems in drawn.items()}
+    by_split = {split: [*task.problems(split, 150, 1)] for split in ("train", *OWN)}
+    prompts = {split: {problem.prompt for problem in problems} for split, problems in by_split.items()}
     for split, own in prompts.items():
         others = set().union(*(prompts[other] for other in prompts if other != split))
-        assert not own & others and len(drawn[split]) == 150
+        assert not own & others and len(by_split[split]) == 150
         assert split == "train" or len(own) == 150
-    assert [*task.problems("test", 150, 1)] == drawn["test"] != [*task.problems("test", 150, 2)]
-    held_out = {problem.group for problem in drawn["test_templates"]}
+    assert [*task.problems("test", 150, 1)] == by_split["test"] != [*task.problems("test", 150, 2)]
+    held_out = {problem.group for problem in by_split["test_templates"]}
     assert len(held_out) > 3 and not held_out & {
-        problem.group for split in ("train", "valid", "test") for problem in drawn[split]
+        problem.group for split in ("train", "valid", "test") for problem in by_split[split]
     }
     with pytest.raises(ValueError, match="unknown split 'dev'"):
         task.problems("dev", 1, 0)
@@ -113,11 +113,11 @@ def test_the_layout_of_gsm8k_loads_and_grades(tmp_path: Path) -> None:
         for n in range(80)
     ]
     task = tasks.from_file(lines(tmp_path / "gsm.jsonl", *records))
-    drawn = {split: [*task.problems(split, 1000, 0)] for split in ("train", "valid", "test")}
-    assert len(drawn["train"]) == 1000 and drawn["valid"] and drawn["test"]
-    assert len({problem.prompt for split in drawn.values() for problem in split}) == 80
-    assert all(split_of(problem.prompt) == split for split, problems in drawn.items() for problem in problems)
-    some = drawn["test"]
+    by_split = {split: [*task.problems(split, 1000, 0)] for split in ("train", "valid", "test")}
+    assert len(by_split["train"]) == 1000 and by_split["valid"] and by_split["test"]
+    assert len({problem.prompt for split in by_split.values() for problem in split}) == 80
+    assert all(find_split(problem.prompt) == split for split, problems in by_split.items() for problem in problems)
+    some = by_split["test"]
     numbers = [problem.answer.rsplit("#### ", 1)[1].replace(",", "") for problem in some]
     assert all(task.grade_many(some, [f"so #### {number}" for number in numbers]))
     assert not any(task.grade_many(some, [f"so #### {number}1" for number in numbers]))
@@ -247,7 +247,7 @@ def test_files_and_names_without_problems_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="unknown task 'maths'"):
         tasks.choose_tasks("math,maths")
     one = tasks.from_file(lines(tmp_path / "one.jsonl", {"prompt": "a", "answer": "b"}))
-    here = split_of("a")
+    here = find_split("a")
     assert [*one.problems(here, 1, 0)] == [Problem("a", "b", "file")]
     with pytest.raises(ValueError, match="falls into the split"):
         one.problems("valid" if here != "valid" else "test", 1, 0)

@@ -1,4 +1,4 @@
-"""The task pronounce: its dictionary, the split by stem, grading, error rates, prompts as people write them."""
+"""The task pronounce: its dictionary, the split by stem, grading, error rates, prompts as people type them."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from runtime.errors import UserError
 from train import tasks
 from train.data.bpe import train_tokenizer
 from train.tasks import Problem
-from train.tasks.problem import split_of
+from train.tasks.problem import find_split
 from train.tasks.pronunciation import (
+    compute_edit_distance,
     compute_error_rates,
     drop_stress,
-    edit_distance,
+    find_stem,
+    find_stem_split,
     grade,
     list_words,
     make_problem,
     read_dictionary,
-    split_by_stem,
-    stem,
 )  # fmt: skip
 
 PRONOUNCE, BY_WORD = tasks.choose_tasks("pronounce, pronounce_by_word")
@@ -39,7 +39,7 @@ def test_the_dictionary_has_its_words_and_pronunciations() -> None:
     assert not any("#" in each or "(" in each for each in words["aalborg"])
 
 
-def test_a_dictionary_that_is_missing_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dictionary_that_is_missing_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def missing(name: str) -> Any:
         raise metadata.PackageNotFoundError(name)
 
@@ -55,26 +55,26 @@ def test_a_dictionary_that_is_missing_is_said_in_one_line(monkeypatch: pytest.Mo
      "run runs running", "kiss kisses kissed kissing", "agree agrees agreed agreeing"],
 )  # fmt: skip
 def test_a_word_and_its_inflections_have_one_stem(words: str) -> None:
-    assert len({stem(word) for word in words.split()}) == 1
+    assert len({find_stem(word) for word in words.split()}) == 1
 
 
 def test_different_words_have_different_stems() -> None:
-    assert len({stem(word) for word in ("walk", "talk", "red", "ring", "bus", "walker")}) == 6
+    assert len({find_stem(word) for word in ("walk", "talk", "red", "ring", "bus", "walker")}) == 6
 
 
 def test_no_stem_is_on_two_sides_and_the_splits_are_all_words() -> None:
-    parts = {split: list_words(split, split_by_stem) for split in ("train", "valid", "test")}
+    parts = {split: list_words(split, find_stem_split) for split in ("train", "valid", "test")}
     assert sum(map(len, parts.values())) == len(read_dictionary()) and len(parts["test"]) > 5000
-    stems = {split: {stem(word) for word in words} for split, words in parts.items()}
+    stems = {split: {find_stem(word) for word in words} for split, words in parts.items()}
     assert not any(stems[one] & stems[other] for one, other in itertools.combinations(stems, 2))
-    by_word = {split: {*list_words(split, split_of)} for split in parts}
+    by_word = {split: {*list_words(split, find_split)} for split in parts}
     assert sum(map(len, by_word.values())) == len(read_dictionary())
     # inflections on both sides, as published splits have them
-    assert {stem(word) for word in by_word["test"]} & {stem(word) for word in by_word["train"]}
+    assert {find_stem(word) for word in by_word["test"]} & {find_stem(word) for word in by_word["train"]}
 
 
-def test_each_held_out_word_is_asked_once_whatever_the_seed() -> None:
-    words = list_words("test", split_by_stem)
+def test_each_held_out_word_is_sampled_once_whatever_the_seed() -> None:
+    words = list_words("test", find_stem_split)
     one, other = ([problem.prompt for problem in PRONOUNCE.problems("test", 10**6, seed)] for seed in (0, 1))
     assert one != other and sorted(one) == sorted(other) == sorted(words)
     assert [problem.prompt for problem in PRONOUNCE.problems("test", 7, 0)] == one[:7]
@@ -83,13 +83,13 @@ def test_each_held_out_word_is_asked_once_whatever_the_seed() -> None:
             PRONOUNCE.problems(split, 1, 0)
 
 
-def test_training_prompts_are_training_words_one_each_written_as_people_do_and_graded_alike() -> None:
-    drawn = list(PRONOUNCE.problems("train", 2000, 3))
-    assert drawn == list(PRONOUNCE.problems("train", 2000, 3)) != list(PRONOUNCE.problems("train", 2000, 4))
-    train = {*list_words("train", split_by_stem)}
-    assert {problem.prompt.lower().strip(" .,?!\n") for problem in drawn} <= train
-    assert all(PRONOUNCE.grade_many(drawn, [problem.answer for problem in drawn]))
-    prompts = [problem.prompt for problem in drawn]
+def test_training_prompts_are_training_words_one_each_typed_as_people_do_and_graded_alike() -> None:
+    problems = list(PRONOUNCE.problems("train", 2000, 3))
+    assert problems == list(PRONOUNCE.problems("train", 2000, 3)) != list(PRONOUNCE.problems("train", 2000, 4))
+    train = {*list_words("train", find_stem_split)}
+    assert {problem.prompt.lower().strip(" .,?!\n") for problem in problems} <= train
+    assert all(PRONOUNCE.grade_many(problems, [problem.answer for problem in problems]))
+    prompts = [problem.prompt for problem in problems]
     for seen in (str.isupper, str.istitle, lambda text: "," in text, lambda text: text[-1] in ".?!\n"):
         assert any(map(seen, prompts)) and not all(map(seen, prompts))
 
@@ -121,35 +121,35 @@ def test_the_edit_distance_is_that_of_its_definition() -> None:
     rng = random.Random(0)
     for _ in range(300):
         one, other = (tuple(rng.choices(("AA", "B", "K", "T"), k=rng.randint(0, 6))) for _ in range(2))
-        assert edit_distance(one, other) == slow_distance(one, other)
+        assert compute_edit_distance(one, other) == slow_distance(one, other)
 
 
-def rates_of(words: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
+def compute_rates(words: Sequence[str], texts: Sequence[str]) -> dict[str, float]:
     return compute_error_rates([make_problem(word, word) for word in words], texts)
 
 
 def test_error_rates_of_answers_made_by_hand() -> None:
-    assert rates_of(["walk"], ["W AO1 K"]) == {
+    assert compute_rates(["walk"], ["W AO1 K"]) == {
         "word_error": 0, "phoneme_error": 0, "word_error_without_stress": 0, "phoneme_error_without_stress": 0,
         "words": 1,
     }  # fmt: skip
-    stress = rates_of(["walk", "walk"], ["W AO2 K", "W AO1 K"])
+    stress = compute_rates(["walk", "walk"], ["W AO2 K", "W AO1 K"])
     assert stress["word_error"] == 0.5 and stress["phoneme_error"] == round(1 / 6, 5)
     assert stress["word_error_without_stress"] == stress["phoneme_error_without_stress"] == 0
     # an answer is measured against the pronunciation that is nearest to it
-    assert rates_of(["tomato"], ["T AH0 M AA1 T"])["phoneme_error"] == round(1 / 6, 5)
+    assert compute_rates(["tomato"], ["T AH0 M AA1 T"])["phoneme_error"] == round(1 / 6, 5)
     # rates are over words and over phonemes of all answers, each counted once: 1 of 3 words, 6 of 12 phonemes
-    several = rates_of(["walk", "tomato", "walk"], ["W AO1 K", "", "W AA1 K"])
+    several = compute_rates(["walk", "tomato", "walk"], ["W AO1 K", "", "W AA1 K"])
     assert several["word_error"] == round(1 / 3, 5) and several["phoneme_error"] == round(6 / 12, 5)
-    assert several["words"] == 3 and rates_of(["walk"], ["W AO1 K W AO1 K"])["phoneme_error"] == 1
-    assert rates_of(["walk"], [""])["phoneme_error"] == 1
+    assert several["words"] == 3 and compute_rates(["walk"], ["W AO1 K W AO1 K"])["phoneme_error"] == 1
+    assert compute_rates(["walk"], [""])["phoneme_error"] == 1
     assert drop_stress(["AH0", "K", "IY1", "ER2"]) == ("AH", "K", "IY", "ER")
 
 
 def test_a_phoneme_is_one_token() -> None:
-    drawn = list(PRONOUNCE.problems("train", 6000, 0))  # as many as `train teacher` reads
+    problems = list(PRONOUNCE.problems("train", 6000, 0))  # as many as `train teacher` reads
     tokenizer = train_tokenizer(
-        (text for problem in drawn for text in (problem.prompt, problem.answer)), 1280, PRONOUNCE.split
+        (text for problem in problems for text in (problem.prompt, problem.answer)), 1280, PRONOUNCE.split_pattern
     )
     for problem in PRONOUNCE.problems("test", 10**6, 0):
         ids = tokenizer.encode(problem.answer).ids

@@ -13,8 +13,8 @@ import pytest
 from train import tasks
 from train.data.bpe import train_tokenizer
 from train.tasks import Problem, first_names, story_families, word_problems
-from train.tasks.problem import split_of_sample
-from train.tasks.story_families import Family, Story, is_sound, split_of_family
+from train.tasks.problem import find_sample_split
+from train.tasks.story_families import Story, StoryFamily, find_family_split, is_sound
 from train.tasks.story_kinds import EVENTS, QUESTIONS, STARTS
 from train.tasks.word_problems import find_final_number
 from train.tasks.word_templates import NAMES
@@ -88,36 +88,36 @@ def exact(value: int, by: int) -> int:
 
 def stories(split: str, count: int, seed: int) -> list[tuple[Story, Problem]]:
     """The stories of the grammar among the drafts of a split, before any rewriting."""
-    drafts = word_problems._draw_all(split, count, seed)
+    drafts = word_problems.sample_rewritable_problems(split, count, seed)
     return [(draft.rewrite.args[0], draft.problem) for draft in drafts if isinstance(draft.rewrite.args[0], Story)]
 
 
 @pytest.fixture(scope="module")
-def drawn() -> dict[str, list[tuple[Story, Problem]]]:
+def samples() -> dict[str, list[tuple[Story, Problem]]]:
     """3,000 stories of the families of each split, whatever their prompts are hashed to."""
-    return {split: list(itertools.islice(told(split, random.Random(split)), 3000)) for split in PLAIN}
+    return {split: list(itertools.islice(iterate_stories(split, random.Random(split)), 3000)) for split in PLAIN}
 
 
-def told(split: str, rng: random.Random) -> Iterator[tuple[Story, Problem]]:
+def iterate_stories(split: str, rng: random.Random) -> Iterator[tuple[Story, Problem]]:
     while True:
-        family = story_families.draw_family(split, rng)
-        if numbers := story_families.draw_numbers(family, rng):
-            story = story_families.word_story(family, numbers, rng)
+        family = story_families.sample_family(split, rng)
+        if numbers := story_families.sample_numbers(family, rng):
+            story = story_families.sample_story(family, numbers, rng)
             yield story, story_families.write_problem(story)
 
 
-def all_families(events: int) -> list[Family]:
+def all_families(events: int) -> list[StoryFamily]:
     chains = itertools.product(STARTS, itertools.permutations(EVENTS, events), QUESTIONS)
     return [family for start, middle, end in chains if is_sound(family := (start, *middle, end))]
 
 
-def adjacent(family: Family) -> set[tuple[str, str]]:
+def adjacent(family: StoryFamily) -> set[tuple[str, str]]:
     return {(one.name, other.name) for one, other in itertools.pairwise(family)}
 
 
 def test_there_are_thousands_of_families_and_each_two_kinds_in_a_row_are_in_training_families() -> None:
     families = [*all_families(1), *all_families(2)]
-    by_split = {split: [family for family in families if split_of_family(family) == split] for split in PLAIN}
+    by_split = {split: [family for family in families if find_family_split(family) == split] for split in PLAIN}
     assert sum(map(len, by_split.values())) == len(families)
     assert len(by_split["train"]) > 10_000 and min(map(len, by_split.values())) > 1_500
     pairs = {split: set().union(*map(adjacent, each)) for split, each in by_split.items()}
@@ -128,7 +128,7 @@ def test_there_are_thousands_of_families_and_each_two_kinds_in_a_row_are_in_trai
 def test_events_in_another_order_are_of_the_same_split() -> None:
     for family in random.Random(0).sample(all_families(2), 300):
         start, one, other, question = family
-        assert split_of_family((start, other, one, question)) == split_of_family(family)
+        assert find_family_split((start, other, one, question)) == find_family_split(family)
 
 
 def test_problems_are_of_their_split_s_families_and_hashed_to_their_split() -> None:
@@ -138,30 +138,34 @@ def test_problems_are_of_their_split_s_families_and_hashed_to_their_split() -> N
     prompts = dict[str, set[str]]()
     for split, (families, side) in splits.items():
         found = stories(split, 1500 if split == "train" else 150, 1)
-        assert {split_of_family(story.list_kinds()) for story, _ in found} == {families}
-        assert {split_of_sample(problem.prompt) for _, problem in found} == {side}
+        assert {find_family_split(story.list_kinds()) for story, _ in found} == {families}
+        assert {find_sample_split(problem.prompt) for _, problem in found} == {side}
         prompts[split] = {problem.prompt for _, problem in found}
         assert split == "train" or len(prompts[split]) == 150
     assert len(set().union(*prompts.values())) == sum(map(len, prompts.values()))
 
 
-def test_thousands_of_families_have_numbers_that_keep_the_rules(drawn: dict[str, list[tuple[Story, Problem]]]) -> None:
-    families = {split: {story.list_kinds() for story, _ in each} for split, each in drawn.items()}
-    assert {split: {split_of_family(family) for family in each} for split, each in families.items()} == {
+def test_thousands_of_families_have_numbers_that_keep_the_rules(
+    samples: dict[str, list[tuple[Story, Problem]]],
+) -> None:
+    families = {split: {story.list_kinds() for story, _ in each} for split, each in samples.items()}
+    assert {split: {find_family_split(family) for family in each} for split, each in families.items()} == {
         split: {split} for split in PLAIN
     }
     assert len(families["train"]) > 2_000 and min(map(len, families.values())) > 1_500
 
 
-def test_every_word_of_held_out_prompts_and_answers_is_in_train(drawn: dict[str, list[tuple[Story, Problem]]]) -> None:
+def test_every_word_of_held_out_prompts_and_answers_is_in_train(
+    samples: dict[str, list[tuple[Story, Problem]]],
+) -> None:
     words = {
         split: {word for _, each in pairs for word in re.findall(r"[A-Za-z']+", f"{each.prompt} {each.answer}")}
-        for split, pairs in drawn.items()
+        for split, pairs in samples.items()
     }
     assert len(words["train"]) > 200 and not (words["valid"] | words["test"]) - words["train"]
 
 
-def replay(family: Family, prompt: str) -> int:
+def replay(family: StoryFamily, prompt: str) -> int:
     """The answer by what the kinds do to the numbers of the prompt, in the prompt's order."""
     numbers = [int(digits) for digits in re.findall(r"\d+", prompt)]
 
@@ -180,8 +184,8 @@ def replay(family: Family, prompt: str) -> int:
     return now
 
 
-def test_the_answer_is_what_a_plain_replay_of_the_story_gives(drawn: dict[str, list[tuple[Story, Problem]]]) -> None:
-    some = [*drawn["train"][:500], *drawn["valid"][:200], *drawn["test"][:200]]
+def test_the_answer_is_what_a_plain_replay_of_the_story_gives(samples: dict[str, list[tuple[Story, Problem]]]) -> None:
+    some = [*samples["train"][:500], *samples["valid"][:200], *samples["test"][:200]]
     for story, problem in some:
         assert replay(story.list_kinds(), problem.prompt) == find_final_number(problem.answer), problem
     assert START_VALUES.keys() == {kind.name for kind in STARTS}
@@ -190,9 +194,9 @@ def test_the_answer_is_what_a_plain_replay_of_the_story_gives(drawn: dict[str, l
 
 
 def test_every_equation_holds_and_uses_numbers_of_the_prompt_or_earlier_results(
-    drawn: dict[str, list[tuple[Story, Problem]]],
+    samples: dict[str, list[tuple[Story, Problem]]],
 ) -> None:
-    for story, problem in itertools.chain(*drawn.values()):
+    for story, problem in itertools.chain(*samples.values()):
         known = {2, 3, *map(int, re.findall(r"\d+", problem.prompt))}
         equations = EQUATION.findall(problem.answer)
         for left, op, right, result in equations:
@@ -217,20 +221,20 @@ def test_no_phrase_is_of_two_kinds_and_the_phrases_of_a_kind_have_the_same_numbe
 def test_a_story_in_other_phrases_has_the_same_answer() -> None:
     rng = random.Random(3)
     for _ in range(50):
-        draft = story_families.draw_draft("train", "train", rng)
+        draft = story_families.sample_rewritable_problem("train", "train", rng)
         story: Story = draft.rewrite.args[0]
         for _ in range(3):
             parts = tuple(
-                story_families.Part(part.kind, story_families.draw_sentence(part.kind, rng), part.fields)
+                story_families.StoryPart(part.kind, story_families.sample_sentence(part.kind, rng), part.fields)
                 for part in story.parts
             )
-            told = story_families.write_problem(Story(parts, story.words))
-            assert told.answer == draft.problem.answer
-            assert replay(story.list_kinds(), told.prompt) == find_final_number(told.answer)
+            reworded = story_families.write_problem(Story(parts, story.words))
+            assert reworded.answer == draft.problem.answer
+            assert replay(story.list_kinds(), reworded.prompt) == find_final_number(reworded.answer)
 
 
-def test_prompts_are_plain_english(drawn: dict[str, list[tuple[Story, Problem]]]) -> None:
-    for story, problem in itertools.chain(*drawn.values()):
+def test_prompts_are_plain_english(samples: dict[str, list[tuple[Story, Problem]]]) -> None:
+    for story, problem in itertools.chain(*samples.values()):
         for text in (problem.prompt, problem.answer.partition("\n")[0]):
             assert not re.search(r"  | [.,?]|[{}\[\]]|\.\.|,\.", text), text
             assert not re.search(r"\b(\w+) \1\b", text), text
@@ -240,29 +244,29 @@ def test_prompts_are_plain_english(drawn: dict[str, list[tuple[Story, Problem]]]
         assert problem.prompt.endswith("?") and problem.prompt.count("?") == 1
         names = {name for name, _ in NAMES} & {*re.findall(r"\w+", problem.prompt)}
         others = [name for name in names if name != story.words["name"]]
-        assert {dict(NAMES)[name] for name in others} <= {story_families.OTHER[story.words["he"]]}
-        assert not re.search(rf"\b{story_families.OTHER[story.words['he']]}\b", problem.prompt), problem.prompt
+        assert {dict(NAMES)[name] for name in others} <= {story_families.OTHER_PRONOUN[story.words["he"]]}
+        assert not re.search(rf"\b{story_families.OTHER_PRONOUN[story.words['he']]}\b", problem.prompt), problem.prompt
 
 
 def test_other_names_and_pronouns_keep_all_else() -> None:
-    rng, own, asked = random.Random(4), {name for name, _ in NAMES}, 0
+    rng, own, swapped = random.Random(4), {name for name, _ in NAMES}, 0
     for split in ("train", "test"):
         pool = first_names.TRAINING if split == "train" else first_names.HELD_OUT
         for _ in range(60):
-            draft = story_families.draw_draft("train", "train", rng)
+            draft = story_families.sample_rewritable_problem("train", "train", rng)
             renamed = draft.rewrite(("name",), rng, split)
             words = {*re.findall(r"\w+", f"{renamed.prompt} {renamed.answer}")}
             assert not words & own and words & {name for names in pool.values() for name in names}
             assert find_final_number(renamed.answer) == find_final_number(draft.problem.answer)
-            referred = draft.rewrite(("pronoun",), rng, split)
-            assert referred.answer == draft.problem.answer
-            before, after = draft.problem.prompt.split(), referred.prompt.split()
+            changed_pronoun = draft.rewrite(("pronoun",), rng, split)
+            assert changed_pronoun.answer == draft.problem.answer
+            before, after = draft.problem.prompt.split(), changed_pronoun.prompt.split()
             changed = {(one, other) for one, other in zip(before, after, strict=True) if one != other}
             story: Story = draft.rewrite.args[0]
             name, he, capital = story.words["name"], story.words["he"], story.words["He"]
             assert changed <= {(name, he), (he, name), (capital, name)}, changed
-            asked += bool(changed)
-    assert asked > 60
+            swapped += bool(changed)
+    assert swapped > 60
 
 
 def test_half_of_train_is_of_the_grammar_and_its_answers_are_as_short_as_the_templates() -> None:

@@ -16,7 +16,7 @@ from train import evaluate, tasks
 from train.evaluation.evaluation_run import summarize_groups
 from train.tasks import argument_names, first_names, functions, surface, word_orders, word_problems
 from train.tasks.function_families_simple import SIMPLE
-from train.tasks.problem import split_of_sample
+from train.tasks.problem import find_sample_split
 from train.tasks.word_problems import find_final_number
 from train.tasks.word_templates import NAMES
 
@@ -90,7 +90,7 @@ def test_no_prompt_of_valid_and_test_written_in_any_way_comes_out_of_train(task:
     ]
     assert not trained & {*held_out} and len({*held_out}) == 600
     # a prompt of train is clean and hashed to train, or rewritten and hashed to train as it stands
-    assert {split_of_sample(prompt) for prompt in trained} == {"train"}
+    assert {find_sample_split(prompt) for prompt in trained} == {"train"}
 
 
 @EACH
@@ -98,9 +98,9 @@ def test_about_three_in_ten_training_prompts_are_rewritten_and_each_right_answer
     problems = [*task.problems("train", 1200, 7)]
     assert problems == [*task.problems("train", 1200, 7)] and problems != [*task.problems("train", 1200, 8)]
     drafts = (
-        [*word_problems._draw_all("train", 1200, 7)]
+        [*word_problems.sample_rewritable_problems("train", 1200, 7)]
         if task is MATH
-        else [*functions._generate("train", 1200, random.Random("train-7"))]
+        else [*functions.sample_rewritable_problems("train", 1200, 7)]
     )
     assert [*surface.rewrite_some(drafts, CHANGES[task.name], random.Random("surface-train-7"))] == problems
     clean = [draft.problem for draft in drafts]
@@ -194,8 +194,8 @@ def test_changes_do_what_they_are_called() -> None:
 
 def test_a_story_in_another_order_states_the_same_numbers_and_names_what_its_template_does() -> None:
     templates = {template.name: template for template in word_problems.TRAINING}
-    assert len(word_orders.ORDERS) >= 30
-    for name, order in word_orders.ORDERS.items():
+    assert len(word_orders.REORDERED_STORIES) >= 30
+    for name, order in word_orders.REORDERED_STORIES.items():
         story = templates[name].story
         fields = [{*re.findall(r"\{(\w+)\}", text)} - {"he", "He", "his"} for text in (story, order)]
         assert fields[0] == fields[1], name
@@ -217,15 +217,17 @@ def test_a_pronoun_stands_for_the_name_only_if_nobody_else_can_be_meant() -> Non
 
 def test_problems_of_one_step_are_in_train_and_in_splits_of_their_own() -> None:
     simple = {template.name for template in word_problems.SIMPLE}
-    drawn = {split: [*MATH.problems(split, 250, 6)] for split in ("valid", "test", "valid_simple", "test_simple")}
-    for split, problems in drawn.items():
+    problems_by_split = {
+        split: [*MATH.problems(split, 250, 6)] for split in ("valid", "test", "valid_simple", "test_simple")
+    }
+    for split, problems in problems_by_split.items():
         groups = {problem.group for problem in problems}
         assert groups == simple if split.endswith("simple") else not groups & simple
-        assert all(split_of_sample(problem.prompt) == split.removesuffix("_simple") for problem in problems)
+        assert all(find_sample_split(problem.prompt) == split.removesuffix("_simple") for problem in problems)
     train = [*MATH.problems("train", 3000, 6)]
     share = sum(problem.group in simple for problem in train) / 3000
     assert 0.04 < share < 0.08 and simple <= {problem.group for problem in train}
-    assert not {p.prompt for p in train} & {p.prompt for split in drawn.values() for p in split}
+    assert not {p.prompt for p in train} & {p.prompt for split in problems_by_split.values() for p in split}
     with pytest.raises(ValueError, match="unknown split 'valid_simple'"):
         CODE.problems("valid_simple", 1, 0)
 
@@ -233,7 +235,7 @@ def test_problems_of_one_step_are_in_train_and_in_splits_of_their_own() -> None:
 def test_the_prompt_that_the_serving_page_shows_is_one_that_train_can_have() -> None:
     template = next(template for template in word_problems.SIMPLE if template.name == "bags_with_each")
     rng = random.Random(0)
-    story = word_problems.draw_story(template, rng)
+    story = word_problems.sample_story(template, rng)
     fields = {
         **story.fields,
         "name": "Tom",
@@ -244,8 +246,8 @@ def test_the_prompt_that_the_serving_page_shows_is_one_that_train_can_have() -> 
         "each": 4,
         "item": "apples",
     }
-    asked = {f"{template.story} {ask}".format_map(fields) for ask in template.asks}
-    assert VISITOR in asked
+    prompts = {f"{template.story} {question}".format_map(fields) for question in template.questions}
+    assert VISITOR in prompts
 
 
 def test_a_report_gives_the_accuracy_of_each_change_the_worst_first() -> None:

@@ -14,7 +14,7 @@ from speaking import make_speaking_bundle
 from train import calibrate, collect, distill, evaluate, open_checkpoint, teacher
 from train.cli_options import choose_bf16
 from train.storage import student_pt
-from train.tasks.problem import split_of
+from train.tasks.problem import find_split
 
 Main = Callable[[list[str]], int]
 COMMANDS = [teacher.main, collect.main, distill.main, evaluate.main, calibrate.main]
@@ -131,7 +131,7 @@ def own_lines(folder: Path, *lines: tuple[str, str]) -> Path:
 def test_the_canvas_is_the_99th_percentile_of_the_training_answers_in_whole_blocks(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    numbers = [n for n in range(700) if split_of(f"say {n}") == "train"][:500]
+    numbers = [n for n in range(700) if find_split(f"say {n}") == "train"][:500]
     answers = ["x" * 9] * 493 + ["x" * 29] * 7  # with the end token 10 and 30 tokens: one in a hundred is fewer than 7
     data = own_lines(tmp_path, *((f"say {n}", answer) for n, answer in zip(numbers, answers, strict=True)))
     shape = SHAPE.replace("--canvas 8", "").replace("--vocab 270", "--vocab 259")  # bytes alone
@@ -215,7 +215,7 @@ def test_a_bundle_is_evaluated_by_its_engines_own_gate_on_every_line(
 
 
 def test_evaluation_asks_in_the_chat_template_unless_raw(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    prompt = next(f"say {n}" for n in range(10) if split_of(f"say {n}") == "train")
+    prompt = next(f"say {n}" for n in range(10) if find_split(f"say {n}") == "train")
     # It answers at the places behind a prompt of exactly that length.
     made = make_speaking_bundle(tmp_path, f"[{prompt}]", "yes", template="[{{ messages[0]['content'] }}]")
     (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": prompt, "answer": "yes"}) + "\n")

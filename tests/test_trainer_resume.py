@@ -149,7 +149,7 @@ def test_a_stopped_run_is_not_gone_on_with_by_a_version_that_generates_other_pro
     with monkeypatch.context() as patch:
         interrupted(3, patch)
         assert main(out) == (0 if which == "collect" else 130)
-    monkeypatch.setattr("train.tasks.functions.INVENTED_ARGUMENTS", 0.4)
+    monkeypatch.setattr("train.tasks.functions.INVENTED_ARGUMENT_SHARE", 0.4)
     capsys.readouterr()
     assert main(out) == 2
     error = capsys.readouterr().err.splitlines()[-1]

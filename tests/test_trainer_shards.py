@@ -38,7 +38,7 @@ def stepped() -> Run:
     """A run of a single process after three updates."""
     run, generator = run_of(1.0), torch.Generator().manual_seed(0)
     for _ in range(3):
-        for name, parameter in run.learned.items():
+        for name, parameter in run.parameters.items():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
             run.average[name].copy_(torch.randn(parameter.shape, generator=generator))
         run.optimizer.step()
@@ -47,9 +47,9 @@ def stepped() -> Run:
 
 def tensors(run: Run) -> dict[str, torch.Tensor]:
     """All that is to be restored, by name."""
-    found = {f"model {name}": parameter.detach() for name, parameter in run.learned.items()}
+    found = {f"model {name}": parameter.detach() for name, parameter in run.parameters.items()}
     found |= {f"average {name}": each for name, each in run.average.items()}
-    for name, parameter in run.learned.items():
+    for name, parameter in run.parameters.items():
         found |= {f"{kind} {name}": each for kind, each in run.optimizer.state[parameter].items()}
     return found
 

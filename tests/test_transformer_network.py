@@ -30,9 +30,9 @@ FAMILIES = {
 def prefixes() -> dict[str, Tensor]:
     """What each of WIDTH queries sees: the patterns of decoding, and any. int64 [WIDTH]"""
     place = torch.arange(WIDTH)
-    drawn = torch.randint(1, WIDTH + 1, (WIDTH,), generator=torch.Generator().manual_seed(1))
+    random = torch.randint(1, WIDTH + 1, (WIDTH,), generator=torch.Generator().manual_seed(1))
     blocks = torch.clamp((place // 4 + 1) * 4, max=WIDTH)
-    return {"causal": place + 1, "bidirectional": torch.full((WIDTH,), WIDTH), "block-causal": blocks, "any": drawn}
+    return {"causal": place + 1, "bidirectional": torch.full((WIDTH,), WIDTH), "block-causal": blocks, "any": random}
 
 
 def stock(family: str, config: ModelConfig, attention: str) -> Any:
@@ -154,7 +154,7 @@ def test_dropout_leaves_channels_out_of_whole_sequences_and_never_without_gradie
     left = model.sample_dropout(ids)
     assert left is not None and left.shape == (model.config.layers, 2, 64, 1, model.config.width)
     assert set(left.unique().tolist()) == {0.0, torch.tensor(1 / 0.75).item()}
-    assert abs(left.mean().item() - 1) < 0.05  # of some thousand draws
+    assert abs(left.mean().item() - 1) < 0.05  # of some thousand samples
     with torch.no_grad():
         assert model.sample_dropout(ids) is None
     assert model.eval().sample_dropout(ids) is None

@@ -16,12 +16,12 @@ from letters import Letters
 from trt_bundle import BLOCK, make_fake_backend
 
 from runtime.backend import Forward
-from runtime.decisions.decide import PROBABILITIES, DecisionOptions, decide
+from runtime.decisions.decide import PROBABILITY_KINDS, DecisionOptions, decide
 from runtime.decisions.form import Field, Form
 from runtime.decoding.loop import generate, generate_batch
 from runtime.decoding.options import DecodeOptions, Request
 from runtime.decoding.request_state import Result
-from runtime.engines.trt.profile import Widths, choose_profile
+from runtime.engines.trt.profile import OptimizationProfile, choose_profile
 from runtime.errors import UserError
 from runtime.perf.latency import make_canvas_step, make_commit, make_fused, time_forwards
 from train.torch_backend import TorchBackend
@@ -51,7 +51,7 @@ def ask(length: int, wanted: int, seed: int = 0) -> Request:
 def test_a_forward_is_padded_as_far_as_its_profile_and_the_kv_cache_reach(
     width: int, room: int, padding: bool, profile: int, padded: int
 ) -> None:
-    profiles = [Widths(0, 4, 4, 4), Widths(1, 1, 100, 4), Widths(2, 101, 300, 4)]
+    profiles = [OptimizationProfile(*each) for each in ((0, 4, 4, 4), (1, 1, 100, 4), (2, 101, 300, 4))]
     assert choose_profile(profiles, width, room, padding) == (profiles[profile], padded)
     with pytest.raises(UserError, match="no profile of this engine takes 301 tokens"):
         choose_profile(profiles, 301, 400, padding)
@@ -332,7 +332,7 @@ def test_decisions_are_those_of_pytorch(dialect: str, attention: str, tmp_path: 
     form = Form(
         ("ab", Field((0,), ("c", "de", "fgh")), "k", *(Field((n,), ("a", "b", "q")) for n in range(1, 7)), "ut")
     )
-    for probability, length in itertools.product(PROBABILITIES, (2, 9)):
+    for probability, length in itertools.product(PROBABILITY_KINDS, (2, 9)):
         prompt = ask(length, 12).prompt
         ours, theirs = (
             decide(each, Letters(), contract.gate, prompt, form, DecisionOptions(probability))  # type: ignore[arg-type]

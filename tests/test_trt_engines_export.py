@@ -27,7 +27,7 @@ from export.proof import instrumented
 from export.trt_engines import add_to_bundle, gpu_support
 from export.trt_engines import plan as trt_plan
 from export.trt_engines.add_to_bundle import TargetBundle, report_missing
-from export.trt_engines.from_bundle import list_graphs
+from export.trt_engines.from_bundle import list_graph_entries
 from export.trt_engines.from_checkpoint import match_capacity
 from export.trt_engines.gpu_support import TrtLibrary, import_libraries
 from export.trt_engines.plan import GraphRequest, Plan
@@ -298,10 +298,10 @@ def test_a_graph_alone_is_written_for_another_machine(copy: Path, capsys: pytest
     assert run.main([str(copy / "student.bundle"), "a b", "--engine", "plain-fp16-64", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["engine"] == "plain-fp16-64"
     bundle = ["--bundle", str(copy / "student.bundle")]
-    found = list_graphs(read(copy / "student.bundle"), ("trt", "plain"), None)
+    found = list_graph_entries(read(copy / "student.bundle"), ("trt", "plain"), None)
     assert [engine.dialect for engine in found] == ["trt"]
     alone = replace(read(copy / "student.bundle"), engines=(engines[1],))
-    assert list_graphs(alone, ("trt", "plain"), None) == [engines[1]]
+    assert list_graph_entries(alone, ("trt", "plain"), None) == [engines[1]]
     assert command.main([*bundle, "--dialect", "plain", "--compute-capability", "89"]) == 0
     assert [e.name for e in read(copy / "student.bundle").engines][2] == "plain-fp16-rtx-sm89-64"
     assert command.main([*bundle, "--precision", "int8"]) == 2

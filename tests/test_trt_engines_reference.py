@@ -18,7 +18,7 @@ from export import trt as command
 from export.contract_from_checkpoint import make_export_contract
 from export.proof.record import Recording
 from export.quantization.stored_weights import replace_by_stored_weights
-from export.trt_engines.from_bundle import fits_reference
+from export.trt_engines.from_bundle import can_replay_reference
 from export.trt_engines.graphs import GraphRecipe, Graphs
 from runtime import load, verify
 from runtime.bundle import trust_records
@@ -95,15 +95,21 @@ def test_stored_weights_are_the_layers_matrices_and_within_a_step_of_what_they_w
 @pytest.fixture
 def bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, FakeTensorRT]:
     """A bundle with a graph and an engine of it, on a machine with a GPU, cuda-python and TensorRT."""
+    return make_bundle(make_student(), (1, 64), tmp_path, monkeypatch)
+
+
+def make_bundle(
+    source: Checkpoint, prefill: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Bundle, FakeTensorRT]:
+    """As `bundle`, of this checkpoint; prefill: the widths that the engine's profile of prefills takes."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source = make_student()
     save(source, tmp_path / "student.pt")
     words = ["--ckpt", str(tmp_path / "student.pt"), "--graph-only", "--dialect", "trt", "--precision", "fp32"]
     assert command.main([*words, "--capacity", "64"]) == 0
     made = read(tmp_path / "student.bundle")
     [graph] = made.engines
     assert graph.reference is not None
-    build = replace(BUILD, onnx=graph.model, profiles=((BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK), (1, 64)))
+    build = replace(BUILD, onnx=graph.model, profiles=((BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK), prefill))
     (tmp_path / "new.engine").write_bytes(make_content(build))
     digest = hash_file(tmp_path / "new.engine")
     file = (tmp_path / "new.engine").rename(tmp_path / make_content_name("trt-fp32-sm89-64", ".engine", digest))
@@ -123,14 +129,31 @@ def test_an_engine_replays_the_reference_of_its_graph(
     bundle: tuple[Bundle, FakeTensorRT], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made, _ = bundle
-    assert fits_reference(made, made.engines[0], replace(plan("trt"), profiles=((1, 64),)))
-    assert not fits_reference(made, made.engines[0], plan("trt"))  # which takes four tokens at once
+    assert can_replay_reference(made, made.engines[0], replace(plan("trt"), profiles=((1, 64),)))
+    # it takes four tokens at once, and a prompt of this alignment sees itself both ways
+    assert not can_replay_reference(made, made.engines[0], plan("trt"))
     assert verify.main([str(made.path), "--engine", "trt", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["engine"] == "trt-fp32-sm89-64" and "Fake 4090" in told["backend"]
     assert told["figures"]["keys"]["value"] < 1e-6 and told["answers"] > 0
     model = load(made.path, engine="trt")
     assert model.proved and not list(Path(made.path).glob("*.tmp"))
+
+
+@pytest.mark.parametrize("alignment", ["absolute", "end"])
+def test_a_reference_wider_than_an_engine_is_replayed_by_chunked_prefill(
+    alignment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = make_student()
+    source = replace(source, decoding=replace(source.decoding, alignment=alignment))
+    made, _ = make_bundle(source, (1, 2 * BLOCK), tmp_path, monkeypatch)
+    engine = made.find_engine("trt")
+    assert engine.build is not None and engine.reference is not None
+    forwards = read_reference(made.path, engine.reference, made.contract).forwards
+    assert max(each.forward.input_ids.shape[1] for each in forwards) > 2 * BLOCK
+    assert can_replay_reference(made, engine, replace(plan("trt"), profiles=engine.build.profiles))
+    assert verify.main([str(made.path), "--engine", "trt"]) == 0
+    assert "[ok] keys" in capsys.readouterr().out and load(made.path, engine="trt").proved
 
 
 def test_an_engine_that_computes_something_else_on_this_gpu_is_refused(

@@ -141,7 +141,7 @@ def make_start(args: argparse.Namespace, chosen: Sequence[tasks.Task]) -> checkp
     texts = [text for task in chosen for p in task.problems("train", 6000, args.seed) for text in (p.prompt, p.answer)]
     # Rare values of a form become tokens too, if the vocabulary has room: a value of one token takes one forward pass.
     texts += VALUE_COPIES * [value for task in chosen for value in task.list_form_values()]
-    learned = bpe.train_tokenizer(texts, args.vocab, chosen[0].split)
+    learned = bpe.train_tokenizer(texts, args.vocab, chosen[0].split_pattern)
     shape = ModelConfig(
         learned.get_vocab_size(), args.width, args.layers or LAYERS, args.heads, args.kv_heads, args.head_dim, args.ffn
     )
@@ -260,7 +260,7 @@ OPTIONS = (
     option("--steps", type=parse_at_least_1, default=10000, help="number of updates (default: 10000)"),
     option("--batch", type=parse_at_least_1, default=64, help="examples per update (default: 64)"),
     option("--learning-rate", type=parse_above_0, default=2e-3, help="peak learning rate (default: 2e-3)"),
-    option("--attention", choices=table.ALL, help=HELP["attention"]),
+    option("--attention", choices=table.ATTENTIONS, help=HELP["attention"]),
     option("--shift", action=argparse.BooleanOptionalAction, default=True, help=HELP["shift"]),
     option("--causal-every", type=int, help=HELP["causal-every"]),
     option("--block", type=parse_at_least_1, default=16, help="tokens per block (default: 16)"),

@@ -1,4 +1,4 @@
-"""Defines `Dialect`, which holds what differs between the runtimes that a step graph is written for."""
+"""Defines `Dialect`: the operators and the kind of KV cache by which step graphs for different runtimes differ."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from train.transformer.network import ModelConfig
 
-NEVER = -1e30  # finite, since 0 * -inf in the entropy would be NaN
-FP16_NEVER = -3e4  # half of fp16's range, so that a score added to it stays finite
+# What logits of barred tokens and attention scores of masked keys become, so that their probabilities are 0.
+MASKED_LOGIT = -1e30  # finite, since 0 * -inf in the entropy would be NaN
+FP16_MASKED_LOGIT = -3e4  # half of fp16's range, so that a score added to it stays finite
 FrameT = TypeVar("FrameT")
 FrameT_contra = TypeVar("FrameT_contra", contravariant=True)
 Cache = tuple[Tensor, Tensor]  # keys and values of a layer, each [batch, kv_heads, capacity, head_dim]
@@ -22,9 +23,13 @@ Cache = tuple[Tensor, Tensor]  # keys and values of a layer, each [batch, kv_hea
 class AttentionPositions:
     """Holds the positions of a forward pass's tokens and what they attend to.
 
-    past_length int64 [batch]; width: tokens of the forward pass; length: positions of the KV cache, None without one;
-    visible int64 [batch, width], attention prefix lengths, None with `full` attention; cos, sin fp32 [capacity,
-    head_dim / 2], the rotary tables of all positions; dtype: of heads and KV cache.
+    Attributes:
+        past_length: Number of committed tokens. int64 [batch]
+        width: Number of tokens of the forward pass.
+        length: Number of positions of the KV cache; None without one.
+        visible: Attention prefix lengths; None with `full` attention. int64 [batch, width]
+        cos, sin: Rotary tables of all positions. fp32 [capacity, head_dim / 2]
+        dtype: Of heads and KV cache.
     """
 
     past_length: Tensor
@@ -39,9 +44,10 @@ class AttentionPositions:
 class Attend(Protocol[FrameT_contra]):
     """Applies rotary embedding and attention.
 
-    query, key, value: [batch, width, heads * head_dim], or all of them packed in `query`.
+    query [batch, width, heads * head_dim]; key, value [batch, width, kv_heads * head_dim], or None if `query` has all
+    three, packed along the last axis; past: the layer's KV cache, None without one.
 
-    Returns the mixed values [batch, width, heads * head_dim] and, if there is a KV cache, its new keys and values.
+    Returns the attention output [batch, width, heads * head_dim] and, if there is a KV cache, present keys and values.
     """
 
     def __call__(
@@ -57,33 +63,41 @@ class Attend(Protocol[FrameT_contra]):
 
 @dataclass(frozen=True, slots=True)
 class Dialect(Generic[FrameT]):
-    """Holds the operators that a runtime takes, and how it keeps its KV cache.
+    """Holds the operators of the step graphs for one runtime, and the kind of its KV cache.
 
-    cache: `in_place` if present keys and values share the past's buffer, `delta` if they are only the new positions.
-    open_capacity: whether the host chooses the KV-cache capacity. open_top_k: whether the host chooses, per run, the
-    number of top tokens, so that a greedy step pays for none; TensorRT takes only a constant. head_multiple: head_dim
-    must be a multiple of it. frame: makes the values that all layers share. norm: maps x fp32 [..., size], weight fp32
-    [size] and epsilon to the RMS-normalized x. `likeliest`: maps logits [rows, vocab] to the top-1 tokens [rows, 1].
+    Attributes:
+        name: The dialect's name, as in the option `--dialect`.
+        opset: Version of ONNX's operator set.
+        cache: `in_place` if present keys and values share the past's buffer; `delta` if they are only those of the new
+            positions.
+        host_sets_capacity: Whether the host chooses the KV-cache capacity at run time; otherwise it is a constant.
+        host_sets_top_k: Whether the host chooses the number of top tokens per run, so that a greedy step computes none;
+            otherwise it is a constant, since TensorRT takes nothing else.
+        head_multiple: Number of which head_dim must be a multiple.
+        frame: Computes the values that all layers of a forward pass share.
+        attend: Applies rotary embedding and attention.
+        norm: Applies RMSNorm. It takes x fp32 [..., size], weight fp32 [size] and epsilon.
+        argmax: Returns the top-1 tokens [rows, 1] of logits [rows, vocab].
     """
 
     name: str
     opset: int
     cache: str
-    open_capacity: bool
-    open_top_k: bool
+    host_sets_capacity: bool
+    host_sets_top_k: bool
     head_multiple: int
     frame: Callable[[AttentionPositions], FrameT]
     attend: Attend[FrameT]
     norm: Callable[[Tensor, Tensor, float], Tensor]
-    likeliest: Callable[[Tensor], Tensor]
+    argmax: Callable[[Tensor], Tensor]
 
 
 def get_mask_value(dtype: torch.dtype) -> float:
-    """Returns the number that masks a key when it is added to a score of that dtype."""
-    return FP16_NEVER if dtype == torch.float16 else NEVER
+    """Returns the number that masks a key if it is added to the key's attention score, which has this dtype."""
+    return FP16_MASKED_LOGIT if dtype == torch.float16 else MASKED_LOGIT
 
 
-def split_heads(config: ModelConfig, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def split_qkv(config: ModelConfig, packed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Splits a packed projection into queries, keys and values, each [batch, width, its heads * head_dim]."""
     sizes = [n * config.head_dim for n in (config.heads, config.kv_heads, config.kv_heads)]
     query, key, value = torch.split(packed, sizes, dim=-1)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from train.transformer.network import ModelConfig
 
-from .dialect import AttentionPositions, Cache, Dialect, get_mask_value, split_heads
+from .dialect import AttentionPositions, Cache, Dialect, get_mask_value, split_qkv
 
 OPSET = 23
 LARGE = 8192  # tokens of a vocabulary from which `find_first_argmax` searches it in groups
@@ -60,7 +60,7 @@ def group_query_attention(
     batch, width = query.shape[:2]
     rotates = config.head_dim % 16 == 0
     if not rotates:
-        query, key, value = (query, key, value) if key is not None else split_heads(config, query)
+        query, key, value = (query, key, value) if key is not None else split_qkv(config, query)
         query, key = rotary_embedding(query, frame), rotary_embedding(key, frame)
     keys, values = past or (None, None)
     heads = {"num_heads": config.heads, "kv_num_heads": config.kv_heads}

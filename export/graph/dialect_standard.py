@@ -15,7 +15,7 @@ from torch import Tensor
 
 from train.transformer.network import ModelConfig, rotate
 
-from .dialect import AttentionPositions, Cache, Dialect, get_mask_value, split_heads
+from .dialect import AttentionPositions, Cache, Dialect, get_mask_value, split_qkv
 from .dialect_ort import find_first_argmax, rms_normalization
 
 
@@ -78,7 +78,7 @@ def rotate_heads(
     range.
     """
     if key is None or value is None:
-        query, key, value = split_heads(config, query)
+        query, key, value = split_qkv(config, query)
     place = (*query.shape[:2], -1, config.head_dim)
     query, key, value = (x.reshape(place).transpose(1, 2) for x in (query, key, value))
     scaled = rotate(query.float(), frame.cos, frame.sin) * config.head_dim**-0.5

@@ -24,7 +24,7 @@ from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 from train.transformer.network import Attention, Layer, RMSNorm, compute_rotary_tables
 
-from .dialect import NEVER, AttentionPositions, Cache, Dialect, split_heads
+from .dialect import MASKED_LOGIT, AttentionPositions, Cache, Dialect, split_qkv
 from .dialect_ort import ORT
 from .dialect_standard import PLAIN, STANDARD, TRT
 from .lazy_weights import attach, make_skeleton, name_hidden_states, set_aside
@@ -73,7 +73,7 @@ class StepAttention(nn.Module):
         packed, c = self.qkv_proj(x), self.config
         if self.q_norm is None or self.k_norm is None:
             return self.attend(c, frame, packed, None, None, past)
-        query, key, value = split_heads(c, packed)
+        query, key, value = split_qkv(c, packed)
         query = self.q_norm(query.view(*x.shape[:2], c.heads, c.head_dim)).flatten(-2).to(packed.dtype)
         key = self.k_norm(key.view(*x.shape[:2], c.kv_heads, c.head_dim)).flatten(-2).to(packed.dtype)
         return self.attend(c, frame, query, key, value, past)
@@ -121,11 +121,11 @@ class StepGraph(nn.Module):
     ) -> None:
         super().__init__()
         self.candidates = candidates
-        self.top_k, self.open_top_k = top_k, bool(top_k) and dialect.open_top_k
+        self.top_k, self.host_sets_top_k = top_k, bool(top_k) and dialect.host_sets_top_k
         model, config = make_skeleton(checkpoint.model), checkpoint.model
         self.full = not checkpoint.decoding.has_cache
         self.vocab, self.frame, self.dtype = checkpoint.count_vocab(), dialect.frame, dtype
-        self.likeliest = dialect.likeliest
+        self.argmax = dialect.argmax
         self.kv_heads, self.head_dim = config.kv_heads, config.head_dim
         self.embedding = freeze(model.embed_tokens.weight.to(dtype))  # [vocab, hidden]
         # None if tied: if the embedding had a second name, the exporter would keep one of the two.
@@ -133,8 +133,8 @@ class StepGraph(nn.Module):
         self.layers = nn.ModuleList(StepLayer(layer, dialect, dtype) for layer in model.layers)  # type: ignore[arg-type]
         self.norm = Norm(model.norm, dialect)
         barred = torch.zeros(config.vocab)
-        barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = NEVER
-        barred[self.vocab :] = NEVER
+        barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = MASKED_LOGIT
+        barred[self.vocab :] = MASKED_LOGIT
         cos, sin = compute_rotary_tables(
             torch.arange(capacity), config.head_dim, config.rope_theta, config.rope_scaling
         )
@@ -149,7 +149,7 @@ class StepGraph(nn.Module):
         if self.candidates:
             rest, candidates = rest[:-1], rest[-1]
         top_k: Tensor | int = self.top_k
-        if self.open_top_k:
+        if self.host_sets_top_k:
             rest, top_k = rest[:-1], rest[-1]
         past_length, visible, cache = torch.zeros(1, dtype=torch.int64), None, rest[1:]
         rows = rest[0]
@@ -174,7 +174,7 @@ class StepGraph(nn.Module):
         After these, if requested, top_token and top_logprob [batch, n, K], and candidate_logprob [batch, n, C].
         """
         logits = self._logits(x.flatten(0, 1))  # [batch * n, vocab]
-        token = self.likeliest(logits)  # [batch * n, 1]
+        token = self.argmax(logits)  # [batch * n, 1]
         probs = torch.softmax(logits, dim=-1)
         confidence = probs.gather(1, token)  # [batch * n, 1]
         behind = logits - logits.gather(1, token)  # <= 0, so a confident row's small entropy keeps its digits
@@ -196,7 +196,7 @@ class StepGraph(nn.Module):
         head = self.embedding if self.head is None else self.head
         if self.dtype == torch.float32:
             return F.linear(x, head, self.barred)  # one Gemm, which takes a tied head as it is
-        return F.linear(x.to(self.dtype), head).float() + self.barred  # fp16 cannot hold NEVER
+        return F.linear(x.to(self.dtype), head).float() + self.barred  # fp16 cannot hold MASKED_LOGIT
 
 
 def count(top_k: Tensor | int) -> int:
@@ -247,7 +247,7 @@ def trace(
     outputs = [*REDUCED, *(TOP if top_k else ()), *((CANDIDATE_OUTPUT,) if candidates else ()), *presents]
     model, fake = translate(graph, chosen.opset, names, inputs, axes, outputs)
     for value in model.graph.outputs:
-        if graph.open_top_k and value.name in TOP and value.shape is not None:
+        if graph.host_sets_top_k and value.name in TOP and value.shape is not None:
             value.shape = ir.Shape([*value.shape[:2], "top_k"])  # named as the input that sets it
     name_hidden_states(model)
     remove_metadata(model)
@@ -295,12 +295,12 @@ def describe_inputs(
         between = [("past_length", torch.full((size,), 5), some), ("visible", torch.ones_like(ids), wide)]
         inputs = [inputs[0], *between, inputs[1]]
         # One tensor per input: the exporter takes a tensor given twice as one input, and so mixes up keys and values.
-        length = 64 if dialect.open_capacity else capacity
+        length = 64 if dialect.host_sets_capacity else capacity
         shape = (size, graph.kv_heads, length, graph.head_dim)
-        lengths = {**some, 2: "capacity"} if dialect.open_capacity else some
+        lengths = {**some, 2: "capacity"} if dialect.host_sets_capacity else some
         parts = range(2 * len(graph.layers))
         inputs += [(name_cache_part(part)[0], torch.zeros(shape, dtype=graph.dtype), lengths) for part in parts]
-    if graph.open_top_k:
+    if graph.host_sets_top_k:
         inputs.append(("top_k", torch.tensor([graph.top_k]), {}))
     if graph.candidates:
         inputs.append((CANDIDATE_INPUT, torch.zeros(size, 3, 5, dtype=torch.int64), {**logits, 2: "c"}))

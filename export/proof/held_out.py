@@ -18,7 +18,7 @@ from runtime.errors import UserError
 from train import tasks
 from train.checkpoint import Checkpoint
 from train.data import prompts
-from train.tasks.problem import split_of
+from train.tasks.problem import find_split
 
 SEED = 20  # of the held-out problems
 TASKS = "math,code"  # their texts suit any tokenizer of English
@@ -55,7 +55,7 @@ def take_own_problems(data: Path, count: int) -> list[tasks.Problem]:
     """
     task = tasks.from_file(data)
     lines = list(task.problems("all", sys.maxsize, SEED))
-    others = [line for line in lines if split_of(line.prompt) != "valid"]
+    others = [line for line in lines if find_split(line.prompt) != "valid"]
     held_out = list(task.problems("valid", count, SEED)) if len(others) < len(lines) else []
     return [*held_out, *others][:count]
 

@@ -1,7 +1,7 @@
-"""Repeats a quantized `ort` graph's arithmetic in PyTorch, over the same numbers: the engine's reference.
+"""Repeats a quantized `ort` graph's arithmetic in PyTorch, on the same quantized weights, as the engine's reference.
 
-Weights and activations are rounded, so even a correct engine is far from the unquantized model. It differs from this
-reference only by fp32 rounding: an activation halfway between two quantized values may be rounded to the other.
+Weights and activations are rounded, so even a correct engine is far from the unquantized model. From this reference it
+differs only by fp32 rounding, which may move an activation that is halfway between two quantized values to the other.
 """
 
 from __future__ import annotations
@@ -24,55 +24,59 @@ from train.checkpoint import Checkpoint
 from train.torch_backend import TorchBackend
 from train.transformer.network import KeyValueStore, Layer, Transformer
 
-ModuleT = TypeVar("ModuleT", bound=nn.Module)
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 def quantize_module(
-    module: ModuleT, chosen: Callable[[str], OrtFormat], rounding: Rounding | None = None, within: str = ""
-) -> ModuleT:
+    module: AnyModule, choose_format: Callable[[str], OrtFormat], rounding: Rounding | None = None, prefix: str = ""
+) -> AnyModule:
     """Replaces a module's linear layers by quantized ones, in place; returns the module.
 
-    chosen: maps the name of each layer, after the prefix `within`, to its format; rounding: shared with other modules,
-    None for a new one.
+    Args:
+        module: the module; linear layers of its submodules are replaced too.
+        choose_format: maps a linear layer's name, which begins with `prefix`, to its format.
+        rounding: the rounding of int8 activations, to share it with other modules; None for a new one.
+        prefix: the module's own name and a dot, "" for the outermost module.
     """
     rounding = rounding or Rounding()
     for name, child in module.named_children():
         if isinstance(child, nn.Linear):
             bias = None if child.bias is None else child.bias.detach()
-            made = chosen(within + name).linear(child.weight.detach(), bias)
-            if isinstance(made, Int8Linear):
-                made.rounded = rounding
-            setattr(module, name, made)
+            linear = choose_format(prefix + name).make_linear(child.weight.detach(), bias)
+            if isinstance(linear, Int8Linear):
+                linear.round_activations = rounding
+            setattr(module, name, linear)
         else:
-            quantize_module(child, chosen, rounding, f"{within}{name}.")
+            quantize_module(child, choose_format, rounding, f"{prefix}{name}.")
     return module
 
 
 class RowsLayer(nn.Module):
-    """Computes the last layer as the graph does: after attention, only for the logits rows.
+    """Computes a model's last layer as the graph does: from the attention's output projection on, only logits rows.
 
-    So the single scale of an activation, there and in the head, is over these rows only. rows: int64 [batch, n], the
-    logits rows of the next forward pass; the hidden states of other rows are zeros.
+    An int8 activation has a single scale, which in these products and in the head therefore depends on the logits rows
+    alone. rows: int64 [batch, n], the logits rows of the next forward pass; hidden states of other rows are returned as
+    zeros.
     """
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
         self.layer, self.rows = layer, torch.zeros(1, 1, dtype=torch.int64)
-        own = weakref.proxy(self)  # a reference cycle would keep the weights until Python's garbage collector runs
-        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, given: (own.pick(given[0]),))
+        weak_self = weakref.proxy(self)  # a reference cycle would keep the weights until the garbage collector runs
+        layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs: (weak_self.select_rows(inputs[0]),))
 
-    def pick(self, x: Tensor) -> Tensor:
-        """Returns the rows of x [batch, width, size]: [batch, n, size]."""
+    def select_rows(self, x: Tensor) -> Tensor:
+        """Returns the logits rows of x [batch, width, size]: [batch, n, size]."""
         return x.gather(1, self._expand_rows(x))
 
     def _expand_rows(self, x: Tensor) -> Tensor:
         return self.rows[..., None].expand(-1, -1, x.shape[-1])
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor, cache: KeyValueStore | None) -> Tensor:
-        inner = self.layer
-        mixed = self.pick(x) + inner.self_attn(inner.input_layernorm(x), cos, sin, mask, cache)
-        made = mixed + inner.mlp(inner.post_attention_layernorm(mixed))
-        return torch.zeros_like(x).scatter(1, self._expand_rows(x), made)
+        layer = self.layer
+        attention_output = self.select_rows(x) + layer.self_attn(layer.input_layernorm(x), cos, sin, mask, cache)
+        output = attention_output + layer.mlp(layer.post_attention_layernorm(attention_output))
+        return torch.zeros_like(x).scatter(1, self._expand_rows(x), output)
 
 
 class QuantizedModel(nn.Module):
@@ -87,8 +91,8 @@ class QuantizedModel(nn.Module):
         rounding = Rounding()
         for i, layer in enumerate(model.layers):
             quantize_module(layer, formats.bind_layer(i, len(model.layers)), rounding)
-        self.last = RowsLayer(cast(Layer, model.layers[-1]))
-        model.layers[-1] = self.last
+        self.last_layer = RowsLayer(cast(Layer, model.layers[-1]))
+        model.layers[-1] = self.last_layer
         self.model = model
 
     def forward(
@@ -103,41 +107,48 @@ class QuantizedModel(nn.Module):
 
 
 class QuantizedBackend:
-    """Runs a `QuantizedModel` as a backend that `compare` takes. torch: the backend that runs it."""
+    """Runs a `QuantizedModel` as a backend, which `compare` can take. torch: the `TorchBackend` that runs the model."""
 
     name = "quantized in torch"
 
     def __init__(self, source: Checkpoint, contract: Contract, formats: OrtFormats) -> None:
-        made = QuantizedModel(source, formats)
-        model = cast(Transformer, made)  # it has all methods that a backend calls
-        self.torch, self.contract = TorchBackend(model, contract, barred=source.list_missing_ids()), contract
-        self._last = made.last
+        model = QuantizedModel(source, formats)
+        transformer = cast(Transformer, model)  # it has all methods that a backend calls
+        self.torch, self.contract = TorchBackend(transformer, contract, barred=source.list_missing_ids()), contract
+        self._last_layer = model.last_layer
 
     def read_cache(self) -> Floats:
-        """Returns the KV cache, keys and values in turn. [2 * layers, batch, kv_heads, capacity, head_dim]"""
-        kept = self.torch.cache
-        if kept is None:
+        """Returns the KV cache, keys and values in turn. fp32 [2 * layers, batch, kv_heads, capacity, head_dim]
+
+        Without a KV cache the array is empty.
+        """
+        cache = self.torch.cache
+        if cache is None:
             return np.zeros(0, np.float32)
-        parts = [part for pair in zip(kept.keys, kept.values, strict=True) for part in pair]
+        parts = [part for pair in zip(cache.keys, cache.values, strict=True) for part in pair]
         return torch.stack(parts).numpy()
 
     def open(self, batch: int, capacity: int) -> None:
         self.torch.open(batch, capacity)
 
     def forward(self, forward: Forward) -> Proposal:
-        self._last.rows = torch.from_numpy(forward.rows)
+        self._last_layer.rows = torch.from_numpy(forward.rows)
         return self.torch.forward(forward)
 
     def keep(self, rows: NDArray[np.int64]) -> None:
         self.torch.keep(rows)
 
 
-def compute_whole_bound(lost: float) -> float:
-    """Returns how far, in nats, an engine's log-probabilities may be from the unquantized model (`compare`).
+def compute_whole_bound(quantization_error: float) -> float:
+    """Returns the bound, in nats, on how far an engine's log-probabilities may be from the unquantized model's.
 
-    That is twice `lost`, the distance of its arithmetic in PyTorch from the model: by the triangle inequality, an
-    engine may then be as far from that arithmetic as that is from the model. Less would not do: in a deep model, one
-    activation that rounds to the other value changes more activations in every later layer, until the errors of engine
-    and arithmetic have only their size in common.
+    The bound is twice the quantization error, but at least that of fp32. It leaves an engine as much room for a
+    distance from the quantized arithmetic in PyTorch as that arithmetic itself has from the model. Less room would
+    refuse correct engines of deep models: one activation that is rounded to the other value changes more of them in
+    every later layer, until the errors of the engine and of the arithmetic are alike in size only.
+
+    Args:
+        quantization_error: largest difference, in nats, of a top-1 token's log-probability between the quantized
+            arithmetic in PyTorch (`QuantizedBackend`) and the unquantized model, as `compare` measures it.
     """
-    return max(PRECISIONS["fp32"].log_prob, 2 * lost)
+    return max(PRECISIONS["fp32"].log_prob, 2 * quantization_error)

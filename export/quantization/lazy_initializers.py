@@ -1,4 +1,4 @@
-"""Makes initializers from a weight only when they are written, so that an export never holds the model."""
+"""Makes a weight's initializers only when they are written, so that an export never holds the whole model in memory."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from numpy.typing import NDArray
 Arrays = Mapping[str, NDArray[Any]]
 
 
-class PartsOf:
-    """Makes the parts that a weight is stored in, all together when one of them is written.
+class WeightParts:
+    """Makes the parts that a weight is stored in, such as values and scales, all when the first of them is written.
 
-    make: returns the parts by name, the largest first. The largest is never kept; the others are kept until they are
-    written, a little later.
+    name: the weight's name. make: returns the parts by name, the largest first. The largest part is never kept in
+    memory; the others are kept until they are written, a little later.
     """
 
     def __init__(self, name: str, make: Callable[[], Arrays]) -> None:
         self.name, self._make = name, make
-        self._kept: dict[str, NDArray[Any]] = {}
+        self._unwritten: dict[str, NDArray[Any]] = {}
 
     def add(self, graph: ir.Graph, part: str, dtype: Any, shape: Sequence[int]) -> ir.Value:
         """Adds a part to the graph as the initializer `WEIGHT.PART`; returns the initializer."""
@@ -30,16 +30,16 @@ class PartsOf:
         return add_initializer(graph, name, ir.LazyTensor(partial(self._read, part), kind, ir.Shape(shape), name=name))
 
     def _read(self, part: str) -> ir.TensorProtocol:
-        if part in self._kept:
-            return ir.Tensor(self._kept.pop(part))
+        if part in self._unwritten:
+            return ir.Tensor(self._unwritten.pop(part))
         parts = self._make()
         largest = next(iter(parts))
-        self._kept = {name: parts[name] for name in parts if name not in (largest, part)}
+        self._unwritten = {name: parts[name] for name in parts if name not in (largest, part)}
         return ir.Tensor(parts[part])
 
 
-class Quantized(PartsOf):
-    """Makes the parts of a weight that is rounded. quantize: maps its numbers, fp32 in its shape, to its parts."""
+class QuantizedParts(WeightParts):
+    """Makes the parts of a weight that is quantized. quantize: maps its numbers, fp32 in its shape, to its parts."""
 
     def __init__(self, weight: ir.Value, quantize: Callable[[NDArray[np.float32]], Arrays]) -> None:
         content = weight.const_value

@@ -1,7 +1,8 @@
 """Implements int4 of the `ort` dialect: weights in blocks of inputs, activations in int8 per row and block.
 
-A product becomes `com.microsoft.MatMulNBits` at its accuracy level 4. A block has a scale and a zero point, so that its
-16 levels span exactly its weights and zero. A weight takes 5.125 bits: 4, and its share of 36 per block of 32.
+A product becomes `com.microsoft.MatMulNBits` at its accuracy level 4, which quantizes activations. Every block has a
+scale and a zero point of its own, so that its 16 levels span exactly its weights and zero. A weight takes 5.125 bits: 4
+for its value, and 1/32 of the 36 bits for scale and zero point of its block of 32.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from torch import Tensor, nn
 
 from runtime.errors import NumericalError
 
-from .lazy_initializers import Quantized
+from .lazy_initializers import QuantizedParts
 from .ort_int8 import DOMAIN
 
 BLOCK = 32  # inputs per scale
 LARGEST = 15  # largest stored value
 STEPS = 127  # quantization steps in the largest |activation| of a row and block; int8 without -128
-ROWS = 1024  # rows quantized at a time, so that a large weight takes no second copy in fp32
+ROWS = 1024  # rows quantized at a time, so that a large weight needs no second copy in fp32
 Bytes = NDArray[np.uint8]
 
 
@@ -43,13 +44,16 @@ def quantize(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], B
         part = slice(first, first + ROWS)
         padded = np.zeros((len(scale[part]), blocks * BLOCK), np.float32)
         padded[:, :inputs] = weight[part]
-        steps, scale[part], zeros = round_to_nearest(padded.reshape(-1, blocks, BLOCK))
-        values[part], zero[part] = pack_pairs(steps), pack_pairs(zeros)
+        levels, scale[part], zero_levels = round_to_nearest(padded.reshape(-1, blocks, BLOCK))
+        values[part], zero[part] = pack_pairs(levels), pack_pairs(zero_levels)
     return values, scale, zero
 
 
 def round_to_nearest(weight: NDArray[np.float32]) -> tuple[Bytes, NDArray[np.float32], Bytes]:
-    """Returns values [out, blocks, BLOCK], scales and zero points [out, blocks], one per byte."""
+    """Returns values uint8 [out, blocks, BLOCK], scales fp32 and zero points uint8 [out, blocks], none of them packed.
+
+    weight [out, blocks, BLOCK]. Raises NumericalError if a weight is not a finite number.
+    """
     low, high = weight.min(-1).clip(max=0), weight.max(-1).clip(min=0)
     if not (np.isfinite(low) & np.isfinite(high)).all():
         raise NumericalError("a weight is not a finite number, so it has no int4; export it to fp32 to see which")
@@ -81,22 +85,25 @@ def dequantize(values: Bytes, scale: NDArray[np.float32], zero: Bytes) -> NDArra
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
-    """Adds initializers of a weight's values, scales and zero points, see `quantize`. axis: that of the outputs."""
+    """Adds initializers of a weight's values, scales and zero points, see `quantize`; returns them.
 
-    def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+    axis: the weight's axis of outputs.
+    """
+
+    def make_parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         return dict(zip(("int4", "scale", "zero"), quantize(numbers if axis == 0 else numbers.T), strict=True))
 
-    made = Quantized(weight, parts)
-    outputs, blocks = made.shape[axis], -(-made.shape[1 - axis] // BLOCK)
+    parts = QuantizedParts(weight, make_parts)
+    outputs, blocks = parts.shape[axis], -(-parts.shape[1 - axis] // BLOCK)
     return (
-        made.add(graph, "int4", np.uint8, (outputs, blocks, BLOCK // 2)),
-        made.add(graph, "scale", np.float32, (outputs, blocks)),
-        made.add(graph, "zero", np.uint8, (outputs, -(-blocks // 2))),
+        parts.add(graph, "int4", np.uint8, (outputs, blocks, BLOCK // 2)),
+        parts.add(graph, "scale", np.float32, (outputs, blocks)),
+        parts.add(graph, "zero", np.uint8, (outputs, -(-blocks // 2))),
     )
 
 
 def make_product_nodes(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
-    """Returns the node that replaces MatMul (weight [in, out])."""
+    """Returns the node that replaces MatMul (weight [in, out]). stored: the initializers that `store` added."""
     weight = node.inputs[1]
     if node.op_type != "MatMul" or weight is None or weight.const_value is None:
         raise AssertionError(f"{node} is not a product with a weight [in, out]")
@@ -118,7 +125,7 @@ class Int4Linear(nn.Module):
 
 
 def round_activations(x: Tensor, block: int = BLOCK) -> Tensor:
-    """Rounds x [..., blocks * block] to multiples of a step, which is 1/127 of the largest |x| of a row's block."""
+    """Rounds x [..., blocks * block] to multiples of a step: 1/127 of the largest |x| in a row's block."""
     blocks = x.reshape(*x.shape[:-1], -1, block)
     largest = blocks.abs().amax(-1, keepdim=True)
     steps: Tensor = (blocks * (STEPS / torch.where(largest == 0, 1.0, largest))).round()

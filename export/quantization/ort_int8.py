@@ -18,12 +18,12 @@ from torch import Tensor, nn
 
 from runtime.errors import NumericalError
 
-from .lazy_initializers import Quantized
+from .lazy_initializers import QuantizedParts
 
 DOMAIN = "com.microsoft"
 LARGEST = 127  # -128 is left out, so that the range is symmetric
 STEPS = 255  # quantization steps in an activation's range (uint8)
-ROWS = 4096  # rows quantized at a time, so that a large table takes no second copy in fp32
+ROWS = 4096  # rows quantized at a time, so that a large table needs no second copy in fp32
 
 
 def quantize(weight: NDArray[np.float32], axis: int) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
@@ -51,24 +51,30 @@ def dequantize(values: NDArray[np.int8], scale: NDArray[np.float32], axis: int) 
 
 
 def store(graph: ir.Graph, weight: ir.Value, axis: int) -> tuple[ir.Value, ...]:
-    """Adds initializers of a weight's int8 values [rows, columns] and fp32 scales [its length along `axis`]."""
+    """Adds initializers of a weight's int8 values [rows, columns] and fp32 scales [its length along `axis`].
 
-    def parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
+    Returns them. axis: the weight's axis of channels.
+    """
+
+    def make_parts(numbers: NDArray[np.float32]) -> Mapping[str, NDArray[Any]]:
         return dict(zip(("int8", "scale"), quantize(numbers, axis), strict=True))
 
-    made = Quantized(weight, parts)
-    shape = made.shape
-    return made.add(graph, "int8", np.int8, shape), made.add(graph, "scale", np.float32, shape[axis : axis + 1])
+    parts = QuantizedParts(weight, make_parts)
+    shape = parts.shape
+    return parts.add(graph, "int8", np.int8, shape), parts.add(graph, "scale", np.float32, shape[axis : axis + 1])
 
 
 def make_product_nodes(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
-    """Returns the nodes that replace MatMul (weight [in, out]), or Gemm (weight [out, in], and a bias)."""
+    """Returns the nodes that replace MatMul (weight [in, out]), or Gemm (weight [out, in], and a bias).
+
+    stored: the initializers that `store` added.
+    """
     values, scale = stored
     before: list[ir.Node] = []
     bias = None
     if node.op_type == "Gemm":
         bias = node.inputs[2] if len(node.inputs) > 2 else None
-        # ONNX Runtime does this once, when it loads the model.
+        # ONNX Runtime transposes once, when it loads the model.
         before.append(ir.node("Transpose", [values], {"perm": [1, 0]}))
         values = before[0].outputs[0]
     inputs = [node.inputs[0], values, scale, None, bias]
@@ -76,7 +82,10 @@ def make_product_nodes(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir
 
 
 def make_lookup_nodes(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.Node]:
-    """Returns the nodes that replace Gather on the rows of an embedding [vocab, hidden]."""
+    """Returns the nodes that replace Gather on the rows of an embedding [vocab, hidden].
+
+    stored: the initializers that `store` added.
+    """
     (values, scale), ids = stored, node.inputs[1]  # [batch, width]
     rows = ir.node("Gather", [values, ids])  # int8 [batch, width, hidden]
     wide = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT.value})
@@ -87,7 +96,7 @@ def make_lookup_nodes(node: ir.Node, stored: Sequence[ir.Value]) -> Sequence[ir.
 
 
 def restore_rows(rows: Tensor) -> Tensor:
-    """Returns embedding rows [n, hidden] with the numbers that an int8 table of them gives back, fp32."""
+    """Quantizes embedding rows [n, hidden] to int8 and returns the dequantized rows, fp32 [n, hidden]."""
     return torch.from_numpy(dequantize(*quantize(rows.float().numpy(), 0), 0))
 
 
@@ -98,19 +107,20 @@ class Int8Linear(nn.Module):
         super().__init__()
         values, scale = quantize(weight.float().numpy(), 0)
         self.values, self.scale, self.bias = torch.from_numpy(values).float(), torch.from_numpy(scale), bias
-        self.rounded: Callable[[Tensor], tuple[Tensor, Tensor]] = round_activations
+        self.round_activations: Callable[[Tensor], tuple[Tensor, Tensor]] = round_activations
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps x fp32 [..., in] to fp32 [..., out]."""
-        whole, step = self.rounded(x)
-        y: Tensor = F.linear(whole, self.values) * (step * self.scale)
+        steps, step = self.round_activations(x)
+        y: Tensor = F.linear(steps, self.values) * (step * self.scale)
         return y if self.bias is None else y + self.bias
 
 
 def round_activations(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Returns x in whole quantization steps, fp32, and the step, fp32 []: DynamicQuantizeLinear without its zero point.
+    """Returns x as whole numbers of quantization steps, fp32, and the size of a step, fp32 [].
 
-    The 256 levels span the range of the whole tensor and zero, so a row's numbers depend on the other rows.
+    Rounds as DynamicQuantizeLinear does, and then subtracts its zero point. The 256 levels span the range of the whole
+    tensor and zero, so a row's numbers depend on the other rows.
     """
     low, high = x.min().clamp(max=0), x.max().clamp(min=0)
     step = (high - low) / STEPS
@@ -120,7 +130,7 @@ def round_activations(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class Rounding:
-    """Calls `round_activations` once for an input that several products take: keeps the last input and its result."""
+    """Calls `round_activations` only once for an input of several products: keeps the latest input and its result."""
 
     def __init__(self) -> None:
         self._latest: tuple[Tensor, tuple[Tensor, Tensor]] | None = None

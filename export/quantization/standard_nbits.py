@@ -1,7 +1,8 @@
-"""Quantizes the weights of a `standard` graph with `com.microsoft.MatMulNBits`, which both CUDA and the CPU have.
+"""Quantizes a `standard` graph's weights for `com.microsoft.MatMulNBits`, which ONNX Runtime has on CUDA and CPUs.
 
-The numbers are those of TensorRT's graphs in the same precision (`trt_formats`): symmetric, with fp16 scales, and
-multiplied in fp16. Activations are not rounded, so the reference is PyTorch's model with these numbers.
+The quantized numbers are those of TensorRT's graphs in the same precision (`trt_formats`): symmetric, with fp16 scales.
+Products are computed in fp16. Activations are not quantized, so the reference is PyTorch's model with the dequantized
+weights.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from export.graph.lazy_weights import list_sources
 
-from .lazy_initializers import Quantized
+from .lazy_initializers import QuantizedParts
 from .ort_int4 import pack_pairs
 from .ort_int8 import DOMAIN
 from .own_codes import OwnCodes
@@ -23,46 +24,47 @@ from .trt_formats import TRT_FORMATS, StoredWeight, WeightArray
 from .trt_qdq import find_products
 
 BITS = {"int8": 8, "int4": 4}  # bits per value, by the format's name
-BLOCK = 32  # inputs per block, for formats with one scale per output: the operator has only scales per block
+BLOCK = 32  # inputs per block if the format has one scale per output, which is then repeated for each block
 
 
 def quantize_for_nbits(model: ir.Model, name: str, own: Mapping[str, OwnCodes] | None = None) -> None:
     """Stores the layers' weights of a traced fp16 graph in the format `name` of `BITS`, in place.
 
-    A weight whose inputs no block size divides stays as it is, as in TensorRT's graphs. own: as in `quantize_for_trt`.
+    A weight stays in fp16 if no block size of the format divides its number of inputs, as in TensorRT's graphs. own: as
+    in `quantize_for_trt`.
     """
     model.opset_imports[DOMAIN] = 1
-    chosen, bits = TRT_FORMATS[name], BITS[name]
+    weight_format, bits = TRT_FORMATS[name], BITS[name]
     for node in [*find_products(model)]:
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
             raise AssertionError(f"{node.name} has no weight")
         if own is not None:
             if codes := own.get(list_sources(str(weight.name), ())[0]):
-                stored = codes.store(model.graph, weight, 1, np.float16)
-                replace_product(model.graph, node, codes.make_product(node, stored, rounded_activations=False))
+                initializers = codes.store(model.graph, weight, 1, np.float16)
+                replace_product(model.graph, node, codes.make_product(node, initializers, round_activations=False))
             continue
         inputs, outputs = weight.const_value.shape.numpy()
-        stored_block = chosen.choose_block(inputs)
-        if stored_block is None:
+        format_block = weight_format.choose_block(inputs)
+        if format_block is None:
             continue
-        block = stored_block or BLOCK
+        block = format_block or BLOCK
 
-        def parts(
-            numbers: WeightArray, stored_block: int = stored_block, block: int = block
+        def make_parts(
+            numbers: WeightArray, format_block: int = format_block, block: int = block
         ) -> dict[str, NDArray[Any]]:
-            return make_arrays(chosen.quantize(numbers, stored_block), bits, block)
+            return make_arrays(weight_format.quantize(numbers, format_block), bits, block)
 
-        made, blocks = Quantized(weight, parts), -(-inputs // block)
-        values = made.add(model.graph, name, np.uint8, (outputs, blocks, block * bits // 8))
-        scale = made.add(model.graph, "scale", np.float16, (outputs, blocks))
+        parts, blocks = QuantizedParts(weight, make_parts), -(-inputs // block)
+        values = parts.add(model.graph, name, np.uint8, (outputs, blocks, block * bits // 8))
+        scale = parts.add(model.graph, "scale", np.float16, (outputs, blocks))
         sizes = {"K": inputs, "N": outputs, "bits": bits, "block_size": block}
-        new = ir.node("MatMulNBits", [node.inputs[0], values, scale], sizes, domain=DOMAIN)
-        replace_product(model.graph, node, [new])
+        product = ir.node("MatMulNBits", [node.inputs[0], values, scale], sizes, domain=DOMAIN)
+        replace_product(model.graph, node, [product])
 
 
 def replace_product(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> None:
-    """Replaces a product by nodes that hold its weight in another form, and removes the weight."""
+    """Replaces a product by nodes that take its weight in another form, and removes the weight's fp16 initializer."""
     weight = node.inputs[1]
     ir.convenience.replace_nodes_and_values(graph, node, [node], new, node.outputs, new[-1].outputs)
     if weight is not None:
@@ -70,16 +72,17 @@ def replace_product(graph: ir.Graph, node: ir.Node, new: Sequence[ir.Node]) -> N
 
 
 def make_arrays(stored: StoredWeight, bits: int, block: int) -> dict[str, NDArray[Any]]:
-    """Returns a weight as the operator takes it: values uint8 [out, blocks, bytes], scales fp16 [out, blocks].
+    """Returns a weight's arrays for `MatMulNBits`: values uint8 [out, blocks, bytes], scales fp16 [out, blocks].
 
-    Values are shifted by half their range, the operator's default zero point.
+    Each value is shifted by half the range, which is the zero point that the operator assumes if none is given. The
+    last block is padded with zero points.
     """
-    values, half = stored.values.astype(np.int16).T, 1 << (bits - 1)  # [out, in]
+    values, zero_point = stored.values.astype(np.int16).T, 1 << (bits - 1)  # [out, in]
     outputs, inputs = values.shape
     blocks = -(-inputs // block)
-    padded = np.full((outputs, blocks * block), half, np.uint8)
-    padded[:, :inputs] = (values + half).astype(np.uint8)
-    in_blocks = padded.reshape(outputs, blocks, block)
+    padded = np.full((outputs, blocks * block), zero_point, np.uint8)
+    padded[:, :inputs] = (values + zero_point).astype(np.uint8)
+    by_block = padded.reshape(outputs, blocks, block)
     scale = stored.scale.T if stored.block else np.repeat(stored.scale[:, None], blocks, axis=1)
-    packed = in_blocks if bits == 8 else pack_pairs(in_blocks)
+    packed = by_block if bits == 8 else pack_pairs(by_block)
     return {f"int{bits}": packed, "scale": np.ascontiguousarray(scale, np.float16)}

@@ -1,4 +1,4 @@
-"""Makes a checkpoint of the numbers that a graph with quantized weights computes with, for comparison in PyTorch."""
+"""Makes a checkpoint with the dequantized weights of a quantized graph, for comparisons in PyTorch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LAYERS = "layers."  # prefix of the names of quantized weights
 
 @dataclass(frozen=True, slots=True)
 class StoredWeights(Mapping[str, Tensor]):
-    """Maps names to weights, the layers' matrices rounded to a format; each is made when requested and not kept.
+    """Maps names to weights, with the layers' matrices rounded to a format; computes each on request and keeps none.
 
-    own: whether the graph stores the numbers of an already quantized directory (GPTQ, AWQ), which are rounded to fp16
-    and not quantized again.
+    weights: the checkpoint's. own: whether the graph stores the numbers of an already quantized directory (GPTQ, AWQ),
+    which are rounded to fp16 and not quantized again.
     """
 
     weights: Mapping[str, Tensor]
@@ -38,9 +38,9 @@ class StoredWeights(Mapping[str, Tensor]):
         block = self.format.choose_block(weight.shape[1])
         if block is None:
             return weight
-        numbers = weight.half().float().numpy().T  # [in, out], in fp16 as in the graph before it is quantized
-        dense = self.format.quantize(numbers, block).dequantize()
-        return torch.from_numpy(np.ascontiguousarray(dense.T.astype(np.float32)))
+        fp16_weight = weight.half().float().numpy().T  # [in, out], in fp16 as in the graph before it is quantized
+        dequantized = self.format.quantize(fp16_weight, block).dequantize()
+        return torch.from_numpy(np.ascontiguousarray(dequantized.T.astype(np.float32)))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.weights)
@@ -50,6 +50,6 @@ class StoredWeights(Mapping[str, Tensor]):
 
 
 def replace_by_stored_weights(source: Checkpoint, name: str) -> Checkpoint:
-    """Returns the checkpoint with its layers' weights as the format `name` of `TRT_FORMATS` stores them."""
+    """Returns the checkpoint with its layers' weights rounded as the format `name` of `TRT_FORMATS` stores them."""
     own = name == "int4" and is_quantized(source)
     return replace(source, weights=StoredWeights(source.weights, TRT_FORMATS[name], own))

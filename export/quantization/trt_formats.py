@@ -1,4 +1,4 @@
-"""Quantizes weights for TensorRT, in numpy: the reference for what a quantized graph holds.
+"""Quantizes weights for TensorRT, in numpy; defines the numbers that a quantized graph holds.
 
 Every format is symmetric, without zero points, as TensorRT requires. Weights are [in, out], as MatMul takes them.
 """
@@ -22,10 +22,13 @@ FP4_LARGEST, FP8_LARGEST = 6.0, 448.0  # largest numbers of e2m1 and e4m3
 
 @dataclass(frozen=True, slots=True)
 class StoredWeight:
-    """Holds a weight as a graph stores it. Its numbers are `values * scale`; if there is `over`, `scale * over` scales.
+    """Holds a weight as a graph stores it: its numbers are `values * scale`, or `values * scale * over`.
 
-    values [in, out]; scale fp16 [out]. With blocks of `block` inputs, scale is [in / block, out]: fp16, or e4m3 if
-    there is an fp32 scalar `over`.
+    Attributes:
+        values: the quantized values, [in, out].
+        scale: fp16 [out]; with blocks [in / block, out], fp16, or e4m3 if there is `over`.
+        block: inputs per block; 0 for one scale per output.
+        over: scale of the scales, fp32 []; None if they have none.
     """
 
     values: NDArray[Any]
@@ -36,8 +39,8 @@ class StoredWeight:
     def dequantize(self) -> NDArray[np.float16]:
         """Returns the dequantized weight, as a graph computes it. [in, out]"""
         if self.over is not None:
-            wide = self.scale.astype(np.float32) * self.over  # [in / block, out]
-            product = self.values.astype(np.float32) * np.repeat(wide, self.block, axis=0)
+            block_scale = self.scale.astype(np.float32) * self.over  # [in / block, out]
+            product = self.values.astype(np.float32) * np.repeat(block_scale, self.block, axis=0)
             return product.astype(np.float16)
         scale = np.repeat(self.scale, self.block, axis=0) if self.block else self.scale
         return (self.values.astype(np.float32) * scale.astype(np.float32)).astype(np.float16)
@@ -45,11 +48,17 @@ class StoredWeight:
 
 @dataclass(frozen=True, slots=True)
 class TrtFormat:
-    """Describes a way to store weights.
+    """Describes a format of weights.
 
-    values, scale: their types in `StoredWeight`; opset: the first ONNX opset that has these types; blocks: numbers of
-    inputs that a block may have, of which the first that divides a weight's inputs is used, empty for one scale per
-    output; over: whether the scales have a common fp32 scale.
+    Attributes:
+        name: the format's name, which is also a precision's.
+        opset: the first ONNX opset that has its types.
+        values: type of `StoredWeight.values`.
+        scale: type of `StoredWeight.scale`.
+        blocks: sizes that a block may have, in inputs; the first that divides a weight's inputs is used. Empty for one
+            scale per output.
+        over: whether the scales have a common fp32 scale.
+        quantize: quantizes a weight, fp32 [in, out], in blocks of so many inputs, 0 without blocks.
     """
 
     name: str
@@ -61,7 +70,7 @@ class TrtFormat:
     quantize: Callable[[WeightArray, int], StoredWeight]
 
     def choose_block(self, inputs: int) -> int | None:
-        """Returns the block size for a weight of so many inputs, 0 without blocks; None if none divides them."""
+        """Returns the block size for a weight with so many inputs: 0 without blocks, None if no size divides them."""
         if not self.blocks:
             return 0
         return next((block for block in self.blocks if inputs % block == 0), None)
@@ -83,20 +92,20 @@ def quantize_to_int4(weight: WeightArray, block: int) -> StoredWeight:
 def quantize_to_fp8(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes to e4m3, one scale per output."""
     scale = compute_scales(find_largest(weight), FP8_LARGEST)
-    narrow = np.clip(weight / scale.astype(np.float32), -FP8_LARGEST, FP8_LARGEST)
-    return StoredWeight(narrow.astype(ml_dtypes.float8_e4m3fn), scale)
+    quotient = np.clip(weight / scale.astype(np.float32), -FP8_LARGEST, FP8_LARGEST)
+    return StoredWeight(quotient.astype(ml_dtypes.float8_e4m3fn), scale)
 
 
 def quantize_to_nvfp4(weight: WeightArray, block: int) -> StoredWeight:
     """Quantizes to e2m1 in blocks of 16 inputs with e4m3 scales, which one fp32 scale brings into e4m3's range."""
-    tops = find_largest(split_blocks(weight, block))  # [in / block, out]
-    over = np.float32(max(tops.max() / (FP4_LARGEST * FP8_LARGEST), np.finfo(np.float32).tiny))
-    scale = (tops / FP4_LARGEST / over).astype(ml_dtypes.float8_e4m3fn)
-    wide = scale.astype(np.float32)
-    wide[wide == 0] = 1  # a block whose scale rounds to zero
-    narrow = weight / np.repeat(wide * over, block, axis=0)
-    values = np.clip(narrow, -FP4_LARGEST, FP4_LARGEST).astype(ml_dtypes.float4_e2m1fn)
-    return StoredWeight(values, wide.astype(ml_dtypes.float8_e4m3fn), block, np.asarray(over))
+    largest = find_largest(split_blocks(weight, block))  # [in / block, out]
+    over = np.float32(max(largest.max() / (FP4_LARGEST * FP8_LARGEST), np.finfo(np.float32).tiny))
+    scale = (largest / FP4_LARGEST / over).astype(ml_dtypes.float8_e4m3fn)
+    stored_scale = scale.astype(np.float32)  # as rounded to e4m3
+    stored_scale[stored_scale == 0] = 1  # a block whose scale rounds to zero
+    quotient = weight / np.repeat(stored_scale * over, block, axis=0)
+    values = np.clip(quotient, -FP4_LARGEST, FP4_LARGEST).astype(ml_dtypes.float4_e2m1fn)
+    return StoredWeight(values, stored_scale.astype(ml_dtypes.float8_e4m3fn), block, np.asarray(over))
 
 
 TRT_FORMATS = {
@@ -117,13 +126,16 @@ def split_blocks(weight: WeightArray, block: int) -> WeightArray:
 
 def find_largest(weight: WeightArray) -> WeightArray:
     """Returns the largest |w| per column of the last two axes. Raises NumericalError if one is not a finite number."""
-    top: WeightArray = np.abs(weight).max(axis=-2)
-    if not np.isfinite(top).all():
+    largest: WeightArray = np.abs(weight).max(axis=-2)
+    if not np.isfinite(largest).all():
         raise NumericalError("a weight is not a finite number, so it cannot be quantized; export it to fp16 instead")
-    return top
+    return largest
 
 
-def compute_scales(top: WeightArray, most: float) -> NDArray[np.float16]:
-    """Returns scales that store `top` as `most`; already fp16, since values are divided by the stored scales."""
-    scale: NDArray[np.float16] = np.maximum(top / most, SMALLEST).astype(np.float16)
+def compute_scales(largest: WeightArray, largest_value: float) -> NDArray[np.float16]:
+    """Returns the scales with which the weights `largest` are stored as `largest_value`.
+
+    They are rounded to fp16 here already, since weights must be divided by the scales that are stored.
+    """
+    scale: NDArray[np.float16] = np.maximum(largest / largest_value, SMALLEST).astype(np.float16)
     return scale

@@ -1,6 +1,8 @@
-"""Quantizes matrix products in standard ONNX: weights by DequantizeLinear, calibrated activations by Q and DQ nodes.
+"""Quantizes matrix products in standard ONNX, as TensorRT reads it.
 
-Only the layers' products are quantized. Embedding and head stay as they are, since a tied head is also the embedding.
+A weight is stored quantized and followed by DequantizeLinear (DQ). A calibrated activation passes through
+QuantizeLinear and DequantizeLinear (Q and DQ). Only the layers' products are quantized. Embedding and head stay as they
+are, since a tied head is also the embedding.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 
 from export.graph.lazy_weights import list_sources
 
-from .lazy_initializers import PartsOf, Quantized, add_initializer
+from .lazy_initializers import QuantizedParts, WeightParts, add_initializer
 from .own_codes import OwnCodes
 from .trt_formats import SMALLEST, TRT_FORMATS, TrtFormat
 
@@ -23,34 +25,40 @@ from .trt_formats import SMALLEST, TRT_FORMATS, TrtFormat
 def quantize_for_trt(
     model: ir.Model, name: str, dense: bool = False, own: Mapping[str, OwnCodes] | None = None
 ) -> None:
-    """Stores the layers' weights of a traced fp16 graph in the format `name`, in place.
+    """Stores the layers' weights of a traced fp16 graph in the format `name` of `TRT_FORMATS`, in place.
 
-    A weight whose inputs no block size divides stays as it is. dense: makes the dequantized graph instead, its weights
-    rounded to the format but stored in fp16, for engines that lack the format. own: how a directory's quantized weights
-    are stored, by the checkpoint's names; if given, other weights stay as they are.
+    A weight stays in fp16 if no block size of the format divides its number of inputs.
+
+    Args:
+        model: the graph.
+        name: the format's name.
+        dense: whether to make the dequantized graph instead, for engines that lack the format: weights are rounded to
+            the format and stored in fp16.
+        own: how the weights that a directory holds quantized are stored, by the checkpoint's names; the other weights
+            then stay in fp16. None to quantize the layers' weights.
     """
-    chosen = TRT_FORMATS[name]
+    weight_format = TRT_FORMATS[name]
     for node in [*find_products(model)]:
         weight = node.inputs[1]
         if weight is None or weight.const_value is None:
             raise AssertionError(f"{node.name} has no weight")
         if own is not None:
             codes = own.get(list_sources(str(weight.name), ())[0])
-            if codes is not None and not dense:  # dense: the weights are these numbers already
-                store_own(model.graph, node, weight, codes)
+            if codes is not None and not dense:  # a dense graph's weights have these numbers already
+                replace_by_own_codes(model.graph, node, weight, codes)
             continue
-        block = chosen.choose_block(weight.const_value.shape.numpy()[0])
+        block = weight_format.choose_block(weight.const_value.shape.numpy()[0])
         if block is None:
             continue
         if dense:
-            content = partial(dequantize_weight, weight.const_value, chosen, block)
+            content = partial(dequantize_weight, weight.const_value, weight_format, block)
             shape = ir.Shape(weight.const_value.shape.numpy())
             weight.const_value = ir.LazyTensor(content, ir.DataType.FLOAT16, shape, name=weight.name)
         else:
-            node.replace_input_with(1, insert_dequantization(model.graph, node, weight, chosen, block))
+            node.replace_input_with(1, insert_dequantization(model.graph, node, weight, weight_format, block))
             del model.graph.initializers[str(weight.name)]
     # Operators of the graph's older opset mean the same in the newer one.
-    model.opset_imports[""] = max(model.opset_imports[""], chosen.opset)
+    model.opset_imports[""] = max(model.opset_imports[""], weight_format.opset)
 
 
 def find_products(model: ir.Model) -> Iterator[ir.Node]:
@@ -61,51 +69,54 @@ def find_products(model: ir.Model) -> Iterator[ir.Node]:
             yield node
 
 
-def store_own(graph: ir.Graph, node: ir.Node, weight: ir.Value, codes: OwnCodes) -> None:
-    """Makes a product take a directory's own numbers by DequantizeLinear, its inputs gathered in the groups' order."""
+def replace_by_own_codes(graph: ir.Graph, node: ir.Node, weight: ir.Value, codes: OwnCodes) -> None:
+    """Makes a product take a directory's own quantized numbers, through DequantizeLinear.
+
+    If the weight's inputs are not in the order of their groups, the product's input is gathered in that order first.
+    """
     if codes.order is not None:
         gathered = ir.node("Gather", [node.inputs[0], codes.add_order(graph, weight)], {"axis": -1})
         graph.insert_before(node, gathered)
         node.replace_input_with(0, gathered.outputs[0])
-    made, (outputs, inputs), int4 = (
-        PartsOf(str(weight.name), codes.make_symmetric_arrays),
-        codes.shape,
-        TRT_FORMATS["int4"],
-    )
-    values = made.add(graph, "values", int4.values, [inputs, outputs])
-    scale = made.add(graph, "scale", int4.scale, [inputs // codes.block, outputs])
-    wide = ir.node("DequantizeLinear", [values, scale], {"axis": 0, "block_size": codes.block})
-    graph.insert_before(node, wide)
-    node.replace_input_with(1, wide.outputs[0])
+    parts = WeightParts(str(weight.name), codes.make_symmetric_arrays)
+    (outputs, inputs), int4 = codes.shape, TRT_FORMATS["int4"]
+    values = parts.add(graph, "values", int4.values, [inputs, outputs])
+    scale = parts.add(graph, "scale", int4.scale, [inputs // codes.block, outputs])
+    dequantization = ir.node("DequantizeLinear", [values, scale], {"axis": 0, "block_size": codes.block})
+    graph.insert_before(node, dequantization)
+    node.replace_input_with(1, dequantization.outputs[0])
     del graph.initializers[str(weight.name)]
 
 
-def dequantize_weight(weight: ir.TensorProtocol, chosen: TrtFormat, block: int) -> ir.TensorProtocol:
-    """Returns the dequantized weight, fp16 [in, out]."""
-    return ir.Tensor(chosen.quantize(weight.numpy().astype(np.float32), block).dequantize())
+def dequantize_weight(weight: ir.TensorProtocol, weight_format: TrtFormat, block: int) -> ir.TensorProtocol:
+    """Quantizes a weight [in, out] and returns the dequantized weight, fp16 [in, out]."""
+    return ir.Tensor(weight_format.quantize(weight.numpy().astype(np.float32), block).dequantize())
 
 
 def insert_dequantization(
-    graph: ir.Graph, before: ir.Node, weight: ir.Value, chosen: TrtFormat, block: int
+    graph: ir.Graph, before: ir.Node, weight: ir.Value, weight_format: TrtFormat, block: int
 ) -> ir.Value:
-    """Inserts, before a node, nodes that dequantize a stored weight; returns the dequantized value, fp16 [in, out]."""
+    """Stores a weight quantized and inserts, before a node, the nodes that dequantize it.
 
-    def parts(numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        stored = chosen.quantize(numbers, block)
+    Returns the dequantized value, fp16 [in, out].
+    """
+
+    def make_parts(numbers: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        stored = weight_format.quantize(numbers, block)
         over = {} if stored.over is None else {"over": stored.over}
         return {"values": stored.values, "scale": stored.scale, **over}
 
-    made = Quantized(weight, parts)
-    inputs, outputs = made.shape
-    values = made.add(graph, "values", chosen.values, [inputs, outputs])
-    scale = made.add(graph, "scale", chosen.scale, [inputs // block, outputs] if block else [outputs])
+    parts = QuantizedParts(weight, make_parts)
+    inputs, outputs = parts.shape
+    values = parts.add(graph, "values", weight_format.values, [inputs, outputs])
+    scale = parts.add(graph, "scale", weight_format.scale, [inputs // block, outputs] if block else [outputs])
     attributes = {"axis": 0, "block_size": block} if block else {"axis": 1}
     nodes = []
-    if chosen.over:
-        nodes.append(ir.node("DequantizeLinear", [scale, made.add(graph, "over", np.float32, [])]))
+    if weight_format.over:
+        nodes.append(ir.node("DequantizeLinear", [scale, parts.add(graph, "over", np.float32, [])]))
         scale = nodes[0].outputs[0]
     nodes.append(ir.node("DequantizeLinear", [values, scale], attributes))
-    if chosen.over:
+    if weight_format.over:
         nodes.append(ir.node("Cast", [nodes[-1].outputs[0]], {"to": ir.DataType.FLOAT16.value}))
     for node in nodes:
         graph.insert_before(before, node)
@@ -113,17 +124,20 @@ def insert_dequantization(
 
 
 def quantize_activations(model: ir.Model, ranges: Mapping[str, float]) -> None:
-    """Inserts int8 Q and DQ nodes before the layers' products, in place, so that products of int8 weights run in int8.
+    """Inserts int8 Q and DQ nodes before the layers' products, in place, so that TensorRT multiplies in int8.
 
-    ranges: the largest |x| of each product's input, by the name of the product's output.
+    ranges: the largest |x| of each product's input, by the name of the product's output; products without one stay as
+    they are.
     """
     for node in [node for node in model.graph if node.outputs[0].name in ranges]:
         x, name = node.inputs[0], str(node.outputs[0].name)
         scale = np.float16(max(ranges[name] / 127, SMALLEST))
         constants: dict[str, NDArray[Any]] = {"scale": np.asarray(scale), "zero": np.asarray(0, np.int8)}
-        made = [add_initializer(model.graph, f"{name}.{part}", ir.Tensor(array)) for part, array in constants.items()]
-        narrow = ir.node("QuantizeLinear", [x, *made])
-        wide = ir.node("DequantizeLinear", [narrow.outputs[0], *made])
-        for added in (narrow, wide):
-            model.graph.insert_before(node, added)
-        node.replace_input_with(0, wide.outputs[0])
+        parameters = [
+            add_initializer(model.graph, f"{name}.{part}", ir.Tensor(array)) for part, array in constants.items()
+        ]
+        quantization = ir.node("QuantizeLinear", [x, *parameters])
+        dequantization = ir.node("DequantizeLinear", [quantization.outputs[0], *parameters])
+        for new in (quantization, dequantization):
+            model.graph.insert_before(node, new)
+        node.replace_input_with(0, dequantization.outputs[0])

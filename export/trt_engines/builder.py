@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from runtime.contract import CANDIDATE_INPUT, Contract
-from runtime.engines.trt.bindings import RAISED
-from runtime.engines.trt.engine import INSTALL, NEEDS_NEWER_DRIVER
+from runtime.engines.trt.bindings import BINDING_ERRORS
+from runtime.engines.trt.engine import INSTALL_ADVICE, NEEDS_NEWER_DRIVER
 from runtime.errors import DeviceError
 
 from .gpu_support import import_libraries
@@ -112,10 +112,10 @@ def build_engine(
             try:
                 made = _build(trt, polygraphy, model, contract, profiles, settings, progress, decompose)
                 return BuiltEngine(*made, decompose)
-            except (polygraphy.exception.PolygraphyException, *RAISED) as error:
+            except (polygraphy.exception.PolygraphyException, *BINDING_ERRORS) as error:
                 reason = format_error(messages, error)
             if settings.flavor == "tensorrt" and NEEDS_NEWER_DRIVER in reason:
-                reason += f"; {INSTALL['tensorrt']}"
+                reason += f"; {INSTALL_ADVICE['tensorrt']}"
             if decompose or NEEDS_DECOMPOSING not in reason:
                 raise DeviceError(f"TensorRT does not build {model.name}: {reason}")
             messages.clear()
@@ -128,7 +128,7 @@ def parse_network(model: Path, flavor: str) -> Network:
     with collect_errors() as messages, redirect_native_output():
         try:
             _, network, _ = polygraphy.backend.trt.network_from_onnx_path(str(model), strongly_typed=True)
-        except (polygraphy.exception.PolygraphyException, *RAISED) as error:
+        except (polygraphy.exception.PolygraphyException, *BINDING_ERRORS) as error:
             raise DeviceError(f"TensorRT does not take {model.name}: {format_error(messages, error)}") from None
         return inspect(trt, network)
 

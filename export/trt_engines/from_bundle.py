@@ -10,6 +10,7 @@ from export.staging import make_working_folder
 from runtime.bundle.reference import read_reference
 from runtime.bundle.store import Bundle, Engine, read, verify_files
 from runtime.contract import Contract
+from runtime.engines.trt.chunked_prefill import choose_cuts
 from runtime.errors import UserError
 
 from .add_to_bundle import TargetBundle, add, report_missing
@@ -29,57 +30,70 @@ def build_from_bundle(
     bundle = read(path)
     tokenizer_text = bundle.tokenizer.read_text(encoding="utf-8")
     target = TargetBundle(bundle.path, bundle.contract, tokenizer_text, bundle.chat_template, bundle.provenance)
-    left_out: list[UserError] = []
-    graphs = list_graphs(bundle, library.list_dialects() if dialect == "auto" else (dialect,), precision)
-    for origin in graphs:
-        files = [bundle.path / name for name in list_graph_files(origin)]
-        verify_files(bundle, replace(origin, files={file.name: origin.files[file.name] for file in files}), "always")
+    failures = 0
+    graph_entries = list_graph_entries(bundle, library.list_dialects() if dialect == "auto" else (dialect,), precision)
+    for entry in graph_entries:
+        files = [bundle.path / name for name in list_graph_files(entry)]
+        verify_files(bundle, replace(entry, files={file.name: entry.files[file.name] for file in files}), "always")
         try:
-            plan = plan_graph(origin, files[0], bundle.contract, settings, library)
+            plan = plan_graph(entry, files[0], bundle.contract, settings, library)
         except UserError as error:
-            left_out.append(error)
-            if len(left_out) == len(graphs):  # none can be built here
+            failures += 1
+            if failures == len(graph_entries):  # none can be built here
                 raise
-            report.record_engine(origin.name, f"left out, {error}", built=False, why=str(error))
+            report.record_engine(entry.name, f"left out, {error}", built=False, why=str(error))
             continue
-        if report_missing(target, plan, report, files[0].name):
-            with make_working_folder(bundle.path) as folder:
-                kept = origin if fits_reference(bundle, origin, plan) else replace(origin, reference=None)
-                if kept is not origin:
-                    report.say(
-                        f"{plan.make_stem()}: the recorded reference is wider than --max-prompt allows and is left out"
-                    )
-                recorded = [bundle.path / kept.reference.file] if kept.reference else []
-                add(target, plan, kept, [*files, *recorded], folder, report)
+        if not report_missing(target, plan, report, files[0].name):
+            continue
+        with make_working_folder(bundle.path) as folder:
+            if not can_replay_reference(bundle, entry, plan):
+                report.say(
+                    f"{plan.make_stem()}: the reference is left out, since its prompts are longer than --max-prompt "
+                    "and cannot be prefilled in chunks"
+                )
+                entry = replace(entry, reference=None)
+            reference_files = [bundle.path / entry.reference.file] if entry.reference else []
+            add(target, plan, entry, [*files, *reference_files], folder, report)
     return bundle.path
 
 
-def fits_reference(bundle: Bundle, origin: Engine, plan: Plan) -> bool:
-    """Returns whether a planned engine's profiles take every recorded forward pass, if any."""
-    if origin.reference is None:
+def can_replay_reference(bundle: Bundle, entry: Engine, plan: Plan) -> bool:
+    """Returns whether a planned engine can run every recorded forward pass, at once or by chunked prefill.
+
+    A pass that is wider than the engine's profiles can be split if no token sees tokens of a later chunk. If a prompt
+    sees itself both ways (the alignment `prompt`, or no KV cache), it cannot. Returns True without a reference. Raises
+    UserError if the reference cannot be read.
+    """
+    if entry.reference is None:
         return True
-    forwards = read_reference(bundle.path, origin.reference, bundle.contract).forwards
+    reference = read_reference(bundle.path, entry.reference, bundle.contract)
     widest = max(most for _, most in plan.profiles)
-    return all(each.forward.input_ids.shape[1] <= widest for each in forwards)
+    try:
+        for recorded in reference.forwards:
+            choose_cuts(recorded.forward, widest)
+    except UserError:
+        return False
+    return True
 
 
-def list_graphs(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:
-    """Returns one engine per graph to build, all of the first dialect of `dialects` that the bundle has.
+def list_graph_entries(bundle: Bundle, dialects: Sequence[str], precision: str | None) -> list[Engine]:
+    """Returns one engine entry per graph to build, all of the first dialect of `dialects` that the bundle has.
 
-    Raises UserError, which lists the bundle's graphs, if there is none.
+    Of engines that share a graph, the first is returned. Raises UserError, which lists the bundle's graphs, if none is
+    of the dialects and the precision.
     """
     for dialect in dialects:
-        found: dict[str, Engine] = {}
+        entry_by_graph: dict[str, Engine] = {}
         for engine in bundle.engines:
             if engine.dialect == dialect and precision in (None, engine.precision):
-                found.setdefault(list_graph_files(engine)[0], engine)
-        if found:
-            return [*found.values()]
-    listed = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
-    wanted = f"{' or '.join(dialects)} {precision or ''}".strip()
+                entry_by_graph.setdefault(list_graph_files(engine)[0], engine)
+        if entry_by_graph:
+            return [*entry_by_graph.values()]
+    available = ", ".join(dict.fromkeys(f"{engine.dialect} {engine.precision}" for engine in bundle.engines))
+    request = f"{' or '.join(dialects)} {precision or ''}".strip()
     raise UserError(
         (
-            f"{bundle.path} has no graph {wanted}, it has {listed}; write it on the machine with the checkpoint: "
+            f"{bundle.path} has no graph {request}, it has {available}; write it on the machine with the checkpoint: "
             f"blockstep export trt --ckpt CKPT --out {bundle.path.name} --dialect {dialects[0]} --graph-only"
         )
         + (f" --precision {precision}" if precision else "")
@@ -91,13 +105,17 @@ def list_graph_files(engine: Engine) -> list[str]:
     return [engine.graph, *(name for name in engine.files if name.endswith(".data"))]
 
 
-def plan_graph(origin: Engine, file: Path, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
-    """Returns the plan for a graph of the bundle; sizes that the manifest lacks are read from the graph."""
-    if (known := origin.build) is not None:
-        recipe = known.options.get("graph", {})
-        request = GraphRequest(origin.dialect, origin.precision, known.capacity, known.batch, known.dtype, recipe)
+def plan_graph(entry: Engine, file: Path, contract: Contract, settings: BuilderSettings, library: TrtLibrary) -> Plan:
+    """Returns the plan of the engine to build from a bundle's graph.
+
+    entry: the graph's engine entry; file: the .onnx file, from which sizes are read if the entry has no build, as a
+    graph that was written without an engine.
+    """
+    if (build := entry.build) is not None:
+        recipe = build.options.get("graph", {})
+        request = GraphRequest(entry.dialect, entry.precision, build.capacity, build.batch, build.dtype, recipe)
     else:
         network = parse_network(file, library.flavor)
         capacity = network.capacity or contract.capacity
-        request = GraphRequest(origin.dialect, origin.precision, capacity, network.batch, network.dtype, {})
+        request = GraphRequest(entry.dialect, entry.precision, capacity, network.batch, network.dtype, {})
     return make_plan(request, contract, settings, library)

@@ -12,7 +12,7 @@ from typing import Any
 
 from export.precisions import PRECISIONS
 from runtime.engines.registry import KINDS
-from runtime.engines.trt.engine import INSTALL, LIBRARIES
+from runtime.engines.trt.engine import INSTALL_ADVICE, LIBRARIES
 from runtime.errors import UserError
 
 TRT_DIALECTS = KINDS["trt"].dialects
@@ -79,7 +79,7 @@ def install_line(flavor: str) -> str:
         return "on a Jetson: sudo apt-get install python3-libnvinfer, then pip install polygraphy cuda-python"
     if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
         return "TensorRT is for Linux on x86_64 and aarch64; build there"
-    return INSTALL[flavor]
+    return INSTALL_ADVICE[flavor]
 
 
 def list_capabilities(trt: Any) -> tuple[int, ...]:

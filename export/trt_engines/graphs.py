@@ -16,7 +16,7 @@ from export.proof.held_out import make_held_out_requests, make_recorded_requests
 from export.proof.prove import check_onnx, prove, proves_whole, sample_requests
 from export.proof.record import Recording, record_reference
 from export.proof.record_streamed import record_streamed
-from export.quantization.activation_ranges import measure, watch
+from export.quantization.activation_ranges import add_range_outputs, measure_ranges
 from export.quantization.own_codes import find_own_codes_in_fp16
 from export.quantization.stored_weights import replace_by_stored_weights
 from export.quantization.trt_qdq import quantize_activations, quantize_for_trt
@@ -82,11 +82,11 @@ class Graphs:
         problems = jsonl.read(self.recipe.data)[:PROMPTS]
         texts, lines = [problem.prompt for problem in problems], [problem.line for problem in problems]
         requests = make_held_out_requests(make_encoder(self.source, raw=False), self.contract, texts, lines)
-        watched = self._trace(1)
-        watch(watched)
-        files = write_graph(watched, folder, "watched")
+        model = self._trace(1)
+        add_range_outputs(model)
+        files = write_graph(model, folder, "ranges")
         try:
-            return measure(files[0], self.contract, requests)
+            return measure_ranges(files[0], self.contract, requests)
         finally:
             for file in files:
                 file.unlink()

@@ -1,9 +1,9 @@
-"""A model's predictions for masked positions of a form: forward passes over the KV cache, or over the whole canvas.
+"""Predicts masked positions of a form: forward passes over the KV cache, or over the whole canvas.
 
 A position is predicted from its block, in which the form's words and the decided values are known and all other
-positions are masks, and from the blocks before it, which are committed. Which row predicts it, what each position sees
-and at which positions blocks begin is the contract's (`decoding.block_layout`); with a next-token shift, and for the
-first position of a seeded block, the last committed token is run again.
+positions are masks, and from the blocks before it, which are committed. The contract (`decoding.block_layout`) defines
+which row predicts a position, what each position sees, and at which positions blocks begin; with a next-token shift,
+and for the first position of a seeded block, the last committed token is run again.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from ..decoding.block_layout import (
     count_positions,
 )
 from ..errors import NumericalError, UserError
-from .pieces import Ids
+from .encoded_form import Ids
 
-MOST_COPIES = 16  # canvases per forward pass, each with its own KV cache
-COPIED_BYTES = 512 << 20  # of these KV caches together: a long prompt of a large model must not exhaust a device
-FLOAT = 4  # bytes per KV-cache number in fp32; other precisions take no more
-NEVER = -1e29  # a log-probability below this means that the graph bars the token
+MAX_COPIES = 16  # canvases per forward pass, each with its own KV cache
+MAX_COPY_BYTES = 512 << 20  # of these KV caches together: a long prompt of a large model must not exhaust a device
+FP32_BYTES = 4  # per KV-cache number; other precisions take no more
+BARRED_BELOW = -1e29  # a log-probability below this means that the graph bars the token
 
 
 class OutOfForwards(Exception):
@@ -51,92 +51,99 @@ class TokenQuery:
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Holds one canvas of a forward pass: its tokens from the pass's first position on, and the requested rows."""
+    """Holds one canvas of a forward pass.
+
+    ids: its tokens from the pass's first position on. rows: positions to predict, as indices of `ids`. candidates: per
+    row, the tokens whose log-probabilities are requested.
+    """
 
     ids: Ids
     rows: tuple[int, ...]
-    tokens: tuple[Ids, ...]
+    candidates: tuple[Ids, ...]
 
 
 class Canvas:
     """Runs one form on a backend, which it opens. forwards: forward passes so far, without the prompt's prefill.
 
-    tokens: the most that the form has. Raises UserError if prompt and form do not fit the model.
+    max_tokens: the maximum number of tokens that the form has. Raises UserError if prompt and form do not fit the
+    model.
     """
 
     def __init__(
         self,
         backend: Backend,
         prompt: Ints,
-        tokens: int,
+        max_tokens: int,
         max_forwards: int | None,
         wanted: Callable[[], bool] | None = None,
     ) -> None:
         contract = backend.contract
         check_ids(contract, prompt)
-        check_room(contract, len(prompt), tokens)
-        self.contract, self._backend, self._left = contract, backend, max_forwards
-        self.forwards = self._past = 0
+        check_room(contract, len(prompt), max_tokens)
+        self.contract, self._backend, self._max_forwards = contract, backend, max_forwards
+        self.forwards = self._past_length = 0
         self._wanted = wanted
-        room = count_positions(contract, len(prompt), tokens)
-        self._begins, self._ends = (
-            part.tolist() for part in compute_block_bounds(contract, len(prompt), room - len(prompt))
-        )
-        self._canvas_ends = compute_block_ends(contract, len(prompt), room - len(prompt))
-        self._committed = compute_committed_ends(contract, len(prompt), room - len(prompt))
+        self._prompt_length, self._length = len(prompt), count_positions(contract, len(prompt), max_tokens)
+        layout = (contract, len(prompt), self._length - len(prompt))
+        self._block_begins, self._block_ends = (bounds.tolist() for bounds in compute_block_bounds(*layout))
+        # The attention prefix length of each position, while its block is a canvas and once it is committed.
+        self._canvas_prefix_lengths = compute_block_ends(*layout)
+        self._committed_prefix_lengths = compute_committed_ends(*layout)
         if contract.attention == "causal":  # masks see no more than other tokens do
-            self._canvas_ends = self._committed
-        self.room, self._prompt = room, len(prompt)
-        self._copies = count_copies(backend, room)
-        backend.open(1, room)
+            self._canvas_prefix_lengths = self._committed_prefix_lengths
+        self._max_copies = count_copies(backend, self._length)
+        backend.open(1, self._length)
 
     def find_block(self, position: int) -> tuple[int, int]:
         """Returns begin and end of the block in which a position is decoded: for a `full` model the whole canvas."""
         if not self.contract.has_cache:
-            return self._prompt, self.room
-        return self._begins[position], self._ends[position]
+            return self._prompt_length, self._length
+        return self._block_begins[position], self._block_ends[position]
 
     def find_decoded_block(self, position: int) -> tuple[int, int]:
         """Returns the same as in ordinary decoding, which has blocks in a `full` model too."""
-        return self._begins[position], self._ends[position]
+        return self._block_begins[position], self._block_ends[position]
 
     def rewind(self, position: int) -> None:
         """Drops committed tokens from the beginning of the position's block on."""
-        self._past = min(self._past, self._begins[position])
+        self._past_length = min(self._past_length, self._block_begins[position])
 
-    def score_tokens(self, queries: Sequence[TokenQuery], known: Ids) -> list[Floats]:
+    def score_tokens(self, queries: Sequence[TokenQuery], known_ids: Ids) -> list[Floats]:
         """Returns the log-probabilities of each query's tokens, in as few forward passes as the backend can.
 
-        known: the sequence from the prompt's first token as far as it is decided, the same for all queries. Raises
+        known_ids: the sequence from the prompt's first token as far as it is decided, the same for all queries. Raises
         OutOfForwards if `max_forwards` are not enough, NumericalError for scores that are not numbers, and UserError
         for a token that the model bars.
         """
         rows = [self._find_row(query.position) for query in queries]
-        decided = self._begins[len(known)]
-        windows: dict[Ids, list[int]] = {}  # queries by what their canvas has after `known`
-        for number, query in enumerate(queries):
+        block_begin = self._block_begins[len(known_ids)]
+        by_canvas: dict[Ids, list[int]] = {}  # query indices by what their canvas has after `known_ids`
+        for index, query in enumerate(queries):
             end = self.find_block(query.position)[1]
-            windows.setdefault(self._cut(query.ids, 0, end - len(known)), []).append(number)
-        several = self._copies > 1 and len(windows) > 1
+            by_canvas.setdefault(self._slice(query.ids, 0, end - len(known_ids)), []).append(index)
+        with_copies = self._max_copies > 1 and len(by_canvas) > 1
+        repeats_prefill = len(by_canvas) > 1 and self.contract.has_cache and not self._past_length
         # Copies share what is committed, and canvases that run in turn would compute a whole prompt each.
-        if (several or (len(windows) > 1 and self.contract.has_cache and not self._past)) and self._past < decided:
-            self._commit(known, decided)
+        if (with_copies or repeats_prefill) and self._past_length < block_begin:
+            self._commit(known_ids, block_begin)
         first = self._find_first(rows)
-        cut = [
-            Window(known[first:] + ids, tuple(rows[i] - first for i in own), tuple(queries[i].tokens for i in own))
-            for ids, own in windows.items()
+        windows = [
+            Window(
+                known_ids[first:] + ids,
+                tuple(rows[i] - first for i in indices),
+                tuple(queries[i].tokens for i in indices),
+            )
+            for ids, indices in by_canvas.items()
         ]
-        found: list[Floats] = [np.zeros(0, np.float32)] * len(queries)
-        size = self._copies if several else 1
-        for start in range(0, len(cut), size):
-            together, places = cut[start : start + size], list(windows.values())[start : start + size]
-            made = self._run(together, first, decided)
-            for row, own in enumerate(places):
-                for place, number in enumerate(own):
-                    found[number] = check_log_probs(
-                        made[row, place, : len(queries[number].tokens)], queries[number].tokens
-                    )
-        return found
+        query_indices, size = list(by_canvas.values()), self._max_copies if with_copies else 1
+        log_probs: list[Floats] = [np.zeros(0, np.float32)] * len(queries)
+        for start in range(0, len(windows), size):
+            batch = self._run(windows[start : start + size], first, block_begin)
+            for window_log_probs, indices in zip(batch, query_indices[start : start + size], strict=False):
+                for row_log_probs, index in zip(window_log_probs, indices, strict=False):
+                    tokens = queries[index].tokens
+                    log_probs[index] = check_log_probs(row_log_probs[: len(tokens)], tokens)
+        return log_probs
 
     def propose(self, ids: Ids, positions: Sequence[int]) -> Proposal:
         """Returns what the model predicts at masked positions [n] of one block.
@@ -145,28 +152,33 @@ class Canvas:
         """
         rows = [self._find_row(position) for position in positions]
         first = self._find_first(rows)
-        window = self._cut(ids, first, self.find_block(positions[0])[1])
-        self._spend()
-        out = self._backend.forward(self._forward([Window(window, tuple(row - first for row in rows), ())], first))
-        self._past = max(self._past, self._begins[positions[0]]) if self.contract.has_cache else 0
+        window = Window(
+            self._slice(ids, first, self.find_block(positions[0])[1]), tuple(row - first for row in rows), ()
+        )
+        self._count_forward()
+        out = self._backend.forward(self._make_forward([window], first))
+        begin = self._block_begins[positions[0]]
+        self._past_length = max(self._past_length, begin) if self.contract.has_cache else 0
         if not np.isfinite(out.confidence).all() or not np.isfinite(out.entropy).all():
             raise make_not_finite_error()
         return Proposal(out.token[0], out.confidence[0], out.entropy[0])
 
     def _find_row(self, position: int) -> int:
         """Returns the logits row that predicts a position."""
-        own = self.contract.seeded and position == self._begins[position]
-        return position - int(self.contract.shift or own)
+        is_seed = self.contract.seeded and position == self._block_begins[position]
+        return position - int(self.contract.shift or is_seed)
 
     def _find_first(self, rows: Sequence[int]) -> int:
-        """Returns the first position of a forward pass that has these rows in it."""
-        return min(self._past, *rows) if self.contract.has_cache else 0
+        """Returns the first position of a forward pass that includes these rows."""
+        return min(self._past_length, *rows) if self.contract.has_cache else 0
 
-    def _cut(self, ids: Ids, first: int, end: int) -> Ids:
-        return (ids + (self.contract.mask_id,) * (end - len(ids)))[first:end]
+    def _slice(self, ids: Ids, begin: int, end: int) -> Ids:
+        """Returns the ids from `begin` to `end`, with masks after the last id."""
+        return (ids + (self.contract.mask_id,) * (end - len(ids)))[begin:end]
 
-    def _spend(self) -> None:
-        if self._left is not None and self.forwards >= self._left:
+    def _count_forward(self) -> None:
+        """Counts a forward pass that is about to run. Raises OutOfForwards if it must not run."""
+        if self._max_forwards is not None and self.forwards >= self._max_forwards:
             raise OutOfForwards
         if self._wanted is not None and not self._wanted():
             raise OutOfForwards
@@ -174,73 +186,75 @@ class Canvas:
 
     def _commit(self, ids: Ids, end: int) -> None:
         """Writes decided tokens into the KV cache, up to the position `end`."""
-        if self._past:  # otherwise this is the prompt's prefill, which is not counted
-            self._spend()
-        window = Window(ids[self._past : end], (end - self._past - 1,), ())
-        self._backend.forward(self._forward([window], self._past, committed=True))
-        self._past = end
+        if self._past_length:  # otherwise this is the prompt's prefill, which is not counted
+            self._count_forward()
+        window = Window(ids[self._past_length : end], (end - self._past_length - 1,), ())
+        self._backend.forward(self._make_forward([window], self._past_length, is_commit=True))
+        self._past_length = end
 
-    def _run(self, windows: Sequence[Window], first: int, decided: int) -> Floats:
-        """Returns the log-probabilities of the windows' tokens. [windows, rows, tokens], padded to the largest window.
+    def _run(self, windows: Sequence[Window], first: int, block_begin: int) -> Floats:
+        """Returns the log-probabilities of the windows' candidates, padded to the most rows and candidates of a window.
 
-        decided: the pass commits the positions before this one.
+        [windows, rows, candidates]. block_begin: the pass commits the positions before this one.
         """
-        self._spend()
+        self._count_forward()
         several = len(windows) > 1
         if several and isinstance(self._backend, Forkable):
             self._backend.fork(len(windows))
         try:
-            out = self._backend.forward(self._forward(windows, first))
+            out = self._backend.forward(self._make_forward(windows, first))
         finally:
             if several and isinstance(self._backend, Forkable):
                 self._backend.fork(1)
         if self.contract.has_cache:
-            self._past = max(self._past, decided)
+            self._past_length = max(self._past_length, block_begin)
         if out.candidate_logprob is None:
             raise ValueError("the engine gave no log-probabilities of the candidates")
         return out.candidate_logprob
 
-    def _forward(self, windows: Sequence[Window], first: int, committed: bool = False) -> Forward:
+    def _make_forward(self, windows: Sequence[Window], first: int, is_commit: bool = False) -> Forward:
         """Returns the windows as one batch, padded to the widest; padding sees one position, and no token sees it."""
         width, batch = max(len(window.ids) for window in windows), len(windows)
         n = max(len(window.rows) for window in windows)
         ids = np.full((batch, width), self.contract.pad_id, np.int64)
         visible, rows = np.ones((batch, width), np.int64), np.zeros((batch, n), np.int64)
-        for place, window in enumerate(windows):
+        for index, window in enumerate(windows):
             end = first + len(window.ids)
-            begin = (
-                end if committed else self.find_block(end - 1)[0]
-            )  # of the canvas; all positions before are committed
-            seen = np.where(np.arange(first, end) < begin, self._committed[first:end], self._canvas_ends[first:end])
-            ids[place, : len(window.ids)], visible[place, : len(window.ids)] = window.ids, seen
-            rows[place, : len(window.rows)] = window.rows
+            canvas_begin = end if is_commit else self.find_block(end - 1)[0]  # all positions before it are committed
+            ids[index, : len(window.ids)] = window.ids
+            visible[index, : len(window.ids)] = np.where(
+                np.arange(first, end) < canvas_begin,
+                self._committed_prefix_lengths[first:end],
+                self._canvas_prefix_lengths[first:end],
+            )
+            rows[index, : len(window.rows)] = window.rows
         forward = Forward(ids, np.full(batch, first), visible, rows)
-        count = max((len(tokens) for window in windows for tokens in window.tokens), default=0)
+        count = max((len(tokens) for window in windows for tokens in window.candidates), default=0)
         if not count:
             return forward
         candidates = np.full((batch, n, count), self.contract.eos_ids[0], np.int64)  # padding: a token not barred
-        for place, window in enumerate(windows):
-            for row, tokens in enumerate(window.tokens):
-                candidates[place, row, : len(tokens)] = tokens
+        for index, window in enumerate(windows):
+            for row, tokens in enumerate(window.candidates):
+                candidates[index, row, : len(tokens)] = tokens
         return replace(forward, candidates=candidates)
 
 
-def count_copies(backend: Backend, room: int) -> int:
-    """Returns how many canvases of `room` positions share a forward pass: as many as the engine takes, up to
-    MOST_COPIES, whose KV caches have at most COPIED_BYTES; 1 if not even two fit."""
+def count_copies(backend: Backend, length: int) -> int:
+    """Returns how many canvases of `length` positions share a forward pass: as many as the engine takes, up to
+    MAX_COPIES, whose KV caches have at most MAX_COPY_BYTES; 1 if not even two fit."""
     contract = backend.contract
     if not isinstance(backend, Forkable) or not contract.has_cache:
         return 1
-    positions = 1 << (room - 1).bit_length()  # ONNX Runtime's KV caches are as long as powers of two
-    each = 2 * contract.layers * contract.kv_heads * contract.head_dim * positions * FLOAT
-    return max(1, min(MOST_COPIES, backend.most_copies, COPIED_BYTES // each))
+    positions = 1 << (length - 1).bit_length()  # ONNX Runtime's KV caches are as long as powers of two
+    copy_bytes = 2 * contract.layers * contract.kv_heads * contract.head_dim * positions * FP32_BYTES
+    return max(1, min(MAX_COPIES, backend.most_copies, MAX_COPY_BYTES // copy_bytes))
 
 
 def check_log_probs(log_probs: Floats, tokens: Ids) -> Floats:
     """Returns the log-probabilities. Raises NumericalError for NaN or +infinity, UserError for a barred token."""
     if np.isnan(log_probs).any() or (log_probs == np.inf).any():
         raise make_not_finite_error()
-    barred = [token for token, log_prob in zip(tokens, log_probs.tolist(), strict=True) if log_prob < NEVER]
+    barred = [token for token, log_prob in zip(tokens, log_probs.tolist(), strict=True) if log_prob < BARRED_BELOW]
     if barred:
         raise UserError(f"a value holds the token {barred[0]}, which this model never gives; choose another text")
     return log_probs

@@ -32,7 +32,7 @@ class FieldDistribution:
 
 @dataclass(frozen=True, slots=True)
 class TypedDecision(Generic[T]):
-    """A decided JSON document, and its value of the requested type.
+    """Holds a decided JSON document, and its value of the requested type.
 
     Attributes:
         text: Compact JSON text; if partial, only the text before the first field without a value.
@@ -68,26 +68,28 @@ class TypedDecision(Generic[T]):
         }
 
 
-def read_document(made: SchemaForm, decision: Decision) -> TypedDecision[Any]:
+def read_document(schema_form: SchemaForm, decision: Decision) -> TypedDecision[Any]:
     """Returns a decision on a schema's form as a document with JSON values.
 
     The text is built anew from the form's words and the decided values and not taken from the decision: a free text may
     hold anything, such as a wrong escape, so it is read up to the end of its JSON string and escaped again. Raises
     AssertionError for a value that the form does not have.
     """
-    fields = read_fields(made.form, decision)
-    text, known = "", {field.path: field for field in fields}
-    own = {field.path: field.value for field in decision.fields}
-    for part in made.form.parts:
+    fields, parts = read_fields(schema_form.form, decision), schema_form.form.parts
+    text, json_values = "", {field.path: field.value for field in fields}
+    value_texts = {field.path: field.value for field in decision.fields}
+    for part in parts:
         if isinstance(part, str):
             text += part
-        elif part.path not in known:
+        elif part.path not in json_values:
             break
-        else:  # a value's text as in the schema, so that 1.0 or 1e3 stays as it is; a free text's content, escaped
-            text += own[part.path] if isinstance(part, Field) else format_json(known[part.path].value)[1:-1]
+        elif isinstance(part, Field):  # a value's text as in the schema, so that 1.0 or 1e3 stays as it is
+            text += value_texts[part.path]
+        else:  # a free text's content, escaped
+            text += format_json(json_values[part.path])[1:-1]
     value = None if decision.partial else json.loads(text)
     if not decision.partial:
-        _check(value, made.form.parts, fields)
+        _check_document(value, parts, fields)
     return TypedDecision(text, value, fields, decision.forwards, decision.partial, decision.probability)
 
 
@@ -96,35 +98,37 @@ def read_fields(form: Form, decision: Decision) -> tuple[FieldDistribution, ...]
 
     Raises AssertionError for a field or value that the form does not have.
     """
-    places = {part.path: part for part in form.parts if not isinstance(part, str)}
+    parts = {part.path: part for part in form.parts if not isinstance(part, str)}
     fields = []
-    for decided in decision.fields:
-        place = places.get(decided.path)
-        if place is None:
-            raise AssertionError(f"a field at {decided.path} was decided, which the form does not have")
-        if isinstance(place, Field):
-            fields.append(_make_distribution(place, decided))
+    for field_decision in decision.fields:
+        part = parts.get(field_decision.path)
+        if part is None:
+            raise AssertionError(f"a field at {field_decision.path} was decided, which the form does not have")
+        if isinstance(part, Field):
+            fields.append(_make_distribution(part, field_decision))
         else:
-            written = read_free_text(decided.value, place.max_characters)
-            fields.append(FieldDistribution(place.path, written, None, ()))
+            text = read_free_text(field_decision.value, part.max_characters)
+            fields.append(FieldDistribution(part.path, text, None, ()))
     return tuple(fields)
 
 
-def _make_distribution(field: Field, decided: FieldDecision) -> FieldDistribution:
-    if decided.value not in field.values or len(decided.probabilities) != len(field.values):
-        raise AssertionError(f"{decided.value!r} was decided at {field.path}, which is none of its values")
+def _make_distribution(field: Field, decision: FieldDecision) -> FieldDistribution:
+    if decision.value not in field.values or len(decision.probabilities) != len(field.values):
+        raise AssertionError(f"{decision.value!r} was decided at {field.path}, which is none of its values")
     values = json.loads(f"[{','.join(field.values)}]")
-    pairs = tuple(zip(values, decided.probabilities, strict=True))
-    return FieldDistribution(field.path, json.loads(decided.value), decided.confidence, pairs)
+    pairs = tuple(zip(values, decision.probabilities, strict=True))
+    return FieldDistribution(field.path, json.loads(decision.value), decision.confidence, pairs)
 
 
-def _check(value: Any, parts: Sequence[str | Field | FreeText], fields: Sequence[FieldDistribution]) -> None:
+def _check_document(
+    document: Any, parts: Sequence[str | Field | FreeText], fields: Sequence[FieldDistribution]
+) -> None:
     """Raises AssertionError unless the document has every field's decided value at the field's path."""
     if len(fields) != sum(not isinstance(part, str) for part in parts):
         raise AssertionError("a whole decision lacks a field")
     for field in fields:
-        there = value
+        value = document
         for step in field.path:
-            there = there[step]
-        if format_json(there) != format_json(field.value):
-            raise AssertionError(f"the document has {there!r} at {field.path}, where {field.value!r} was decided")
+            value = value[step]
+        if format_json(value) != format_json(field.value):
+            raise AssertionError(f"the document has {value!r} at {field.path}, where {field.value!r} was decided")

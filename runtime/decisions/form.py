@@ -1,4 +1,4 @@
-"""Defines the types between schemas and the decoder: a form, which is words and fields in order, and its decision."""
+"""Defines a form, which is words and fields in order, and its decision: what schemas become and the decoder fills."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class FreeText:
-    """A place for text from ordinary decoding, of at most `max_tokens` tokens, which ends before the text that follows
-    it in the form. max_characters: if the text is the content of a JSON string, the most characters that this has."""
+    """Describes a place for text from ordinary decoding, of at most `max_tokens` tokens, which ends before the text
+    that follows it in the form. max_characters: if the text is the content of a JSON string, its maximum number of
+    characters."""
 
     path: Path
     max_tokens: int
@@ -39,10 +40,11 @@ class Form:
     parts: tuple[str | Field | FreeText, ...]
 
     @property
-    def characters(self) -> int:
+    def character_count(self) -> int:
         """Returns the number of characters of all words and values."""
-        values = (part.values for part in self.parts if isinstance(part, Field))
-        return sum(map(len, chain.from_iterable(values))) + sum(len(p) for p in self.parts if isinstance(p, str))
+        words = (part for part in self.parts if isinstance(part, str))
+        values = chain.from_iterable(part.values for part in self.parts if isinstance(part, Field))
+        return sum(map(len, chain(words, values)))
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..model import Model
 
-NAME, ARGUMENTS = '{"name":', ',"arguments":'
+NAME_KEY, ARGUMENTS_KEY = '{"name":', ',"arguments":'
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,44 +45,46 @@ def decide_call(
     optional: bool,
     **keywords: Unpack[DecisionKeywords],
 ) -> Call:
-    """Decides a call. functions: their arguments' schemas, by name; optional: whether no function may be called too."""
+    """Decides a call.
+
+    functions: the form of each function's arguments, by the function's name. optional: whether the model may also
+    choose to call no function.
+    """
     if len(functions) == 1 and not optional:
         return _decide_arguments(model, prompt, functions, next(iter(functions)), **keywords)
-    form = name_form(functions, optional)
-    decided = model.decide_form(prompt, form, **keywords)
-    fields = read_fields(form, decided)
-    chosen: TypedDecision[Any] = TypedDecision(
-        decided.text, None, fields, decided.forwards, decided.partial, decided.probability
+    form = make_name_form(functions, optional)
+    decision = model.decide_form(prompt, form, **keywords)
+    fields = read_fields(form, decision)
+    name_decision: TypedDecision[Any] = TypedDecision(
+        decision.text, None, fields, decision.forwards, decision.partial, decision.probability
     )
     name = fields[0].value if fields else None
     if name is None:
-        return Call(None, "", chosen)
-    most = keywords.get("max_forwards")
-    if most is not None and most <= chosen.forwards:
-        return Call(name, "", replace(chosen, partial=True))
-    if most is not None:
-        keywords["max_forwards"] = most - chosen.forwards
+        return Call(None, "", name_decision)
+    max_forwards = keywords.get("max_forwards")
+    if max_forwards is not None and max_forwards <= decision.forwards:
+        return Call(name, "", replace(name_decision, partial=True))
+    if max_forwards is not None:
+        keywords["max_forwards"] = max_forwards - decision.forwards
     call = _decide_arguments(model, prompt, functions, name, **keywords)
-    whole = replace(
-        call.decision, fields=(*chosen.fields, *call.decision.fields), forwards=chosen.forwards + call.decision.forwards
-    )
-    return replace(call, decision=whole)
+    fields, forwards = (*fields, *call.decision.fields), decision.forwards + call.decision.forwards
+    return replace(call, decision=replace(call.decision, fields=fields, forwards=forwards))
 
 
-def name_form(functions: Mapping[str, SchemaForm], optional: bool) -> Form:
-    """Returns the form that chooses a function; it ends where the arguments would begin."""
+def make_name_form(functions: Mapping[str, SchemaForm], optional: bool) -> Form:
+    """Returns the form that chooses a function; it ends before the arguments."""
     names = (*map(format_json, functions), *(["null"] if optional else []))
-    return Form((NAME, Field(("name",), names), ARGUMENTS))
+    return Form((NAME_KEY, Field(("name",), names), ARGUMENTS_KEY))
 
 
 def make_call_form(name: str, arguments: SchemaForm) -> SchemaForm:
     """Returns the form of a call of the function `name`. arguments: the form of its arguments."""
-    return enclose(f"{NAME}{format_json(name)}{ARGUMENTS}", arguments, "}", "arguments")
+    return enclose(f"{NAME_KEY}{format_json(name)}{ARGUMENTS_KEY}", arguments, "}", "arguments")
 
 
 def _decide_arguments(
     model: Model, prompt: Prompt, functions: Mapping[str, SchemaForm], name: str, **keywords: Unpack[DecisionKeywords]
 ) -> Call:
     decision = decide_schema(model, prompt, make_call_form(name, functions[name]), **keywords)
-    text = decision.text.removeprefix(f"{NAME}{format_json(name)}{ARGUMENTS}")
+    text = decision.text.removeprefix(f"{NAME_KEY}{format_json(name)}{ARGUMENTS_KEY}")
     return Call(name, text if decision.partial else text.removesuffix("}"), decision)

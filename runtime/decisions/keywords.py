@@ -20,25 +20,25 @@ TYPES: dict[str, frozenset[str]] = {  # each type with its keywords
     "null": frozenset(),
 }
 DEFINITIONS = frozenset(("$defs", "definitions"))  # only at the root
-LARGEST = 1 << 53  # every JSON reader represents all integers up to this one exactly
-COMPACT = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+MAX_INTEGER = 1 << 53  # every JSON reader represents all integers up to this one exactly
+COMPACT_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":"))
 
 
 def format_json(value: Any) -> str:
-    """Returns a value as compact JSON text, as forms contain it."""
-    return COMPACT.encode(value)
+    """Returns a value as compact JSON text, which forms are made of."""
+    return COMPACT_ENCODER.encode(value)
 
 
 def read_integers(schema: dict[str, Any], place: str) -> range:
-    """Returns the integers that a schema of the type integer allows; their number is not checked here."""
+    """Returns the integers that a schema of the type integer allows; how many they are is not checked here."""
     step = schema.get("multipleOf", 1)
     if type(step) is not int or step < 1:
         refuse(f"{place}.multipleOf", f"is {describe_value(step)}; expected a whole number from 1 on")
     least = max(_read_bounds(schema, place, "minimum", "exclusiveMinimum", 1), default=None)
     most = min(_read_bounds(schema, place, "maximum", "exclusiveMaximum", -1), default=None)
     if least is None or most is None:
-        lacks = "minimum" if least is None else "maximum"
-        refuse(place, f"is an integer without a {lacks}; expected minimum and maximum, or an enum")
+        keyword = "minimum" if least is None else "maximum"
+        refuse(place, f"is an integer without a {keyword}; expected minimum and maximum, or an enum")
     first, last = -(-least // step), most // step
     if last < first:
         refuse(place, f"has no multiple of {step} from {least} to {most}; expected at least one value")
@@ -46,34 +46,37 @@ def read_integers(schema: dict[str, Any], place: str) -> range:
 
 
 def _read_bounds(schema: dict[str, Any], place: str, inclusive: str, exclusive: str, side: int) -> Iterator[int]:
-    """Yields each bound of one side as the last integer that it allows. side: 1 for lower bounds, -1 for upper ones."""
+    """Yields each bound of one side as the lowest or highest integer that it allows.
+
+    side: 1 for lower bounds, -1 for upper ones.
+    """
     for name in (inclusive, exclusive):
         if name not in schema:
             continue
         bound = schema[name]
         if type(bound) not in (int, float) or (isinstance(bound, float) and not math.isfinite(bound)):
             refuse(f"{place}.{name}", f"is {describe_value(bound)}; expected a number")
-        if abs(bound) > LARGEST:
+        if abs(bound) > MAX_INTEGER:
             refuse(f"{place}.{name}", f"is {describe_value(bound)}; expected one from -2^53 to 2^53")
-        whole = math.ceil(bound) if side > 0 else math.floor(bound)
-        yield whole + side if name == exclusive and whole == bound else whole
+        integer = math.ceil(bound) if side > 0 else math.floor(bound)
+        yield integer + side if name == exclusive and integer == bound else integer
 
 
 def is_of_type(value: Any, name: Any) -> bool:
     """Returns whether a JSON value is of the JSON-schema type `name`."""
     if isinstance(value, bool) or name == "boolean":
         return isinstance(value, bool) and name == "boolean"
-    kinds: dict[str, Any] = {
+    classes: dict[str, Any] = {
         "object": dict, "array": list, "string": str, "number": (int, float), "null": type(None),
     }  # fmt: skip
     if name == "integer":
         return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
-    return isinstance(name, str) and name in kinds and isinstance(value, kinds[name])
+    return isinstance(name, str) and name in classes and isinstance(value, classes[name])
 
 
 def check_types(names: Any, place: str) -> None:
-    """Raises UserError for more types than there are, each of which all values would be compared with."""
-    if isinstance(names, list) and len(names) > len(TYPES) + 1:  # number is one of an enum
+    """Raises UserError for a list of more types than there are: each value would be compared with all of them."""
+    if isinstance(names, list) and len(names) > len(TYPES) + 1:  # one more: `number`, which an enum may have
         refuse(f"{place}.type", f"has {len(names)} types; expected each once")
 
 
@@ -86,14 +89,17 @@ def drop_duplicates(texts: Iterable[str]) -> tuple[str, ...]:
     return tuple(seen.values())
 
 
-def check_keywords(schema: dict[str, Any], place: str, own: frozenset[str], root: bool) -> None:
-    """Raises UserError for a keyword that is none of these and restricts values; root: whether definitions may come."""
-    known = own | ANNOTATIONS | (DEFINITIONS if root else frozenset())
+def check_keywords(schema: dict[str, Any], place: str, supported: frozenset[str], is_root: bool) -> None:
+    """Raises UserError for a keyword that restricts values and is not among the supported ones.
+
+    is_root: whether the schema is the root, which may have definitions.
+    """
+    known = supported | ANNOTATIONS | (DEFINITIONS if is_root else frozenset())
     for name in schema:
         if name not in known:
-            beside = " or ".join(sorted(own - DEFINITIONS)) or "nothing else"
+            names = " or ".join(sorted(supported - DEFINITIONS)) or "nothing else"
             refuse(
-                f"{place}{format_path_step(name)}", f"is beyond the schemas that can be decided; expected {beside} here"
+                f"{place}{format_path_step(name)}", f"is beyond the schemas that can be decided; expected {names} here"
             )
 
 
@@ -117,15 +123,16 @@ def format_path_step(key: Any) -> str:
 
 
 def describe_value(value: Any) -> str:
-    """Returns a schema's value as text for a message; an object or a nested list is named only by its kind."""
+    """Returns a schema's value as text for a message; of objects and of lists of other than texts only the kind."""
     if isinstance(value, dict | list) and value:
-        plain = isinstance(value, list) and all(isinstance(one, str) for one in value[:8])
-        return json.dumps(value[:8])[:80] if plain else "an object" if isinstance(value, dict) else "a list"
+        if isinstance(value, list) and all(isinstance(item, str) for item in value[:8]):
+            return json.dumps(value[:8])[:80]
+        return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and not isinstance(value, bool) and value.bit_length() > 64:
         return "a huge number"
     return json.dumps(value, default=repr)[:80]
 
 
 def refuse(place: str, reason: str) -> NoReturn:
-    """Raises UserError for what is at this place of the schema."""
+    """Raises UserError. place: a path in the schema, such as `schema.properties.name`; reason: what is wrong there."""
     raise UserError(f"{place} {reason}")

@@ -1,4 +1,4 @@
-"""Scores of the values of fields: sums of log-probabilities, level by level over the tries of their tokens.
+"""Scores the values of fields: sums of log-probabilities, level by level over the tries of their tokens.
 
 The score of a value is the sum of log p of its tokens, each given those before it: p of the whole vocabulary, read at
 the token's position on a canvas on which the earlier tokens of the value are placed and the later ones are masks. All
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .canvas import Canvas, OutOfForwards, TokenQuery
-from .pieces import FreeTextPiece, Ids, Piece, Slot
+from .encoded_form import EncodedField, EncodedPart, FreeTextPart, Ids
 
 Scores: TypeAlias = NDArray[np.float64]  # [values]
 
@@ -26,72 +26,73 @@ class Layout:
     """Holds a partly filled form as a token sequence.
 
     ids: from the prompt's first token to the form's end or the first undecided free text; undecided fields are masks.
-    begins: the position at which each piece begins, by the piece's number.
+    begins: the position at which each part begins, by the part's index.
     """
 
     ids: Ids
     begins: Mapping[int, int]
 
 
-def lay_out(prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], mask: int) -> Layout:
-    """Lays a form out. chosen: tokens of the pieces that have a value, by number; other fields are masks of
-    their usual length."""
+def lay_out(prompt: Ids, parts: Sequence[EncodedPart], part_ids: Mapping[int, Ids], mask_id: int) -> Layout:
+    """Lays a form out. part_ids: tokens of the decided fields and free texts, by the part's index; each undecided field
+    has `mask_count` masks."""
     ids, begins = [*prompt], dict[int, int]()
-    for number, piece in enumerate(pieces):
-        begins[number] = len(ids)
-        if number in chosen:
-            ids += chosen[number]
-        elif isinstance(piece, Slot):
-            ids += [mask] * piece.usual
-        elif isinstance(piece, FreeTextPiece):
+    for index, part in enumerate(parts):
+        begins[index] = len(ids)
+        if index in part_ids:
+            ids += part_ids[index]
+        elif isinstance(part, EncodedField):
+            ids += [mask_id] * part.mask_count
+        elif isinstance(part, FreeTextPart):
             break
         else:
-            ids += piece
+            ids += part
     return Layout(tuple(ids), begins)
 
 
-def score(
-    canvas: Canvas, prompt: Ids, pieces: Sequence[Piece], chosen: Mapping[int, Ids], group: Sequence[int]
+def score_values(
+    canvas: Canvas, prompt: Ids, parts: Sequence[EncodedPart], part_ids: Mapping[int, Ids], group: Sequence[int]
 ) -> dict[int, Scores]:
-    """Returns the scores of the values of each field of a group, by its number; the first of them is the form's first
-    field without a value.
+    """Returns the scores of the values of each field of a group, by the field's index among the parts.
 
-    All fields of a group are scored while the others are masks. Those of one length for all values need no canvas but
-    the common one for their first token. If no forward pass is left, unfinished fields are left out.
+    The group's first field is the form's first undecided one. All fields of a group are scored while the others are
+    masks. If all values of a field have the same length, their first token is read from the canvas that all such fields
+    share. If no forward pass is left, unfinished fields are left out.
     """
-    laid, mask = lay_out(prompt, pieces, chosen, canvas.contract.mask_id), (canvas.contract.mask_id,)
-    start = laid.begins[group[0]]
-    slots = {number: _get_slot(pieces, number) for number in group}
-    scores = {number: np.zeros(len(slot.values)) for number, slot in slots.items()}
-    deepest = {number: slot.longest for number, slot in slots.items()}
-    for level in range(max(deepest.values())):
-        queries, receivers = [], list[tuple[int, list[int]]]()  # per query: its field, and the values to score
-        for number, slot in slots.items():
-            begin = laid.begins[number]
-            before, behind = laid.ids[start:begin], laid.ids[begin + slot.usual :]
-            for own, prefix, places in slot.list_nodes(level):
-                tokens = tuple(dict.fromkeys(slot.values[place][level] for place in places))
-                queries.append(TokenQuery(before + prefix + mask * (own - level) + behind, begin + level, tokens))
-                receivers.append((number, places))
+    layout, mask = lay_out(prompt, parts, part_ids, canvas.contract.mask_id), (canvas.contract.mask_id,)
+    start = layout.begins[group[0]]
+    fields = {index: _get_field(parts, index) for index in group}
+    scores = {index: np.zeros(len(field.values)) for index, field in fields.items()}
+    max_lengths = {index: field.max_length for index, field in fields.items()}
+    for level in range(max(max_lengths.values())):
+        queries, receivers = ([], list[tuple[int, list[int]]]())  # per query: its field and values, as indices
+        for index, field in fields.items():
+            begin = layout.begins[index]
+            ids_before, ids_after = layout.ids[start:begin], layout.ids[begin + field.mask_count :]
+            for length, prefix, value_indices in field.list_nodes(level):
+                tokens = tuple(dict.fromkeys(field.values[value_index][level] for value_index in value_indices))
+                ids = ids_before + prefix + mask * (length - level) + ids_after
+                queries.append(TokenQuery(ids, begin + level, tokens))
+                receivers.append((index, value_indices))
         try:
-            found = canvas.score_tokens(queries, laid.ids[:start])
+            log_probs = canvas.score_tokens(queries, layout.ids[:start])
         except OutOfForwards:
-            return {number: made for number, made in scores.items() if deepest[number] <= level}
-        for (number, places), query, log_probs in zip(receivers, queries, found, strict=True):
-            by_token = dict(zip(query.tokens, log_probs.tolist(), strict=True))
-            for place in places:
-                scores[number][place] += by_token[slots[number].values[place][level]]
+            return {index: scores[index] for index in group if max_lengths[index] <= level}
+        for (index, value_indices), query, query_log_probs in zip(receivers, queries, log_probs, strict=True):
+            by_token = dict(zip(query.tokens, query_log_probs.tolist(), strict=True))
+            for value_index in value_indices:
+                scores[index][value_index] += by_token[fields[index].values[value_index][level]]
     return scores
 
 
-def probabilities(scores: Scores, temperature: float) -> Scores:
+def compute_probabilities(scores: Scores, temperature: float) -> Scores:
     """Returns softmax(scores / temperature). [values]"""
-    heat = (scores - scores.max()) / temperature
-    made: Scores = np.exp(heat) / np.exp(heat).sum()
-    return made
+    exponents = (scores - scores.max()) / temperature
+    probabilities: Scores = np.exp(exponents) / np.exp(exponents).sum()
+    return probabilities
 
 
-def _get_slot(pieces: Sequence[Piece], number: int) -> Slot:
-    piece = pieces[number]
-    assert isinstance(piece, Slot)
-    return piece
+def _get_field(parts: Sequence[EncodedPart], index: int) -> EncodedField:
+    part = parts[index]
+    assert isinstance(part, EncodedField)
+    return part

@@ -32,19 +32,21 @@ class DecisionKeywords(TypedDict, total=False):
 
 def decide_type(model: Model, prompt: Prompt, schema: Any, **keywords: Unpack[DecisionKeywords]) -> TypedDecision[Any]:
     """Decides a value of a Python type or of a JSON schema. Raises what `Model.decide` raises."""
-    kind = read_type(schema)
-    decided = decide_schema(model, prompt, read_schema(kind.schema), **keywords)
-    return decided if decided.partial else replace(decided, value=kind.read(decided.text, decided.value))
+    python_type = read_type(schema)
+    decision = decide_schema(model, prompt, read_schema(python_type.schema), **keywords)
+    if decision.partial:
+        return decision
+    return replace(decision, value=python_type.read_value(decision.text, decision.value))
 
 
 def decide_schema(
-    model: Model, prompt: Prompt, made: SchemaForm, **keywords: Unpack[DecisionKeywords]
+    model: Model, prompt: Prompt, schema_form: SchemaForm, **keywords: Unpack[DecisionKeywords]
 ) -> TypedDecision[Any]:
     """Decides a value of a schema's form. A form without a field takes no forward pass."""
-    parts = made.form.parts
-    if all(isinstance(part, str) for part in parts):
-        heat, probability = keywords.get("temperature"), keywords.get("probability", "parallel")
-        DecisionOptions(probability, keywords.get("max_forwards"), 1.0 if heat is None else heat).check()
-        make_threshold_reader(keywords.get("threshold"), model.gate, model.contract.vocab)
-        return read_document(made, Decision("".join(map(str, parts)), (), 0, False, probability))
-    return read_document(made, model.decide_form(prompt, made.form, **keywords))
+    parts = schema_form.form.parts
+    if not all(isinstance(part, str) for part in parts):
+        return read_document(schema_form, model.decide_form(prompt, schema_form.form, **keywords))
+    temperature, probability = keywords.get("temperature"), keywords.get("probability", "parallel")
+    DecisionOptions(probability, keywords.get("max_forwards"), 1.0 if temperature is None else temperature).check()
+    make_threshold_reader(keywords.get("threshold"), model.gate, model.contract.vocab)  # only to check the threshold
+    return read_document(schema_form, Decision("".join(map(str, parts)), (), 0, False, probability))

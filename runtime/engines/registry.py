@@ -74,7 +74,7 @@ def open_tensorrt(bundle: Bundle, engines: Sequence[Engine], options: OpenOption
             f"{engines[0].name} is an engine of TensorRT, which has no threads of ONNX Runtime that spin or sleep; "
             "leave --no-allow-spinning (allow_spinning=False) out"
         )
-    backend = open_engines(bundle, engines, trust=options.trust_engine, graphs=options.cuda_graphs)
+    backend = open_engines(bundle, engines, trust=options.trust_engine, cuda_graphs=options.cuda_graphs)
     return backend.engines[0], backend
 
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 from ..backend import Ints
 from ..decisions.canvas import check_contract
+from ..decisions.encoded_form import EncodedField, EncodedPart, FreeTextPart, count_max_tokens, encode_once
 from ..decisions.form import Form, FreeText
-from ..decisions.function_calls import make_call_form, name_form
-from ..decisions.pieces import FreeTextPiece, Piece, Slot, count_longest, encode_once
+from ..decisions.function_calls import make_call_form, make_name_form
 from ..decisions.schema import SchemaForm
 from ..decoding.block_layout import check_room, count_room_for_answer
 from ..errors import UserError
@@ -37,7 +37,7 @@ def fit_decision(
     with blame("tools"):
         functions = {name: _fit_form(model, prompt, made, name, limit, most) for name, made in functions.items()}
         if len(functions) + wanted.optional > 1:  # the choice among them is decided before
-            _count_least_tokens(model, prompt, name_form(functions, wanted.optional))
+            _count_least_tokens(model, prompt, make_name_form(functions, wanted.optional))
     return replace(wanted, text=text, functions=functions)
 
 
@@ -70,27 +70,26 @@ def _count_least_tokens(model: Model, prompt: Ints, form: Form) -> int:
     """
     if all(isinstance(part, str) for part in form.parts):
         return len(model.tokenizer.encode("".join(map(str, form.parts))))
-    pieces = encode_once(form, model.tokenizer, model.contract)
-    tokens = count_longest(pieces) - sum(
-        piece.text.max_tokens - 1 for piece in pieces if isinstance(piece, FreeTextPiece)
-    )
+    parts = encode_once(form, model.tokenizer, model.contract)
+    free_texts = (part.free_text for part in parts if isinstance(part, FreeTextPart))
+    tokens = count_max_tokens(parts) - sum(free_text.max_tokens - 1 for free_text in free_texts)
     check_room(model.contract, len(prompt), tokens)
-    if (prefixes := _count_prefixes(pieces)) > PREFIXES:
+    if (prefixes := _count_prefixes(parts)) > PREFIXES:
         raise UserError(f"the values begin in {prefixes} ways, each a forward pass; expected at most {PREFIXES}")
     return tokens
 
 
-def _count_prefixes(pieces: Sequence[Piece]) -> int:
+def _count_prefixes(parts: Sequence[EncodedPart]) -> int:
     """Returns how many token prefixes the values have, counted per field and token count.
 
     Scoring them takes at most so many forward passes.
     """
     count = 0
-    for piece in pieces:
-        if not isinstance(piece, Slot) or len(piece.values) < 2:
+    for part in parts:
+        if not isinstance(part, EncodedField) or len(part.values) < 2:
             continue
         before: tuple[int, ...] = ()
-        for ids in sorted(piece.values, key=lambda ids: (len(ids), ids)):
+        for ids in sorted(part.values, key=lambda ids: (len(ids), ids)):
             if len(ids) != len(before):
                 before, count = (), count + 1  # the empty prefix
             shared = next((i for i, pair in enumerate(zip(ids, before, strict=False)) if pair[0] != pair[1]), 0)

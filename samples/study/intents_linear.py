@@ -1,9 +1,9 @@
-"""Measures linear classifiers on the held-out families of task `intents`: one for the intent, one for each slot.
+"""Measures linear classifiers on the held-out families of the task `intents`: one for the intent, one per slot.
 
     python -m samples.study.intents_linear --sizes 1250,5000,20000 --out intents_linear.json
 
 They are logistic regressions, one per value against the rest, on TF-IDF of n-grams: of 1 to 3 words, and of 2 to 5
-characters within words. They learn from the first utterances of the split `train`. Needs scikit-learn.
+characters within words. They are trained on the first utterances of the split `train`. Needs scikit-learn.
 """
 
 from __future__ import annotations
@@ -26,22 +26,25 @@ from train.evaluation.intervals import estimate_proportion
 from train.storage.output_files import check_file, replace_file
 from train.tasks import Problem, intents
 
-SIZES, COUNT, REGULARIZATION = "1250,5000,20000", 2000, 10.0
+SIZES, COUNT, REGULARIZATION = "1250,5000,20000", 2000, 10.0  # defaults of the options
 SPLITS = ("valid", "test", "test_surface")
-TIMED = 200  # utterances that are answered one by one
+TIMED = 200  # utterances of the split `test` that are timed, one by one
 INSTALL = "samples.study.intents_linear needs scikit-learn, which is not installed: pip install scikit-learn"
 
-Labels = dict[str, list[str]]
+Labels = dict[str, list[str]]  # by field, a value per problem, as JSON
 
 
 def collect_labels(problems: Sequence[Problem], fields: Sequence[str]) -> Labels:
-    """Returns the right value of each field as JSON, problem by problem."""
-    values = [json.loads(problem.answer) for problem in problems]
-    return {field: [json.dumps(each[field]) for each in values] for field in fields}
+    """Returns the right labels of problems."""
+    answers = [json.loads(problem.answer) for problem in problems]
+    return {field: [json.dumps(answer[field]) for answer in answers] for field in fields}
 
 
 def make_vectorizer() -> Any:
-    """Returns the features: TF-IDF of words and marks, and of characters. Raises UserError without scikit-learn."""
+    """Returns what turns texts into features: TF-IDF of words and marks, and of characters.
+
+    Raises UserError without scikit-learn.
+    """
     try:
         from sklearn.feature_extraction.text import TfidfVectorizer
         from sklearn.pipeline import make_union
@@ -53,69 +56,70 @@ def make_vectorizer() -> Any:
 
 
 def make_classifier(regularization: float) -> Any:
-    """Returns an untrained linear classifier of one field."""
+    """Returns an untrained linear classifier for the values of one field."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.multiclass import OneVsRestClassifier
 
-    one = LogisticRegression(C=regularization, solver="liblinear", dual=True, max_iter=200, random_state=0)
-    return OneVsRestClassifier(one)
+    binary = LogisticRegression(C=regularization, solver="liblinear", dual=True, max_iter=200, random_state=0)
+    return OneVsRestClassifier(binary)
 
 
-def compute_shares(given: Labels, right: Labels) -> dict[str, Any]:
+def compute_shares(predictions: Labels, right: Labels) -> dict[str, Any]:
     """Returns the shares of problems in which each field, all slots, and all fields are right, with 95 % intervals."""
-    verdicts = {name: [a == b for a, b in zip(given[name], right[name], strict=True)] for name in given}
-    named = {"intent_accuracy" if name == "intent" else f"slot_{name}": each for name, each in verdicts.items()}
+    verdicts = {name: [a == b for a, b in zip(predictions[name], right[name], strict=True)] for name in predictions}
+    by_figure = {"intent_accuracy" if name == "intent" else f"slot_{name}": each for name, each in verdicts.items()}
     if verdicts.keys() == {*intents.FIELDS}:
         slots = [all(each) for each in zip(*(verdicts[slot] for slot in intents.SLOTS), strict=True)]
-        named |= {"slots_accuracy": slots, "exact": [a and b for a, b in zip(slots, verdicts["intent"], strict=True)]}
-    found = dict[str, Any]()
-    for name, each in named.items():
+        exact = [a and b for a, b in zip(slots, verdicts["intent"], strict=True)]
+        by_figure |= {"slots_accuracy": slots, "exact": exact}
+    shares = dict[str, Any]()
+    for name, each in by_figure.items():
         share = estimate_proportion(each)
-        found[name], found[f"{name}_95"] = round(share.mean, 5), [round(share.low, 5), round(share.high, 5)]
-    return found
+        shares[name], shares[f"{name}_95"] = round(share.mean, 5), [round(share.low, 5), round(share.high, 5)]
+    return shares
 
 
 def measure(size: int, count: int, fields: Sequence[str], regularization: float, seed: int = 0) -> dict[str, Any]:
-    """Returns the figures of classifiers learned from `size` utterances, on `count` of each held-out split."""
-    started, features = time.process_time(), make_vectorizer()
+    """Trains classifiers on `size` utterances; returns their figures on `count` utterances of each held-out split."""
+    start, vectorizer = time.process_time(), make_vectorizer()
     train = [*intents.sample_problems("train", size, seed)]
     held_out = {split: [*intents.sample_problems(split, count, seed)] for split in SPLITS}
-    known = features.fit_transform([problem.prompt for problem in train])
-    seen = {split: features.transform([each.prompt for each in problems]) for split, problems in held_out.items()}
-    learned, given = collect_labels(train, fields), {split: Labels() for split in SPLITS}
+    train_features = vectorizer.fit_transform([problem.prompt for problem in train])
+    features = {split: vectorizer.transform([each.prompt for each in problems]) for split, problems in held_out.items()}
+    train_labels, predictions = collect_labels(train, fields), {split: Labels() for split in SPLITS}
     models = list[Any]()
     for field in fields:
-        values = {*learned[field]}
-        model = make_classifier(regularization).fit(known, learned[field]) if len(values) > 1 else None
+        values = {*train_labels[field]}
+        model = make_classifier(regularization).fit(train_features, train_labels[field]) if len(values) > 1 else None
         models += [model] if model else []
-        for split, rows in seen.items():
-            guesses = model.predict(rows) if model else [*values] * len(held_out[split])
-            given[split][field] = [str(each) for each in guesses]
-    results = {split: compute_shares(given[split], collect_labels(held_out[split], fields)) for split in SPLITS}
-    seconds = round(time.process_time() - started, 1)
-    spent = measure_milliseconds(features, models, held_out["test"][:TIMED])
-    return {"size": size, "features": known.shape[1], "cpu_seconds": seconds, "ms": spent, **results}
+        for split, rows in features.items():
+            predicted = model.predict(rows) if model else [*values] * len(held_out[split])
+            predictions[split][field] = [str(each) for each in predicted]
+    results = {split: compute_shares(predictions[split], collect_labels(held_out[split], fields)) for split in SPLITS}
+    seconds = round(time.process_time() - start, 1)
+    milliseconds = measure_milliseconds(vectorizer, models, held_out["test"][:TIMED])
+    return {"size": size, "features": train_features.shape[1], "cpu_seconds": seconds, "ms": milliseconds, **results}
 
 
-def measure_milliseconds(features: Any, models: Sequence[Any], problems: Sequence[Problem]) -> float:
-    """Returns the median time in which all classifiers answer one utterance, features included."""
+def measure_milliseconds(vectorizer: Any, models: Sequence[Any], problems: Sequence[Problem]) -> float:
+    """Returns the median time, in ms, in which all classifiers together answer one utterance, features included."""
     times = []
     for problem in problems:
-        started = time.perf_counter()
-        row = features.transform([problem.prompt])
+        start = time.perf_counter()
+        row = vectorizer.transform([problem.prompt])
         for model in models:
             model.predict(row)
-        times.append(1000 * (time.perf_counter() - started))
+        times.append(1000 * (time.perf_counter() - start))
     return round(statistics.median(times), 3)
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Measures every size, prints a line for each, and writes the report."""
+    """Measures every size, prints a line per size and split, and writes the report."""
     if args.out:
         check_file(args.out)
     if args.count < 1 or not args.regularization > 0:
-        what = f"--count is {args.count} and --regularization {args.regularization}"
-        raise UserError(f"{what}; expected at least one problem and a number above 0")
+        values = f"--count is {args.count} and --regularization {args.regularization}"
+        raise UserError(f"{values}; expected at least one problem and a number above 0")
     sizes = [int(size) for size in parse_numbers(args.sizes, "--sizes")]
     if min(sizes) < 1:
         raise UserError(f"--sizes is {args.sizes}; expected numbers of utterances, as {SIZES}")
@@ -125,8 +129,8 @@ def execute(args: argparse.Namespace) -> int:
         row = measure(size, args.count, fields, args.regularization)
         rows.append(row)
         for split in SPLITS:
-            main = [f"{name} {row[split][name]:.4f} {row[split][f'{name}_95']}" for name in list_names(row[split])]
-            print(f"{size:>7} {split:<13} {', '.join(main)}", file=sys.stderr if args.json else sys.stdout, flush=True)
+            texts = [f"{name} {row[split][name]:.4f} {row[split][f'{name}_95']}" for name in list_main(row[split])]
+            print(f"{size:>7} {split:<13} {', '.join(texts)}", file=sys.stderr if args.json else sys.stdout, flush=True)
     report = {"count": args.count, "regularization": args.regularization, "rows": rows} | {
         "scikit-learn": find_version("scikit-learn"), "cpu": read_processor_name()
     }  # fmt: skip
@@ -138,8 +142,8 @@ def execute(args: argparse.Namespace) -> int:
     return DONE
 
 
-def list_names(figures: dict[str, Any]) -> list[str]:
-    """Returns the names of the figures that are printed."""
+def list_main(figures: dict[str, Any]) -> list[str]:
+    """Returns the names of the main figures, which are printed."""
     return [name for name in ("intent_accuracy", "slots_accuracy", "exact") if name in figures]
 
 

@@ -1,4 +1,4 @@
-"""Accuracy, time and forward passes of ways to fill the form of task `intents`, on held-out utterances.
+"""Measures ways to fill the form of the task `intents` on held-out utterances: accuracy, time, forward passes.
 
     python -m samples.study.intents_table runs/intents --linear samples/results/intents_linear.json \\
         --out samples/results/intents.json
@@ -41,14 +41,14 @@ from train.tasks import Problem, intents
 SPLITS = ("test", "test_surface")
 TEXT = "JSON text"
 STUDENT = ("ort-fp32", "ort-int8")
-SHOWN = ("exact", "intent_accuracy", "slots_accuracy")
+ACCURACIES = ("exact", "intent_accuracy", "slots_accuracy")
 INTRO = """# Ways to fill a form
 
 {} utterances per split of task `intents`, whose families no model has seen; {}, one thread. A whole form is the intent
 and nine slots. 95 % intervals in parentheses; times are medians of one utterance, tokenizing included. Made by
 `python -m samples.study.intents_table`; every figure is in `intents.json`.
 """
-CALIBRATED = """
+CALIBRATION_INTRO = """
 Calibration: expected calibration error of the fields' values on the same utterances, at temperature 1 and at the
 bundle's own, which `blockstep train calibrate --decisions` fitted on other ones.
 """
@@ -67,8 +67,16 @@ Row = dict[str, Any]
 
 @dataclass(slots=True)
 class Outcomes:
-    """What one way gave, by utterance: text, forward passes, wall-clock and CPU ms; by field: the probabilities of its
-    values at temperature 1, and the index of the right one."""
+    """Holds the outcomes of one way to fill the form.
+
+    Attributes:
+        texts: per utterance, the form as JSON text.
+        forwards: per utterance, forward passes.
+        milliseconds: per utterance, by the clock.
+        cpu_milliseconds: per utterance, of all threads.
+        probabilities: per field of every decided form, the probabilities of its values at temperature 1.
+        right: per field of every decided form, the index of the right value.
+    """
 
     texts: list[str] = field(default_factory=list)
     forwards: list[int] = field(default_factory=list)
@@ -80,53 +88,54 @@ class Outcomes:
 
 @dataclass(frozen=True, slots=True)
 class ModelFill:
-    """Names a model and how it fills the form: `parallel`, `ordered` or TEXT."""
+    """Names a way to fill the form: a model, and how it does it: `parallel`, `ordered` or TEXT."""
 
     model: str
     how: str
 
 
-def answer(model: Model, way: ModelFill, problem: Problem, form: Form, to: Outcomes) -> None:
-    """Fills the form of one utterance and adds what came of it to `to`."""
-    cpu, started = time.process_time(), time.perf_counter()
+def fill_form(model: Model, way: ModelFill, problem: Problem, form: Form, outcomes: Outcomes) -> None:
+    """Fills the form of one utterance and adds its outcome to `outcomes`."""
+    cpu_start, start = time.process_time(), time.perf_counter()
     if way.how == TEXT:
-        written = model.generate(problem.prompt)
-        text, forwards = written.text, written.result.forwards
+        answer = model.generate(problem.prompt)
+        text, forwards = answer.text, answer.result.forwards
     else:
-        made = model.decide_form(problem.prompt, form, probability=cast(Probability, way.how), temperature=1.0)
-        text, forwards = made.text, made.forwards
-    to.milliseconds.append(1000 * (time.perf_counter() - started))
-    to.cpu_milliseconds.append(1000 * (time.process_time() - cpu))
-    to.texts.append(text)
-    to.forwards.append(forwards)
+        decision = model.decide_form(problem.prompt, form, probability=cast(Probability, way.how), temperature=1.0)
+        text, forwards = decision.text, decision.forwards
+    outcomes.milliseconds.append(1000 * (time.perf_counter() - start))
+    outcomes.cpu_milliseconds.append(1000 * (time.process_time() - cpu_start))
+    outcomes.texts.append(text)
+    outcomes.forwards.append(forwards)
     if way.how != TEXT:
-        to.probabilities += [each.probabilities for each in made.fields]
-        to.right += find_right_indices(form, problem.answer)
+        outcomes.probabilities += [field.probabilities for field in decision.fields]
+        outcomes.right += find_right_indices(form, problem.answer)
 
 
 def measure(
     models: Mapping[str, Model], ways: Sequence[ModelFill], problems: Sequence[Problem]
 ) -> dict[ModelFill, Outcomes]:
-    """Answers every utterance in every way, utterance by utterance."""
-    form, found = intents.make_form(), {way: Outcomes() for way in ways}
+    """Fills the form of every utterance in every way, utterance by utterance; returns the outcomes by way."""
+    form, outcomes = intents.make_form(), {way: Outcomes() for way in ways}
     for problem in tqdm(problems, unit="utterance", mininterval=2):
-        for before, way in zip([None, *ways], ways, strict=False):
-            if before is None or before.model != way.model:
-                # Not kept: the first answer after another model's reads all weights from memory again.
-                answer(models[way.model], way, problem, form, Outcomes())
-            answer(models[way.model], way, problem, form, found[way])
-    return found
+        for previous, way in zip([None, *ways], ways, strict=False):
+            if previous is None or previous.model != way.model:
+                # Not measured: the first answer after another model's reads all weights from memory again.
+                fill_form(models[way.model], way, problem, form, Outcomes())
+            fill_form(models[way.model], way, problem, form, outcomes[way])
+    return outcomes
 
 
 def grade_by_part(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, list[bool]]:
-    """Returns by SHOWN which utterances are right."""
-    given = [intents.read_answer(text) or {} for text in texts]
-    right = [json.loads(problem.answer) for problem in problems]
-    same = [
-        {name: one.get(name, "") == two[name] for name in intents.FIELDS} for one, two in zip(given, right, strict=True)
+    """Returns, by name in ACCURACIES, which utterances are right."""
+    answers = [intents.read_answer(text) or {} for text in texts]
+    right_answers = [json.loads(problem.answer) for problem in problems]
+    verdicts = [
+        {name: answer.get(name, "") == right[name] for name in intents.FIELDS}
+        for answer, right in zip(answers, right_answers, strict=True)
     ]
-    slots = [all(each[slot] for slot in intents.SLOTS) for each in same]
-    intent = [each["intent"] for each in same]
+    slots = [all(verdict[slot] for slot in intents.SLOTS) for verdict in verdicts]
+    intent = [verdict["intent"] for verdict in verdicts]
     return {
         "exact": [a and b for a, b in zip(slots, intent, strict=True)],
         "intent_accuracy": intent,
@@ -134,50 +143,46 @@ def grade_by_part(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str
     }
 
 
-def make_row(way: ModelFill, model: Model, found: Outcomes, problems: Sequence[Problem], first: Sequence[bool]) -> Row:
-    """Returns a way's figures. first: which whole forms of the first way are right, for the paired difference."""
+def make_row(
+    way: ModelFill, model: Model, outcomes: Outcomes, problems: Sequence[Problem], first: Sequence[bool]
+) -> Row:
+    """Returns a way's figures. first: which whole forms the first way filled right, for the paired difference."""
     row: Row = {"model": way.model, "how": way.how, "problems": len(problems)}
-    by_name = grade_by_part(problems, found.texts)
+    by_name = grade_by_part(problems, outcomes.texts)
     for name, right in by_name.items():
         share = estimate_proportion(right)
         row |= {name: round(share.mean, 5), f"{name}_95": [round(share.low, 5), round(share.high, 5)]}
-    apart = estimate_paired_difference(by_name["exact"], first)
-    row["exact_to_first"] = [round(value, 5) for value in (apart.mean, apart.low, apart.high)]
-    row["within_schema"] = sum(intents.read_answer(text) is not None for text in found.texts)
-    row["forwards"] = round(statistics.fmean(found.forwards), 3)
-    row["ms"] = round(statistics.median(found.milliseconds), 3)
-    row["cpu_ms"] = round(statistics.fmean(found.cpu_milliseconds), 3)
+    difference = estimate_paired_difference(by_name["exact"], first)
+    row["exact_to_first"] = [round(value, 5) for value in (difference.mean, difference.low, difference.high)]
+    row["within_schema"] = sum(intents.read_answer(text) is not None for text in outcomes.texts)
+    row["forwards"] = round(statistics.fmean(outcomes.forwards), 3)
+    row["ms"] = round(statistics.median(outcomes.milliseconds), 3)
+    row["cpu_ms"] = round(statistics.fmean(outcomes.cpu_milliseconds), 3)
     if way.how != TEXT:
-        decided = collect(found.probabilities, found.right)
-        row["calibration"] = [
-            measure_calibration(decided, heat).as_dict() for heat in (1.0, model.decision_temperature)
-        ]
+        decisions = collect(outcomes.probabilities, outcomes.right)
+        temperatures = (1.0, model.decision_temperature)
+        row["calibration"] = [measure_calibration(decisions, temperature).as_dict() for temperature in temperatures]
     return row
 
 
 def format_tables(report: Mapping[str, Any]) -> Iterator[str]:
-    """Yields the tables, one per split."""
+    """Yields the lines of the page: a table per split, and the table of calibration."""
     yield INTRO.format(report["count"], report["cpu"])
     for split, rows in report["splits"].items():
         yield f"\n## {split}\n"
         yield f"| {' | '.join(HEADS)} |"
         yield f"|{'---|' * len(HEADS)}"
-        for place, row in enumerate(rows):
-            shares = [
-                f"{format_percent(row[name])} ({' to '.join(map(format_percent, row[f'{name}_95']))})" for name in SHOWN
-            ]
+        for index, row in enumerate(rows):
+            shares = format_shares(row)
             mean, low, high = map(format_percent, row["exact_to_first"])
-            apart = f"{mean} ({low} to {high})" if place else ""
-            cells = [row["model"], row["how"], shares[0], apart, *shares[1:], f"{row['within_schema']:,}"]
+            difference = f"{mean} ({low} to {high})" if index else ""
+            cells = [row["model"], row["how"], shares[0], difference, *shares[1:], f"{row['within_schema']:,}"]
             yield f"| {' | '.join(cells)} | {row['forwards']:.2f} | {row['ms']:.2f} |"
         for row in report["linear"]:
-            shares = [
-                f"{format_percent(row[split][name])} ({' to '.join(map(format_percent, row[split][f'{name}_95']))})"
-                for name in SHOWN
-            ]
+            shares = format_shares(row[split])
             cells = [f"linear classifiers, {row['size']:,} utterances", "", shares[0], "", *shares[1:], "all", ""]
             yield f"| {' | '.join(cells)} | {row['ms']:.2f} |"
-    yield CALIBRATED
+    yield CALIBRATION_INTRO
     yield f"| {' | '.join(CALIBRATION_HEADS)} |"
     yield f"|{'---|' * len(CALIBRATION_HEADS)}"
     for split, rows in report["splits"].items():
@@ -190,13 +195,21 @@ def format_tables(report: Mapping[str, Any]) -> Iterator[str]:
                 yield f"| {' | '.join(cells)} |"
 
 
+def format_shares(figures: Mapping[str, Any]) -> list[str]:
+    """Returns the accuracies in percent, with their 95 % intervals, as texts."""
+    return [
+        f"{format_percent(figures[name])} ({' to '.join(map(format_percent, figures[f'{name}_95']))})"
+        for name in ACCURACIES
+    ]
+
+
 def format_percent(share: float, digits: int = 1) -> str:
-    """Returns a share as a percentage."""
+    """Returns a share in percent, without the sign."""
     return f"{100 * share:.{digits}f}"
 
 
 def open_models(runs: Path) -> tuple[dict[str, Model], list[ModelFill]]:
-    """Returns the models by name, and the ways of each in the order of the table."""
+    """Returns the models by name, and the ways to fill the form in the order of the table."""
     models, ways = dict[str, Model](), list[ModelFill]()
     for engine in STUDENT:
         name = f"student, {engine}"
@@ -211,7 +224,9 @@ def read_linear(path: Path) -> list[Row]:
     """Returns the rows of the linear classifiers. Raises UserError if the file lacks figures of the table."""
     try:
         rows: list[Row] = json.loads(path.read_text(encoding="utf-8"))["rows"]
-        complete = all("ms" in row and all(name in row[split] for split in SPLITS for name in SHOWN) for row in rows)
+        complete = all(
+            "ms" in row and all(name in row[split] for split in SPLITS for name in ACCURACIES) for row in rows
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
             f"--linear {path} cannot be read ({error}); make it with samples.study.intents_linear"
@@ -237,9 +252,9 @@ def execute(args: argparse.Namespace) -> int:
     }
     for split in SPLITS:
         problems = [*intents.sample_problems(split, args.count, 0)]
-        found = measure(models, ways, problems)
-        first = grade_by_part(problems, found[ways[0]].texts)["exact"]
-        report["splits"][split] = [make_row(way, models[way.model], found[way], problems, first) for way in ways]
+        outcomes = measure(models, ways, problems)
+        first = grade_by_part(problems, outcomes[ways[0]].texts)["exact"]
+        report["splits"][split] = [make_row(way, models[way.model], outcomes[way], problems, first) for way in ways]
     values = json.dumps(report, indent=1) + "\n"
     replace_file(args.out, lambda path: path.write_text(values, encoding="utf-8"))
     text = "\n".join(format_tables(report)) + "\n"
@@ -250,7 +265,7 @@ def execute(args: argparse.Namespace) -> int:
 
 OPTIONS = (
     option("runs", type=Path, metavar="RUNS", help="folder that the recipe wrote"),
-    option("--linear", type=Path, help="what samples.study.intents_linear --out wrote (default: no classifiers)"),
+    option("--linear", type=Path, help="report of samples.study.intents_linear (default: none)"),
     option("--count", type=int, default=2000, help="utterances per split (default: 2000)"),
     option("--out", type=Path, required=True, help="JSON file to write; the page is written next to it, as .md"),
 )

@@ -1,10 +1,10 @@
-"""Converts other programs' IPA to ARPAbet, so that they can be measured on the CMU Pronouncing Dictionary.
+"""Converts IPA to ARPAbet, so that programs that return IPA can be measured on the CMU Pronouncing Dictionary.
 
 SOUNDS maps IPA, in its common spellings, to the dictionary's phonemes, as CMU Sphinx publishes them
 (cmusphinx.github.io/wiki/cmubet). NARROW maps sounds that the dictionary does not distinguish to the phonemes that it
-writes for them: first flap, glottal stop and reduced vowels by ARPAbet's further symbols (Wikipedia, "ARPABET": DX, Q,
-AX, IX), then British vowels and the rest. The two sets of sounds differ, so these error rates are listed apart from
-those of programs that answer in ARPAbet.
+writes for them: in its first line flap, glottal stop and reduced vowels, for which ARPAbet has further symbols
+(Wikipedia, "ARPABET": DX, Q, AX, IX), then British vowels and others. IPA and the dictionary distinguish different
+sounds, so these error rates are listed apart from those of programs that return ARPAbet.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ NARROW = {
     "ɒ": "AA", "əʊ": "OW", "a": "AA", "e": "EH", "o": "AO", "ɫ": "L", "ʍ": "W", "x": "K",
 }  # fmt: skip
 TABLE = SOUNDS | NARROW
-LONGEST = max(map(len, TABLE))
+LONGEST = max(map(len, TABLE))  # characters of a sound
 VOWELS = {"AA", "AE", "AH", "AO", "AW", "AY", "EH", "ER", "EY", "IH", "IY", "OW", "OY", "UH", "UW"}
 STRESS = {"ˈ": "1", "ˌ": "2"}
 SYLLABIC = "\u0329"  # the mark under a consonant that is a syllable
@@ -32,26 +32,26 @@ UNKNOWN = "?"  # a sound that is in neither table counts as a wrong phoneme
 
 def convert_to_arpabet(text: str) -> tuple[str, ...]:
     """Returns the ARPAbet phonemes of an IPA transcription; a stress mark applies to the next vowel."""
-    kept = "".join(each for each in insert_schwa(text) if each in STRESS or each in TABLE or not is_mark(each))
-    found, mark, place = [], "0", 0
-    while place < len(kept):
-        if kept[place] in STRESS:
-            mark = STRESS[kept[place]]
-            place += 1
+    sounds = "".join(each for each in insert_schwa(text) if each in STRESS or each in TABLE or not is_mark(each))
+    phonemes, stress, start = [], "0", 0
+    while start < len(sounds):
+        if sounds[start] in STRESS:
+            stress = STRESS[sounds[start]]
+            start += 1
             continue
-        size = next((size for size in range(LONGEST, 0, -1) if kept[place : place + size] in TABLE), 1)
-        phoneme = TABLE.get(kept[place : place + size], UNKNOWN)
+        size = next((size for size in range(LONGEST, 0, -1) if sounds[start : start + size] in TABLE), 1)
+        phoneme = TABLE.get(sounds[start : start + size], UNKNOWN)
         if phoneme in VOWELS:
-            phoneme, mark = phoneme + mark, "0"
-        found.append(phoneme)
-        place += size
-    return tuple(found)
+            phoneme, stress = phoneme + stress, "0"
+        phonemes.append(phoneme)
+        start += size
+    return tuple(phonemes)
 
 
 def insert_schwa(text: str) -> str:
     """Returns the text with a schwa before each syllabic consonant, as the dictionary writes them (`button`: AH0 N)."""
-    for place in reversed([i for i, each in enumerate(text) if each == SYLLABIC and i]):
-        text = f"{text[: place - 1]}ə{text[place - 1 : place]}{text[place + 1 :]}"
+    for index in reversed([i for i, each in enumerate(text) if each == SYLLABIC and i]):
+        text = f"{text[: index - 1]}ə{text[index - 1 : index]}{text[index + 1 :]}"
     return text
 
 

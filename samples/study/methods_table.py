@@ -1,11 +1,11 @@
-"""Compares the methods of distillation: a table per task, each method against its control, and figures.
+"""Compares the methods of distillation: a table per task, each method against its control, and plots.
 
     STUDY=1 TASK=math,code samples/recipe.sh
     python -m samples.study.methods_table runs/math-code --out samples/results
 
-It reads what the recipe wrote: reports of the test splits, thresholds tried on validation problems, and times, which
-`samples.study.modes` measured problem by problem. A model that is not there is left out. Of runs/pronounce, which
-STUDY=1 TASK=pronounce makes, the files are called study-pronounce.
+It reads what the recipe wrote: reports of the test splits, the thresholds that were tried on validation problems, and
+times, which `samples.study.modes` measured problem by problem. A model without reports is left out. The study of
+runs/pronounce, which STUDY=1 TASK=pronounce makes, is written to files called study-pronounce.
 """
 
 from __future__ import annotations
@@ -58,19 +58,24 @@ TITLES = {
 METHODS = ("cdlm", "cd4lm", "dparallel", "tad")
 CONTROLS = {name + mode: f"{name}-control{mode}" for name in METHODS for mode in ("", "-speculative")}
 HELD_OUT = "test_families"
-COMPARED = ("test", "test_seen", HELD_OUT)  # every row of a task has its own of these; changed prompts are for some
-SPLITS = (*COMPARED, "test_surface")
+COMPARED = ("test", "test_seen", HELD_OUT)  # splits of which every row has a report, if its task has the split
+SPLITS = (*COMPARED, "test_surface")  # changed prompts, of which only some rows have a report
 ALONE = "pronounce"  # the task that has a folder, and a page, of its own
-TARGET = -0.01  # lowest lower end of the difference to the baseline
+TARGET = -0.01  # the difference to the baseline may not have its interval's lower end below this
 
 Cell = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A model on one task. cells: accuracy, its interval, difference to the baseline and forward passes, by split.
+    """Holds a model's results on one task.
 
-    milliseconds: CPU time per answer, with the ratio of the baseline's to it; None if it was not timed.
+    Attributes:
+        name: the model's.
+        threshold: of its gate; None if it decodes by another rule or mode.
+        cells: accuracy, its interval, difference to the baseline and forward passes, by split.
+        milliseconds: CPU time per answer, None if it was not timed.
+        faster: the baseline's CPU time per CPU time of the model, None if one of them was not timed.
     """
 
     name: str
@@ -81,27 +86,29 @@ class Row:
 
     @property
     def holds(self) -> bool:
-        """Whether no compared split's difference to the baseline may be below TARGET."""
+        """Returns whether on no compared split the interval of the difference to the baseline reaches below TARGET."""
         cells = (self.cells[split] for split in COMPARED if split in self.cells)
         return all(cell.get("to_baseline", (0, 0, 0))[1] >= TARGET for cell in cells)
 
 
-def make_rows(task: str, reports: Mapping[str, Mapping[str, Report]], times: Mapping[str, list[float]]) -> list[Row]:
-    """Returns the rows of a task in the order of TITLES. reports: by split and model; times: seconds by model."""
+def make_rows(reports: Mapping[str, Mapping[str, Report]], times: Mapping[str, list[float]]) -> list[Row]:
+    """Returns the rows of a task in the order of TITLES.
+
+    reports: by split and model; times: seconds of answers, by model.
+    """
     rows = []
     for name in TITLES:
-        found = {split: reports[split][name] for split in SPLITS if name in reports.get(split, {})}
-        if not found:
+        by_split = {split: reports[split][name] for split in SPLITS if name in reports.get(split, {})}
+        if not by_split:
             continue
-        cells = {split: make_cell(name, report, reports[split].get(BASELINE)) for split, report in found.items()}
-        report = next(iter(found.values()))
-        gate, gated = report["gate"], report.get("mode", "block") == "block"
-        blocks = gated and name not in (BASELINE, "teacher") and gate["rule"] == "threshold"
-        seconds = times.get(name)
-        spent = 1000 * sum(seconds) / len(seconds) if seconds else None
-        base = times.get(BASELINE)
-        faster = sum(base) / sum(seconds) if seconds and base else None
-        rows.append(Row(name, gate["threshold"] if blocks else None, cells, spent, faster))
+        cells = {split: make_cell(name, report, reports[split].get(BASELINE)) for split, report in by_split.items()}
+        report = next(iter(by_split.values()))
+        gate, in_blocks = report["gate"], report.get("mode", "block") == "block"
+        has_threshold = in_blocks and name not in (BASELINE, "teacher") and gate["rule"] == "threshold"
+        seconds, baseline_seconds = times.get(name), times.get(BASELINE)
+        milliseconds = 1000 * sum(seconds) / len(seconds) if seconds else None
+        faster = sum(baseline_seconds) / sum(seconds) if seconds and baseline_seconds else None
+        rows.append(Row(name, gate["threshold"] if has_threshold else None, cells, milliseconds, faster))
     return rows
 
 
@@ -120,57 +127,58 @@ def round_interval(interval: Interval) -> list[float]:
 
 
 def compare_with_controls(reports: Mapping[str, Mapping[str, Report]]) -> dict[str, dict[str, Any]]:
-    """Returns the paired difference of each method to its control over all problems of the splits, and forward passes.
+    """Returns, by method, the paired difference to its control over all problems of the splits, and forward passes.
 
-    reports: by split, of all tasks, and model.
+    reports: by split, of all tasks, and model. `forwards` has the method's and the control's mean over the splits.
     """
-    found = {}
+    comparisons = {}
     for name, control in CONTROLS.items():
         pairs = [(models[name], models[control]) for models in reports.values() if {name, control} <= models.keys()]
         if not pairs:
             continue
         ours, theirs = ([r for pair in pairs for r in pair[side]["per_problem"]["right"]] for side in (0, 1))
-        passes = [sum(pair[side]["forwards"] for pair in pairs) / len(pairs) for side in (0, 1)]
-        apart = round_interval(estimate_paired_difference(ours, theirs))
-        found[name] = {"difference": apart, "forwards": passes, "problems": len(ours)}
-    return found
+        forwards = [sum(pair[side]["forwards"] for pair in pairs) / len(pairs) for side in (0, 1)]
+        difference = round_interval(estimate_paired_difference(ours, theirs))
+        comparisons[name] = {"difference": difference, "forwards": forwards, "problems": len(ours)}
+    return comparisons
 
 
 def read_times(path: Path, task: str) -> dict[str, list[float]]:
-    """Returns the seconds of answers to a task, by row; none without the file.
+    """Returns the seconds of answers to a task, by row; none if the file does not exist.
 
-    A student has rows per mode, its plain one is of the mode `block`; of the baseline and the bundles the default mode
-    counts, which is measured first.
+    A model has a row per mode. The one without the mode in its name is that of the mode `block`; for the baseline and
+    the sample's engines, that of the default mode, which is measured first.
     """
-    found: dict[str, list[float]] = {}
-    default: dict[str, str] = {}
-    for each in read_records(path):
-        name, _, mode = each["way"].rpartition(":")
-        first = default.setdefault(name, mode)
-        plain = first if name == BASELINE or name.startswith("ort-") else "block"
-        own = "undistilled" if name == "teacher" and mode == "speculative" else name
-        row = name if mode == plain else f"{own}-{mode}"
-        if each["task"] == task and row in TITLES:
-            found.setdefault(row, []).append(each["seconds"])
-    return found
+    seconds: dict[str, list[float]] = {}
+    default_modes: dict[str, str] = {}
+    for answer in read_records(path):
+        name, _, mode = answer["way"].rpartition(":")
+        default_mode = default_modes.setdefault(name, mode)
+        plain_mode = default_mode if name == BASELINE or name.startswith("ort-") else "block"
+        model = "undistilled" if name == "teacher" and mode == "speculative" else name
+        row = name if mode == plain_mode else f"{model}-{mode}"
+        if answer["task"] == task and row in TITLES:
+            seconds.setdefault(row, []).append(answer["seconds"])
+    return seconds
 
 
 def format_summary(tables: Mapping[str, Sequence[Row]]) -> Iterator[str]:
-    """Yields a table of all tasks on the held-out families, of those models that have answered them in all tasks."""
+    """Yields a table of all tasks on the held-out families, with the models that have answered them in all tasks."""
     heads = [""]
     for task in tables:
         heads += [f"`{task}` right, % (to the baseline, points)", "forward passes", "ms"]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for name, title in TITLES.items():
-        found = [row for rows in tables.values() for row in rows if row.name == name and HELD_OUT in row.cells]
-        if len(found) < len(tables):
+        by_task = [row for rows in tables.values() for row in rows if row.name == name and HELD_OUT in row.cells]
+        if len(by_task) < len(tables):
             continue
         cells = [title]
-        for row in found:
-            right, apart = format_accuracy(row.cells[HELD_OUT])
-            spent = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
-            cells += [f"{right} ({apart})" if apart else right, f"{row.cells[HELD_OUT]['forwards']:.2f}", spent]
+        for row in by_task:
+            right, difference = format_accuracy(row.cells[HELD_OUT])
+            milliseconds = "" if row.milliseconds is None else f"{row.milliseconds:.1f}"
+            cells.append(f"{right} ({difference})" if difference else right)
+            cells += [f"{row.cells[HELD_OUT]['forwards']:.2f}", milliseconds]
         yield f"| {' | '.join(cells)} |"
     yield ""
 
@@ -199,23 +207,23 @@ def format_accuracy(cell: Cell | None) -> list[str]:
     """Returns a split's accuracy and its difference to the baseline as texts."""
     if cell is None:
         return ["", ""]
-    apart = ""
+    difference = ""
     if "to_baseline" in cell:
-        apart = "{:+.1f}, {:+.1f} to {:+.1f}".format(*(100 * value for value in cell["to_baseline"]))
-    return [format_percent(cell["accuracy"]), apart]
+        difference = "{:+.1f}, {:+.1f} to {:+.1f}".format(*(100 * value for value in cell["to_baseline"]))
+    return [format_percent(cell["accuracy"]), difference]
 
 
 def format_page(
-    tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str, Any]], made: Cell
+    tables: Mapping[str, Sequence[Row]], controls: Mapping[str, Mapping[str, Any]], conditions: Mapping[str, Any]
 ) -> Iterator[str]:
-    """Yields the page."""
+    """Yields the page. controls: as from `compare_with_controls`; conditions: as from `record`."""
     cells = [(split, cell) for rows in tables.values() for row in rows for split, cell in row.cells.items()]
-    counts, had = sorted({cell["problems"] for _, cell in cells}), {split for split, _ in cells}
-    families = HELD_OUT in had
-    timed, valid, target = ("test", "2,000 of `valid`", 1.0)
-    if families:
-        timed, valid, target = (HELD_OUT, "300 problems of `valid_families`", 0.5)
-    compared = ", ".join(split for split in COMPARED if split in had)
+    counts, splits = sorted({cell["problems"] for _, cell in cells}), {split for split, _ in cells}
+    has_families = HELD_OUT in splits
+    timed_split, valid, target = ("test", "2,000 of `valid`", 1.0)
+    if has_families:
+        timed_split, valid, target = (HELD_OUT, "300 problems of `valid_families`", 0.5)
+    compared = ", ".join(split for split in COMPARED if split in splits)
     yield "# The study: methods of distillation, their controls, the autoregressive baseline\n"
     yield (
         f"Made by `make study`: {' or '.join(map(str, counts))} problems per task and split, seed 0. A threshold "
@@ -223,10 +231,10 @@ def format_page(
         f"if none is, within {target:g} points of the most accurate threshold; a control has its method's. "
         "Differences are paired, with 95 % intervals; ✗: the lower end of one is below -1 point. "
         f"Forward passes are means per answer over {compared}, on which ✗ looks too; "
-        f"ms are CPU time of ONNX Runtime per answer on problems of `{timed}`, "
-        f"one thread, all models answering a problem before the next, on {made['cpu']}.\n"
+        f"ms are CPU time of ONNX Runtime per answer on problems of `{timed_split}`, "
+        f"one thread, all models answering a problem before the next, on {conditions['cpu']}.\n"
     )
-    if families:
+    if has_families:
         yield f"On `{HELD_OUT}`, whose families of problems no model has seen:\n"
         yield from format_summary(tables)
     for task, rows in tables.items():
@@ -236,53 +244,54 @@ def format_page(
         yield "## What each method's own term adds\n"
         yield "| method | to its control, points | forward passes | of the control | problems |"
         yield "|---|---|---|---|---|"
-        for name, found in controls.items():
-            apart = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in found["difference"]))
-            ours, theirs = found["forwards"]
-            yield f"| {TITLES[name]} | {apart} | {ours:.2f} | {theirs:.2f} | {found['problems']} |"
+        for name, comparison in controls.items():
+            difference = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in comparison["difference"]))
+            ours, theirs = comparison["forwards"]
+            yield f"| {TITLES[name]} | {difference} | {ours:.2f} | {theirs:.2f} | {comparison['problems']} |"
         yield ""
 
 
-def draw(runs: Path, names: Sequence[str], out: Path) -> None:
-    """Plots accuracy over forward passes at every threshold, one figure per task, on problems of `valid_families`."""
-    swept = {}
+def plot(runs: Path, tasks: Sequence[str], out: Path) -> None:
+    """Plots accuracy over forward passes at every threshold, one plot per task, on validation problems."""
+    points_by_title = {}
     for path in (runs / f"{name}-threshold.json" for name in TITLES):
         if path.exists():
             title = TITLES[path.stem.removesuffix("-threshold")].removesuffix(BY_THRESHOLD)
-            swept[title] = strict_json.read(path)["points"]
-    for task in names:
+            points_by_title[title] = strict_json.read(path)["points"]
+    for task in tasks:
         curves = {}
-        for title, points in swept.items():
+        for title, points in points_by_title.items():
             for mode, ending in (("block", ""), ("speculative", ", drafts for itself")):
                 cells = [point["by_task"][task] for point in points if point.get("mode", "block") == mode]
                 if cells:
                     curves[title + ending] = [(cell["forwards"], 100 * cell["accuracy"]) for cell in cells]
-        marked = f"{BASELINE}-{task}-valid_families.json" if len(names) > 1 else f"{BASELINE}-valid.json"
-        if (base := runs / marked).exists():
-            report = strict_json.read(base)
+        baseline_name = f"{BASELINE}-{task}-valid_families.json" if len(tasks) > 1 else f"{BASELINE}-valid.json"
+        if (baseline := runs / baseline_name).exists():
+            report = strict_json.read(baseline)
             curves[TITLES[BASELINE]] = [(report["forwards"], 100 * report["accuracy"])]
         study_figures.plot_curves(out / f"study-{task}.png", curves, "forward passes per answer", f"{task}: right, %")
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Writes study.json, study.md (of `pronounce` study-pronounce) and a figure per task, and prints the page."""
+    """Writes study.json, study.md (of `pronounce` study-pronounce) and a plot per task, and prints the page."""
     reports = read_reports(args.runs)
-    names = list(dict.fromkeys(each["task"] for models in reports.values() for each in models.values()))
-    if names not in ([ALONE], ["math", "code"], ["code", "math"]):
-        raise UserError(f"{args.runs} has reports of {', '.join(names)}; expected those of TASK=math,code or {ALONE}")
+    tasks = list(dict.fromkeys(report["task"] for models in reports.values() for report in models.values()))
+    if tasks not in ([ALONE], ["math", "code"], ["code", "math"]):
+        raise UserError(f"{args.runs} has reports of {', '.join(tasks)}; expected those of TASK=math,code or {ALONE}")
     tables = {}
-    for task in names:
-        own = {name.rpartition(" ")[2]: models for name, models in reports.items() if name.startswith(f"{task} ")}
-        tables[task] = make_rows(task, own or reports, read_times(args.runs / "times.jsonl", task))
-    controls, made = compare_with_controls(reports), record(args.runs)
-    text = "\n".join(format_page(tables, controls, made))
-    kept = {"tables": {task: [asdict(row) for row in rows] for task, rows in tables.items()}, "controls": controls}
-    values = json.dumps({**kept, "record": made}, indent=1) + "\n"
+    for task in tasks:
+        # With several tasks, a split's name begins with its task.
+        of_task = {name.rpartition(" ")[2]: models for name, models in reports.items() if name.startswith(f"{task} ")}
+        tables[task] = make_rows(of_task or reports, read_times(args.runs / "times.jsonl", task))
+    controls, conditions = compare_with_controls(reports), record(args.runs)
+    text = "\n".join(format_page(tables, controls, conditions))
+    json_tables = {task: [asdict(row) for row in rows] for task, rows in tables.items()}
+    values = json.dumps({"tables": json_tables, "controls": controls, "record": conditions}, indent=1) + "\n"
     args.out.mkdir(parents=True, exist_ok=True)
-    page = "study" if len(names) > 1 else f"study-{ALONE}"
+    page = "study" if len(tasks) > 1 else f"study-{ALONE}"
     replace_file(args.out / f"{page}.md", lambda path: path.write_text(text, encoding="utf-8"))
     replace_file(args.out / f"{page}.json", lambda path: path.write_text(values, encoding="utf-8"))
-    draw(args.runs, names, args.out)
+    plot(args.runs, tasks, args.out)
     print(text)
     return DONE
 
@@ -296,7 +305,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 OPTIONS = (
     option("runs", type=Path, help="folder that the recipe wrote, with TASK=math,code or pronounce"),
-    option("--out", type=Path, required=True, help="folder of the page, the same as JSON, and the figures"),
+    option("--out", type=Path, required=True, help="folder to write the page, the same as JSON, and the plots to"),
 )
 
 

@@ -1,13 +1,14 @@
-"""Measures accuracy, forward passes and CPU seconds of a student's modes, problem by problem, next to other models.
+"""Measures accuracy, forward passes and CPU seconds of models in each of their decoding modes, problem by problem.
 
     python -m samples.study.modes runs/self.bundle samples/student.bundle --count 400 --out runs/modes.jsonl
 
 Every model answers a problem in each of its modes before the next problem comes, in one process and one thread, so that
-CPU seconds may be compared though other work runs on the machine. With `--threads` seconds are by the clock, on an idle
-machine. A mode is named `model:mode`, or `model:mode@8` if
-blocks of 8 tokens are drafted (`--widths 8`). What `--out` has already is not measured again: stop it at any time. It
-is of one split, and of the same bundles.
-Returns 1 if a speculative answer is not the causal one, token for token.
+CPU seconds can be compared even if other work runs on the machine. With `--threads` above 1, seconds are by the clock,
+which needs an idle machine. A model in a mode is named `model:mode`, or `model:mode@8` if it drafts blocks of 8 tokens
+(`--widths 8`).
+
+The command can be stopped at any time: answers that `--out` has are not generated again. The file is of one split and
+of the same bundles. Exits with 1 if a speculative answer differs from the causal one in any token.
 """
 
 from __future__ import annotations
@@ -43,7 +44,10 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ModelMode:
-    """Names a model in a mode. width: tokens per drafted block, None for the model's; fused: as in `DecodeOptions`."""
+    """Names a model in a mode.
+
+    width: tokens per drafted block, None for the model's block size; fused: as in `DecodeOptions`.
+    """
 
     model: str
     mode: str
@@ -51,8 +55,8 @@ class ModelMode:
     fused: bool = True
 
     def __str__(self) -> str:
-        narrow, separate = f"@{self.width}" if self.width else "", "" if self.fused else "-separate"
-        return f"{self.model}:{self.mode}{separate}{narrow}"
+        width, separate = f"@{self.width}" if self.width else "", "" if self.fused else "-separate"
+        return f"{self.model}:{self.mode}{separate}{width}"
 
 
 def list_model_modes(name: str, model: Model, widths: Sequence[int]) -> list[ModelMode]:
@@ -63,27 +67,28 @@ def list_model_modes(name: str, model: Model, widths: Sequence[int]) -> list[Mod
     block, modes = model.contract.block, model.contract.modes
     if wrong := [width for width in widths if not 2 <= width <= block]:
         raise UserError(f"--widths has {wrong[0]}, but {name} has blocks of {block} tokens; give 2 to {block}")
-    narrower = [ModelMode(name, SPECULATIVE, width) for width in widths if SPECULATIVE in modes]
-    return [*(ModelMode(name, mode) for mode in modes), *narrower]
+    by_width = [ModelMode(name, SPECULATIVE, width) for width in widths if SPECULATIVE in modes]
+    return [*(ModelMode(name, mode) for mode in modes), *by_width]
 
 
 def answer(
     model: Model, way: ModelMode, problem: tasks.Problem, clock: Callable[[], float] = time.process_time
 ) -> Record:
-    """Returns the answer to one problem: its tokens and text, forward passes and seconds by the clock."""
-    backend, own = model.backend, model.contract
+    """Returns the answer to one problem: its tokens and text, forward passes, and seconds by `clock`."""
+    backend, contract = model.backend, model.contract
     ids = model.tokenizer.encode_chat(problem.prompt)
-    wanted = max(1, min(own.canvas, count_room_for_answer(own, len(ids))))
-    request = Request(ids, DecodeOptions(wanted, mode=way.mode, fused=way.fused))
+    max_new_tokens = max(1, min(contract.canvas, count_room_for_answer(contract, len(ids))))
+    request = Request(ids, DecodeOptions(max_new_tokens, mode=way.mode, fused=way.fused))
     if way.width is not None:
-        backend.contract = replace(own, block=way.width, canvas=own.canvas // way.width * way.width)  # type: ignore[misc]
+        canvas = contract.canvas // way.width * way.width
+        backend.contract = replace(contract, block=way.width, canvas=canvas)  # type: ignore[misc]
     try:
-        started = clock()
+        start = clock()
         result = generate(backend, request, gate=model.gate)
-        seconds = clock() - started
+        seconds = clock() - start
     finally:
         if way.width is not None:
-            backend.contract = own  # type: ignore[misc]
+            backend.contract = contract  # type: ignore[misc]
     tokens = list(result.token_ids)
     text = model.tokenizer.decode(tokens[:-1] if result.finish == "eos" else tokens)
     return {"tokens": tokens, "text": text, "forwards": result.forwards, "seconds": round(seconds, 6)}
@@ -93,57 +98,61 @@ def measure(
     models: Mapping[str, Model],
     files: Mapping[str, str],
     ways: Sequence[ModelMode],
-    chosen: Sequence[tasks.Task],
+    measured_tasks: Sequence[tasks.Task],
     split: str,
     count: int,
     out: Path,
     threads: int,
 ) -> None:
-    """Answers the problems that `out` lacks; appends one line per problem and way, after every CHUNK problems."""
+    """Answers the problems that `out` lacks, in every way; appends a line per problem and way after every CHUNK.
+
+    files: each model's file, named by its content.
+    """
     known = read_known_answers(out, files, split, threads)
     clock = time.process_time if threads == 1 else time.perf_counter
-    problems = {task.name: list(task.problems(split, count, 0)) for task in chosen}
-    with tqdm(total=count * len(chosen), unit="problem", mininterval=5) as bar:
+    problems = {task.name: list(task.problems(split, count, 0)) for task in measured_tasks}
+    with tqdm(total=count * len(measured_tasks), unit="problem", mininterval=5) as bar:
         for first in range(0, count, CHUNK):
-            for task in chosen:
-                part = problems[task.name][first : first + CHUNK]
-                lines = []
-                for place, problem in enumerate(part, start=first):
-                    left = [way for way in ways if (task.name, str(way), place) not in known]
-                    of_problem = {"task": task.name, "problem": place, "split": split, "threads": threads}
-                    for before, way in zip([None, *left], left, strict=False):
-                        if before is None or before.model != way.model:
+            for task in measured_tasks:
+                chunk = problems[task.name][first : first + CHUNK]
+                records = []
+                for number, problem in enumerate(chunk, start=first):
+                    new_ways = [way for way in ways if (task.name, str(way), number) not in known]
+                    origin = {"task": task.name, "problem": number, "split": split, "threads": threads}
+                    for previous, way in zip([None, *new_ways], new_ways, strict=False):
+                        if previous is None or previous.model != way.model:
                             # Not timed: the first answer after another model's reads all weights from memory again.
                             answer(models[way.model], way, problem)
-                        found = answer(models[way.model], way, problem, clock)
-                        lines.append({**of_problem, "way": str(way), "file": files[way.model], **found})
+                        outcome = answer(models[way.model], way, problem, clock)
+                        records.append({**origin, "way": str(way), "file": files[way.model], **outcome})
                     bar.update()
-                texts = [line.pop("text") for line in lines]
-                graded = task.grade_many([part[line["problem"] - first] for line in lines], texts) if lines else []
+                texts = [record.pop("text") for record in records]
+                of_texts = [chunk[record["problem"] - first] for record in records]
+                verdicts = task.grade_many(of_texts, texts) if records else []
                 with out.open("a", encoding="utf-8") as file:
-                    for line, right in zip(lines, graded, strict=True):
-                        file.write(json.dumps({**line, "right": bool(right)}) + "\n")
+                    for record, right in zip(records, verdicts, strict=True):
+                        file.write(json.dumps({**record, "right": bool(right)}) + "\n")
 
 
 def read_known_answers(out: Path, files: Mapping[str, str], split: str, threads: int) -> set[tuple[str, str, int]]:
-    """Returns task, way and number of the problems that have been answered.
+    """Returns task, way and problem number of the answers that `out` has.
 
-    files: of each model, named by its content. Raises UserError for answers of another file, to another split, or with
-    another number of threads.
+    files: as in `measure`. Raises UserError for answers of another file, to another split, or with another number of
+    threads.
     """
     records = read_records(out)
-    for each in records:
-        if each.get("threads", 1) != threads:
-            raise UserError(f"{out} has answers of --threads {each.get('threads', 1)}; give another --out")
-        name = each["way"].rpartition(":")[0]
-        of = each.get("split", split), each.get("file", files.get(name))
-        if name in files and of != (split, files[name]):
-            raise UserError(f"{out} has answers of {name} to the split {of[0]} by {of[1]}; give another --out")
-    return {(each["task"], each["way"], each["problem"]) for each in records}
+    for record in records:
+        if record.get("threads", 1) != threads:
+            raise UserError(f"{out} has answers of --threads {record.get('threads', 1)}; give another --out")
+        name = record["way"].rpartition(":")[0]
+        origin = record.get("split", split), record.get("file", files.get(name))
+        if name in files and origin != (split, files[name]):
+            raise UserError(f"{out} has answers of {name} to the split {origin[0]} by {origin[1]}; give another --out")
+    return {(record["task"], record["way"], record["problem"]) for record in records}
 
 
 def read_records(out: Path) -> list[Record]:
-    """Returns what was measured so far. Raises UserError for a file of something else."""
+    """Returns the records of a file, none if it does not exist. Raises UserError for a file of something else."""
     if not out.exists():
         return []
     try:
@@ -153,44 +162,48 @@ def read_records(out: Path) -> list[Record]:
 
 
 def format_table(records: Sequence[Record]) -> Iterator[str]:
-    """Yields the table: each way's accuracy, forward passes, and time relative to that of the first causal way."""
+    """Yields a table per task: each way's accuracy, forward passes, and time relative to the base.
+
+    The base is the first causal way, or the first way if none is causal; times are compared on common problems.
+    """
     for task in dict.fromkeys(record["task"] for record in records):
-        own = [record for record in records if record["task"] == task]
-        by_way = {way: [r for r in own if r["way"] == way] for way in dict.fromkeys(r["way"] for r in own)}
+        of_task = [record for record in records if record["task"] == task]
+        by_way = {way: [r for r in of_task if r["way"] == way] for way in dict.fromkeys(r["way"] for r in of_task)}
         base = next((way for way in by_way if way.endswith(f":{CAUSAL}")), next(iter(by_way)))
-        spent_on = "CPU time" if own[0].get("threads", 1) == 1 else "time by the clock"
+        time_head = "CPU time" if of_task[0].get("threads", 1) == 1 else "time by the clock"
         yield (
-            f"| {task} | problems | right, % (95 %) | forward passes | tokens per forward pass | {spent_on} to {base} |"
+            f"| {task} | problems | right, % (95 %) | forward passes | tokens per forward pass | "
+            f"{time_head} to {base} |"
         )
         yield "|---|---|---|---|---|---|"
         for way, rows in by_way.items():
             share = estimate_proportion([row["right"] for row in rows])
             forwards = sum(row["forwards"] for row in rows)
             tokens = sum(len(row["tokens"]) for row in rows)
-            both = {row["problem"] for row in rows} & {row["problem"] for row in by_way[base]}
-            spent = [sum(r["seconds"] for r in part if r["problem"] in both) for part in (rows, by_way[base])]
+            common = {row["problem"] for row in rows} & {row["problem"] for row in by_way[base]}
+            ours, theirs = (sum(r["seconds"] for r in part if r["problem"] in common) for part in (rows, by_way[base]))
             yield (
                 f"| {way} | {len(rows)} | {100 * share.mean:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f}) | "
-                f"{forwards / len(rows):.2f} | {tokens / max(1, forwards):.2f} | {spent[0] / max(1e-9, spent[1]):.2f} |"
+                f"{forwards / len(rows):.2f} | {tokens / max(1, forwards):.2f} | {ours / max(1e-9, theirs):.2f} |"
             )
         yield ""
 
 
-def count_differing(records: Sequence[Record]) -> tuple[int, list[Record]]:
+def find_differences(records: Sequence[Record]) -> tuple[int, list[Record]]:
     """Returns how many speculative answers can be compared with a causal one, and the records of those that differ."""
-    causal = {
+    causal_tokens = {
         (r["task"], r["way"].rpartition(":")[0], r["problem"]): r["tokens"]
         for r in records
         if r["way"].endswith(f":{CAUSAL}")
     }
-    compared, apart = 0, []
+    count, different = 0, []
     for record in records:
         model, _, mode = record["way"].rpartition(":")
-        right = causal.get((record["task"], model, record["problem"]))
-        if mode.partition("@")[0] == SPECULATIVE and right is not None:
-            compared += 1
-            apart += [record] if record["tokens"] != right else []
-    return compared, apart
+        tokens = causal_tokens.get((record["task"], model, record["problem"]))
+        if mode.partition("@")[0] == SPECULATIVE and tokens is not None:
+            count += 1
+            different += [record] if record["tokens"] != tokens else []
+    return count, different
 
 
 def execute(args: argparse.Namespace) -> int:
@@ -202,19 +215,19 @@ def execute(args: argparse.Namespace) -> int:
             raise UserError(f"two bundles are called {bundle.stem}; rename one")
         models[bundle.stem] = load(bundle, threads=args.threads, allow_spinning=args.threads > 1)
         files[bundle.stem] = manifest.read(bundle).find_engine().model
-    asked = set(args.modes.split(",")) if args.modes else None
+    requested = set(args.modes.split(",")) if args.modes else None
     ways = [way for name, model in models.items() for way in list_model_modes(name, model, widths)]
-    if strange := sorted((asked or set()) - {way.mode for way in ways}):
-        raise UserError(f"--modes has {strange[0]}; expected some of {', '.join(sorted({way.mode for way in ways}))}")
-    ways = [way for way in ways if asked is None or way.mode in asked]
+    if unknown := sorted((requested or set()) - {way.mode for way in ways}):
+        raise UserError(f"--modes has {unknown[0]}; expected some of {', '.join(sorted({way.mode for way in ways}))}")
+    ways = [way for way in ways if requested is None or way.mode in requested]
     measure(models, files, ways, tasks.choose_tasks(args.task, None), args.split, args.count, args.out, args.threads)
     records = read_records(args.out)
     print("\n".join(format_table(records)))
-    compared, apart = count_differing(records)
-    print(f"{len(apart)} of {compared} speculative answers differ from the causal ones")
-    for record in apart:
+    count, different = find_differences(records)
+    print(f"{len(different)} of {count} speculative answers differ from the causal ones")
+    for record in different:
         print(f"differs: {record['way']} on problem {record['problem']} of {record['task']}", file=sys.stderr)
-    return FAILED if apart else DONE
+    return FAILED if different else DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,9 +244,7 @@ OPTIONS = (
     option("--count", type=int, default=400, help="problems per task (default: 400)"),
     option("--modes", help="decoding modes, with commas (default: all that a model has)"),
     option("--widths", help="further block sizes to draft, in tokens, with commas, as in 4,8 (default: none)"),
-    option(
-        "--threads", type=int, default=1, help="threads per model; if more than 1, times are by the clock (default: 1)"
-    ),
+    option("--threads", type=int, default=1, help="threads per model; above 1, times are by the clock (default: 1)"),
     option("--out", type=Path, required=True, help="file to append one JSON line per answer to"),
 )
 

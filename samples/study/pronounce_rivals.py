@@ -1,12 +1,12 @@
-"""Measures other programs that pronounce English words, and bundles of ours, on the held-out words of task `pronounce`.
+"""Measures other programs that pronounce English words, and our bundles, on the held-out words of task `pronounce`.
 
     python -m samples.study.pronounce_rivals --out samples/results/pronounce_rivals.json
     python -m samples.study.pronounce_rivals --out FILE --only g2p-en --python .rivals/bin/python
     python -m samples.study.pronounce_rivals --out FILE --ours samples/pronounce.bundle
 
-`rival_worker.py` runs each alone, on one core, in a process of the Python that it is installed in. Programs that are
-not installed are left out, with the reason. A row stays in the file until it is measured again, so programs can be
-measured a few at a time. `samples.study.pronounce_table` makes the page.
+`rival_worker.py` runs one program after the other, on one core, each in a process of the Python that it is installed
+in. Programs that are not installed are left out, with the reason. A row stays in the file until it is measured again,
+so programs can be measured a few at a time. `samples.study.pronounce_table` writes the page.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ from runtime.perf.conditions import read_processor_name
 from train import tasks
 from train.evaluation.evaluation_run import measure_task
 from train.storage.output_files import check_file, replace_file
-from train.tasks.pronunciation import list_words, read_dictionary, split_by_stem
+from train.tasks.pronunciation import find_stem_split, list_words, read_dictionary
 
 from .ipa_to_arpabet import convert_to_arpabet
 
 WORKER = Path(__file__).with_name("rival_worker.py")
 ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-NOT_INSTALLED = 3
+NOT_INSTALLED = 3  # the worker's exit code
 SENTENCE = 20  # words per sentence
-SEED = 0  # of the problems' order; the default of `blockstep train evaluate`
+SEED = 0  # of the words' order; the default of `blockstep train evaluate`
 
 
 @dataclass(frozen=True, slots=True)
-class Rival:
+class OtherProgram:
     """Describes another program.
 
     Attributes:
         install: the command that installs it.
-        data: what it was trained on, and whether that has the test words.
-        ipa: whether it answers in IPA, which a mapping turns into ARPAbet; then it is not ranked.
+        data: what it was trained on, and whether that includes the test words.
+        ipa: whether it returns IPA, which is converted to ARPAbet; it is then not ranked.
         stress: whether its answers include stress.
-        calls: words that are also given one by one, if it takes many at once; few if each call starts a program.
+        calls: number of words that are timed one by one, if it takes many at once; few if each call starts a process.
         trains: whether it is trained here, on our train split.
     """
 
@@ -64,22 +64,22 @@ class Rival:
     trains: bool = False
 
 
-RIVALS = {
-    "g2p-en": Rival(
+OTHER_PROGRAMS = {
+    "g2p-en": OtherProgram(
         "pip install g2p-en",
         "CMUdict itself: all of NLTK's copy but 128 words (`train.py` of Kyubyong/g2p), so nearly all test words",
     ),
-    "phonetisaurus": Rival(
+    "phonetisaurus": OtherProgram(
         "pip install phonetisaurus", "our train split alone, by the package's own command", calls=10, trains=True
     ),
-    "g2p2": Rival(
+    "g2p2": OtherProgram(
         "pip install g2p2 g2p2-group-germanic",
         "WikiPron, epitran and language models' data (its README); its share of the test words is unknown",
         ipa=True,
         stress=False,
     ),
-    "gruut": Rival("pip install gruut", "its own lexicon in IPA, which the model learned from", ipa=True),
-    "espeak-ng": Rival(
+    "gruut": OtherProgram("pip install gruut", "its own lexicon in IPA, which the model learned from", ipa=True),
+    "espeak-ng": OtherProgram(
         "apt install espeak-ng", "rules and a lexicon, written by hand and not from our split", ipa=True, calls=50
     ),
 }
@@ -91,10 +91,13 @@ def list_held_out_words() -> list[tasks.Problem]:
 
 
 def run_worker(python: Path, name: str, lines: Sequence[str], *options: object) -> dict[str, Any]:
-    """Returns the worker's report. Raises UserError with the reason if the program did not run."""
+    """Runs `rival_worker.py` with a program on words, one per line; returns its report.
+
+    Raises UserError, with the reason, if the program did not run.
+    """
     command = [str(python), str(WORKER), name, *map(str, options)]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, input="".join(f"{line}\n" for line in lines), capture_output=True, text=True,
             env={**os.environ, **ONE_THREAD},
         )  # fmt: skip
@@ -102,61 +105,57 @@ def run_worker(python: Path, name: str, lines: Sequence[str], *options: object) 
         raise UserError(
             f"--python {python} does not start ({error}); give the Python that the programs are in"
         ) from None
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or [f"ended with code {done.returncode}"])[-1]
-        raise UserError(f"{last}; {install_command(name)}" if done.returncode == NOT_INSTALLED else last)
-    report: dict[str, Any] = json.loads(done.stdout)
+    if process.returncode:
+        reason = (process.stderr.strip().splitlines() or [f"ended with code {process.returncode}"])[-1]
+        raise UserError(f"{reason}; {get_install_command(name)}" if process.returncode == NOT_INSTALLED else reason)
+    report: dict[str, Any] = json.loads(process.stdout)
     return report
 
 
-def install_command(name: str) -> str:
-    """Returns the command that installs a program, or ours."""
-    return RIVALS[name].install if name in RIVALS else "pip install '.[cpu]'"
+def get_install_command(name: str) -> str:
+    """Returns the command that installs a program, which may be ours."""
+    return OTHER_PROGRAMS[name].install if name in OTHER_PROGRAMS else "pip install '.[cpu]'"
 
 
 def train_phonetisaurus(python: Path, folder: Path) -> tuple[Path, float]:
-    """Returns a model of the train split, and the CPU seconds of its training.
+    """Trains Phonetisaurus on our train split; returns the model's path and the CPU seconds of the training.
 
-    Trains only if a model of exactly this lexicon is missing. Raises UserError if the package is not installed or its
-    training fails.
+    A model of exactly this lexicon that is in the folder is not trained again. Raises UserError if the package is not
+    installed or its training fails.
     """
-    words = list_words("train", split_by_stem)
+    words = list_words("train", find_stem_split)
     lexicon = "".join(f"{word} {phonemes}\n" for word in words for phonemes in read_dictionary()[word])
     stem = folder / f"phonetisaurus-{hashlib.sha256(lexicon.encode()).hexdigest()[:8]}"
-    model, listed, seconds = (stem.with_suffix(suffix) for suffix in (".fst", ".dict", ".seconds"))
-    if not seconds.is_file():
+    model, lexicon_file, seconds_file = (stem.with_suffix(suffix) for suffix in (".fst", ".dict", ".seconds"))
+    if not seconds_file.is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        listed.write_text(lexicon, encoding="utf-8")
+        lexicon_file.write_text(lexicon, encoding="utf-8")
         print(f"phonetisaurus trains on {len(words):,} words; some 3 minutes of one core", file=sys.stderr)
-        started = os.times()
-        command = [str(python), "-m", "phonetisaurus", "train", "--model", str(model), str(listed)]
+        start = os.times()
+        command = [str(python), "-m", "phonetisaurus", "train", "--model", str(model), str(lexicon_file)]
         with Path(f"{stem}.log").open("w") as log:
             code = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, **ONE_THREAD}).returncode
         if code or not model.is_file():
-            raise UserError(f"its training ended with code {code}, see {stem}.log; {RIVALS['phonetisaurus'].install}")
-        spent = sum(os.times()[2:4]) - sum(started[2:4])  # of child processes that have ended
-        seconds.write_text(f"{spent:.0f}\n", encoding="utf-8")
-    return model, float(seconds.read_text(encoding="utf-8"))
+            raise UserError(
+                f"its training ended with code {code}, see {stem}.log; {OTHER_PROGRAMS['phonetisaurus'].install}"
+            )
+        seconds = sum(os.times()[2:4]) - sum(start[2:4])  # of child processes that have ended
+        seconds_file.write_text(f"{seconds:.0f}\n", encoding="utf-8")
+    return model, float(seconds_file.read_text(encoding="utf-8"))
 
 
-def measure_rival(name: str, python: Path, work: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
-    """Returns a program's row. Raises UserError with the reason if it did not run."""
-    rival = RIVALS[name]
-    model, seconds = train_phonetisaurus(python, work) if rival.trains else (None, None)
-    found = run_worker(
-        python,
-        name,
-        [problem.prompt for problem in problems],
-        "--calls",
-        rival.calls,
-        *(["--model", model] if model else []),
-    )
-    texts = found.pop("answers")
-    if rival.ipa:
-        texts = [" ".join(convert_to_arpabet(text)) for text in texts]
+def measure_other(name: str, python: Path, work: Path, problems: Sequence[tasks.Problem]) -> dict[str, Any]:
+    """Returns another program's row. Raises UserError, with the reason, if it did not run."""
+    program = OTHER_PROGRAMS[name]
+    model, seconds = train_phonetisaurus(python, work) if program.trains else (None, None)
+    words, options = [problem.prompt for problem in problems], ["--model", model] if model else []
+    report = run_worker(python, name, words, "--calls", program.calls, *options)
+    answers = report.pop("answers")
+    if program.ipa:
+        answers = [" ".join(convert_to_arpabet(answer)) for answer in answers]
     return {
-        "name": name, "ours": False, "ranked": not rival.ipa, "stress": rival.stress, "data": rival.data,
-        "train_seconds": seconds, **compute_rates(problems, texts), **found,
+        "name": name, "ours": False, "ranked": not program.ipa, "stress": program.stress, "data": program.data,
+        "train_seconds": seconds, **compute_rates(problems, answers), **report,
     }  # fmt: skip
 
 
@@ -165,21 +164,21 @@ def measure_ours(bundle: Path, engine: str, python: Path, problems: Sequence[tas
 
     `sentences` has the forward passes per sentence (those of its batch, or the sum over its words if the engine takes
     one sequence), sentences per second, and how many answers differ from those of words decoded one by one. Raises
-    UserError if the engine did not run.
+    UserError, with the reason, if the engine did not run.
     """
     options, words = ("--model", bundle, "--engine", engine), [problem.prompt for problem in problems]
-    found = run_worker(python, "blockstep", words, *options)
-    answers = found.pop("answers")
+    report = run_worker(python, "blockstep", words, *options)
+    answers = report.pop("answers")
     row = {
         "name": engine, "ours": True, "ranked": True, "stress": True, "data": "our train split", "train_seconds": None,
-        **compute_rates(problems, answers), **found,
+        **compute_rates(problems, answers), **report,
     }  # fmt: skip
-    whole = len(words) // SENTENCE * SENTENCE
-    spoken = run_worker(python, "blockstep", words[:whole], *options, "--together", SENTENCE)
+    count = len(words) // SENTENCE * SENTENCE  # words of complete sentences
+    together = run_worker(python, "blockstep", words[:count], *options, "--together", SENTENCE)
     row["sentences"] = {
-        "problems": whole // SENTENCE, "forwards": spoken["forwards"],
-        "per_second": spoken["words_per_second"] / SENTENCE,
-        "differing": sum(one != other for one, other in zip(answers[:whole], spoken["answers"], strict=True)),
+        "problems": count // SENTENCE, "forwards": together["forwards"],
+        "per_second": together["words_per_second"] / SENTENCE,
+        "differing": sum(one != other for one, other in zip(answers[:count], together["answers"], strict=True)),
     }  # fmt: skip
     return row
 
@@ -191,39 +190,42 @@ def compute_rates(problems: Sequence[tasks.Problem], texts: Sequence[str]) -> di
 
 
 def describe_conditions() -> dict[str, Any]:
-    """Returns the conditions of timings: one core of this processor, and its load."""
+    """Returns the conditions of timings: this processor's name and its load average of the last minute."""
     return {"cpu": read_processor_name(), "load": round(os.getloadavg()[0], 2)}
 
 
 def read_earlier(path: Path, words: str) -> dict[str, Any]:
-    """Returns the report in a file, or an empty one. Raises UserError if the file is of other words, or no report."""
+    """Returns the report in a file, or a new one if it does not exist.
+
+    words: hash of the held-out words. Raises UserError if the file is of other words, or is not a report.
+    """
     if not path.exists():
         return {"task": "pronounce", "split": "test", "seed": SEED, "words": words, "rows": {}, "left_out": {}}
     try:
-        before: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same, parts = before["words"] == words, (before["rows"], before["left_out"])
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        same_words, parts = report["words"] == words, (report["rows"], report["left_out"])
         if not all(isinstance(part, dict) for part in parts):
             raise ValueError("rows and left_out are not objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a report of this command ({error}); delete it, or give another --out") from None
-    if not same:
+    if not same_words:
         raise UserError(f"{path} is of other words; delete it, or give another --out")
-    return before
+    return report
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Measures what was requested, writes each row as it comes, and returns the report."""
+    """Measures the requested programs, writes the report after each, and returns it."""
     check_file(args.out)
     problems = list_held_out_words()
     report = read_earlier(args.out, hashlib.sha256("\n".join(p.prompt for p in problems).encode()).hexdigest()[:16])
     engines = [engine.name for engine in store.read(args.ours).engines] if args.ours else []
-    chosen = args.only or ([] if engines else list(RIVALS))
-    for name in tqdm([*chosen, *engines], unit="rival", disable=None):
+    others = args.only or ([] if engines else list(OTHER_PROGRAMS))
+    for name in tqdm([*others, *engines], unit="program", disable=None):
         try:
             if name in engines:
                 row = measure_ours(args.ours, name, args.python, problems)
             else:
-                row = measure_rival(name, args.python, args.work, problems)
+                row = measure_other(name, args.python, args.work, problems)
         except UserError as error:
             report["left_out"][name] = str(error)
             print(f"{name} is left out: {error}", file=sys.stderr)
@@ -237,12 +239,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 OPTIONS = (
     option("--out", type=Path, required=True, help="JSON file to write; rows that it already has stay"),
-    option("--only", action="append", choices=RIVALS, default=[], help="program to measure, repeatable (default: all)"),
+    option(
+        "--only",
+        action="append",
+        choices=OTHER_PROGRAMS,
+        default=[],
+        help="program to measure, repeatable (default: all)",
+    ),
     option(
         "--ours",
         type=Path,
         metavar="BUNDLE",
-        help="bundle of ours whose engines are measured instead of other programs (default: none)",
+        help="our bundle, whose engines are measured instead of other programs (default: none)",
     ),
     option(
         "--python",
@@ -267,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Measures and prints a line per row."""
+    """Measures the requested programs and prints a line per row of the report."""
     report = run(args)
     rows = {name: {k: v for k, v in row.items() if k != "per_problem"} for name, row in report["rows"].items()}
     if args.json:

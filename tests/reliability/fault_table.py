@@ -182,8 +182,8 @@ FAULTS = (
     Fault(
         "an engine for a later GPU is loaded",
         "runtime/engines/trt/admission.py",
-        "int(found[1]) <= capability",
-        "int(found[1]) >= capability",
+        "int(match[1]) <= capability",
+        "int(match[1]) >= capability",
         "trt_admission",
     ),
     Fault(
@@ -196,15 +196,15 @@ FAULTS = (
     Fault(
         "padding takes no heed of the room in the KV cache",
         "runtime/engines/trt/profile.py",
-        "* BUCKET, profile.most, room))",
-        "* BUCKET, profile.most))",
+        "* BUCKET, profile.max_width, room))",
+        "* BUCKET, profile.max_width))",
         "trt_backend",
     ),
     Fault(
         "new keys of a delta engine are kept one short",
         "runtime/engines/trt/engine.py",
-        "if columns := min(max(now - start, 0), width):",
-        "if columns := min(max(now - start - 1, 0), width):",
+        "if count := min(max(now - start, 0), width):",
+        "if count := min(max(now - start - 1, 0), width):",
         "trt_backend",
     ),
     Fault(
@@ -218,15 +218,15 @@ FAULTS = (
     Fault(
         "the mask token may be proposed",
         "export/graph/step_graph.py",
-        "barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = NEVER",
-        "barred[checkpoint.list_missing_ids()] = NEVER",
+        "barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = MASKED_LOGIT",
+        "barred[checkpoint.list_missing_ids()] = MASKED_LOGIT",
         "graph_step export_onnx graph_top_k",
     ),
     Fault(
         "ids that are no token may be proposed",
         "export/graph/step_graph.py",
-        "barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = NEVER",
-        "barred[checkpoint.decoding.mask_id] = NEVER",
+        "barred[[checkpoint.decoding.mask_id, *checkpoint.list_missing_ids()]] = MASKED_LOGIT",
+        "barred[checkpoint.decoding.mask_id] = MASKED_LOGIT",
         "export_onnx",
     ),
     Fault(
@@ -282,7 +282,7 @@ FAULTS = (
     Fault(
         "the consistency term is dropped",
         "train/methods/cdlm.py",
-        " + weights.consistency * steady",
+        " + weights.consistency * consistency",
         "",
         "methods_distillation",
     ),

@@ -13,7 +13,7 @@ from runtime.backend import Forward, Ints, Proposal
 from runtime.contract import Contract
 from runtime.engines.trt.chunked_prefill import check_bounds
 
-NEVER = -7  # what stands in a cache where nothing was written
+EMPTY_SLOT = -7  # what stands in a cache where nothing was written
 TOP = 4
 
 
@@ -41,7 +41,7 @@ class Remembering:
     def open(self, batch: int, capacity: int) -> None:
         assert 1 <= batch <= self.contract.batch and 1 <= capacity <= self.contract.capacity
         self.opened, self.most, self.capacity = self.opened + 1, batch, capacity + 2 * self.contract.block
-        self.ids = np.full((batch, self.capacity), NEVER)
+        self.ids = np.full((batch, self.capacity), EMPTY_SLOT)
 
     def keep(self, rows: NDArray[Any]) -> None:
         assert 1 <= len(rows) <= self.most
@@ -86,6 +86,6 @@ class Growing(Remembering):
     def grow(self, capacity: int) -> None:
         new = capacity + 2 * self.contract.block - self.capacity
         assert new > 0 and capacity <= self.contract.capacity
-        self.ids = np.pad(self.ids, ((0, 0), (0, new)), constant_values=NEVER)
+        self.ids = np.pad(self.ids, ((0, 0), (0, new)), constant_values=EMPTY_SLOT)
         self.capacity += new
         self.lengths.append(capacity)

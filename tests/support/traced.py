@@ -78,7 +78,7 @@ def key(own: str, step: step_graph.StepGraph, *rest: Any) -> str:
     """A hash of what a trace is made of; of tensors it is their names, shapes and types."""
     opset, names, inputs, axes, outputs = rest
     attention, first = step.layers[0].self_attn, step.layers[0].input_layernorm
-    functions = [getattr(each, "__qualname__", repr(each)) for each in (step.frame, step.likeliest, attention.attend)]
+    functions = [getattr(each, "__qualname__", repr(each)) for each in (step.frame, step.argmax, attention.attend)]
     functions += [inspect.getsource(first.norm)]  # a test may have one of its own
     plain = {name: value for name, value in vars(step).items() if isinstance(value, bool | int)}
     told = [own, opset, list(names), [(str(each.shape), str(each.dtype)) for each in inputs], list(axes), list(outputs)]

@@ -76,5 +76,7 @@ def make_fake_backend(
     )
     if library is not None:
         library(fake)
-    backend = open_engines(bundle, bundle.find_engines("trt"), cuda=Cuda(cuda), library=lambda _: fake, graphs=graphs)
+    backend = open_engines(
+        bundle, bundle.find_engines("trt"), cuda=Cuda(cuda), library=lambda _: fake, cuda_graphs=graphs
+    )
     return backend, cuda, fake

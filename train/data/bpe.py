@@ -12,16 +12,16 @@ PAD, END, MASK = "<|pad|>", "<|end|>", "<|mask|>"
 SPECIAL = (PAD, END, MASK)  # their ids are 0, 1, 2
 
 
-def train_tokenizer(texts: Iterable[str], vocab: int, split: str = QWEN2_SPLIT) -> Tokenizer:
+def train_tokenizer(texts: Iterable[str], vocab: int, split_pattern: str = QWEN2_SPLIT) -> Tokenizer:
     """Trains a tokenizer on `texts`. vocab: maximum number of tokens, the 256 bytes and three special tokens included.
 
-    split: regular expression; no token spans two of its matches. Special tokens are never recognized inside a text:
-    `encode` is called with `encode_special_tokens` set.
+    split_pattern: regular expression; no token spans two of its matches. Special tokens are never recognized inside a
+    text: `encode` is called with `encode_special_tokens` set.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(split), behavior="isolated"),
+            pre_tokenizers.Split(Regex(split_pattern), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

@@ -132,7 +132,9 @@ def choose_gate(spec: GateSpec, changes: Mapping[str, Any] | None, threshold: fl
 MODEL_OPTIONS = (
     option("--engine", help="name of an engine in the bundle (default: its first for ONNX Runtime)"),
     option(
-        "--attention", choices=table.ALL, help="attention mask to run the weights under (default: the checkpoint's)"
+        "--attention",
+        choices=table.ATTENTIONS,
+        help="attention mask to run the weights under (default: the checkpoint's)",
     ),
     option("--batch", type=int, help=f"answers decoded at once in PyTorch (default: {BATCH})"),
     option("--threads", type=parse_threads, metavar="N", help=HELP["threads"]),

@@ -32,7 +32,7 @@ GATE = {"rule": "threshold", "metric": "confidence", "comparator": ">=", "thresh
 
 @dataclass(frozen=True, slots=True)
 class LossWeights:
-    """Weights of the loss terms. The authors': 1, 0.5, 0.01 for Dream; 1, 0.5, 0.1 for LLaDA."""
+    """Holds the weights of the loss terms. The authors' are 1, 0.5, 0.01 for Dream and 1, 0.5, 0.1 for LLaDA."""
 
     distillation: float
     consistency: float
@@ -41,10 +41,10 @@ class LossWeights:
 
 def parse_weights(text: str) -> LossWeights:
     """Parses the three numbers of --weights. Raises UserError for anything else."""
-    shares = parse_numbers(text, "--weights")
-    if len(shares) != len(fields(LossWeights)):
+    numbers = parse_numbers(text, "--weights")
+    if len(numbers) != len(fields(LossWeights)):
         raise UserError(f"--weights is {text}; expected three numbers, as in 1,0.5,1")
-    return LossWeights(*shares)
+    return LossWeights(*numbers)
 
 
 def make_loss(inputs: MethodInputs, weights: LossWeights, target: str) -> Loss:
@@ -58,25 +58,28 @@ def make_loss(inputs: MethodInputs, weights: LossWeights, target: str) -> Loss:
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = inputs.make_generator(step)
-        chosen = torch.randint(len(inputs.found), (inputs.stream.batch,), generator=generator).tolist()
-        found = [inputs.found[i] for i in chosen]
-        states = trajectory_states.sample_states(found, contract, target, generator)
+        indices = torch.randint(len(inputs.trajectories), (inputs.stream.batch,), generator=generator).tolist()
+        batch = [inputs.trajectories[i] for i in indices]
+        states = trajectory_states.sample_states(batch, contract, target, generator)
         with torch.no_grad():
-            ahead = log_probs(model, select(inputs.run(states.later, states.visible_later), rows_of(states.masked)))
+            hidden = select(inputs.run(states.later, states.visible_later), rows_of(states.masked))
+            later_log_probs = log_probs(model, hidden)
             # This uses the teacher's head, which no adapter changes. If it is the student's too, the forward pass above
             # has gathered it.
-            taught = log_probs(teacher, send(states.hidden, ahead.device).float())
-        torch.clear_autocast_cache()  # has weights cast without gradients, which older torch would reuse
+            teacher_log_probs = log_probs(teacher, send(states.hidden, later_log_probs.device).float())
+        torch.clear_autocast_cache()  # it holds weights cast without gradients, which older torch would reuse
         hidden = inputs.run(states.earlier, states.visible)
-        distilled = losses.distillation(taught, log_probs(model, select(hidden, rows_of(states.unmasked))))
-        steady = losses.consistency(ahead, log_probs(model, select(hidden, rows_of(states.masked))))
-        denoised = all_blocks.denoising_loss(model, inputs.run, inputs.stream, step, contract, noise.EARLY, generator)
-        total = weights.distillation * distilled + weights.consistency * steady + weights.denoising * denoised
-        figures = {"distil": distilled.item(), "cons": steady.item(), "dlm": denoised.item()}
-        seen = sum(map(Trajectory.count_tokens, distributed.take_own_rows(found)))
-        return total, {
-            **figures,
-            TOKENS: seen + count_tokens(distributed.take_own_rows(inputs.stream.select_examples(step))),
-        }
+        unmasked_log_probs, masked_log_probs = (
+            log_probs(model, select(hidden, rows_of(positions))) for positions in (states.unmasked, states.masked)
+        )
+        distillation = losses.distillation(teacher_log_probs, unmasked_log_probs)
+        consistency = losses.consistency(later_log_probs, masked_log_probs)
+        denoising = all_blocks.denoising_loss(model, inputs.run, inputs.stream, step, contract, noise.EARLY, generator)
+        total = weights.distillation * distillation
+        total = total + weights.consistency * consistency + weights.denoising * denoising
+        figures = {"distil": distillation.item(), "cons": consistency.item(), "dlm": denoising.item()}
+        trajectory_tokens = sum(map(Trajectory.count_tokens, distributed.take_own_rows(batch)))
+        example_tokens = count_tokens(distributed.take_own_rows(inputs.stream.select_examples(step)))
+        return total, {**figures, TOKENS: trajectory_tokens + example_tokens}
 
     return loss_of

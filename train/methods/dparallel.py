@@ -28,10 +28,10 @@ from .setup import MethodInputs
 GATE = {"rule": "threshold", "metric": "entropy", "comparator": "<=", "threshold": 0.5}
 
 
-def take_answers(found: Sequence[Trajectory], contract: Contract) -> list[Example]:
+def take_answers(trajectories: Sequence[Trajectory], contract: Contract) -> list[Example]:
     """Returns the teacher's answers, each up to its end token, or as long as the canvas if it has none."""
     examples = []
-    for trajectory in found:
+    for trajectory in trajectories:
         ids = trajectory.tokens[: contract.canvas].tolist()
         end = next((i + 1 for i, token in enumerate(ids) if token in contract.eos_ids), len(ids))
         examples.append(Example(trajectory.prompt, tuple(ids[:end])))
@@ -49,13 +49,14 @@ def sample_halves(
     """
     inside, blocks = canvas.find_inside(), noise.find_blocks(canvas, contract, canvas.list_positions())
     coin = torch.rand(canvas.ids.shape, generator=generator) < 0.5
-    chosen, end = noise.spread(len(canvas.ids), ordered)[:, None], noise.sample_ends(canvas, blocks, 1, generator)[1]
-    first, second = torch.where(chosen, end, coin) & inside, ~coin & ~chosen & inside
+    is_ordered = noise.spread(len(canvas.ids), ordered)[:, None]
+    ends = noise.sample_ends(canvas, blocks, 1, generator)[1]
+    first, second = torch.where(is_ordered, ends, coin) & inside, ~coin & ~is_ordered & inside
     if contract.has_cache:
         return (first, second), torch.zeros_like(inside)
     current = noise.sample_block(canvas, blocks, generator)
-    here = blocks.number == current
-    return (first & here, second & here), inside & (blocks.number > current)
+    in_block = blocks.number == current
+    return (first & in_block, second & in_block), inside & (blocks.number > current)
 
 
 def make_loss(inputs: MethodInputs, certainty: float, ordered: float) -> Loss:
@@ -64,26 +65,27 @@ def make_loss(inputs: MethodInputs, certainty: float, ordered: float) -> Loss:
     certainty: the weight w of the entropies. ordered: see `sample_halves`. Filler after an answer's end has the weight
     FILLER.
     """
-    contract, taught = inputs.contract, take_answers(inputs.found, inputs.contract)
+    contract, answers = inputs.contract, take_answers(inputs.trajectories, inputs.contract)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = inputs.make_generator(step)
-        chosen = torch.randint(len(taught), (inputs.stream.batch,), generator=generator).tolist()
-        examples = [taught[i] for i in chosen]
-        laid = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
-        both, behind = sample_halves(laid, contract, ordered, generator)
-        laid, behind = laid.take_own_rows(), distributed.take_own_rows(behind)
-        wrong, doubt = torch.zeros(()), torch.zeros(())
-        for half in map(distributed.take_own_rows, both):
-            used = half.any(dim=1)
-            used[0] |= not used.any()  # every process runs the same number of forward passes
-            rows, half, later = laid.select_rows(used), half[used], behind[used]
-            hidden = predictions.compute_hidden(inputs.run, rows, half | later, half, contract)
+        indices = torch.randint(len(answers), (inputs.stream.batch,), generator=generator).tolist()
+        examples = [answers[i] for i in indices]
+        canvas = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
+        halves, later = sample_halves(canvas, contract, ordered, generator)
+        canvas, later = canvas.take_own_rows(), distributed.take_own_rows(later)
+        cross_entropy, entropy = torch.zeros(()), torch.zeros(())
+        for half in map(distributed.take_own_rows, halves):
+            has_masks = half.any(dim=1)
+            has_masks[0] |= not has_masks.any()  # every process runs the same number of forward passes
+            rows, half, later_rows = canvas.select_rows(has_masks), half[has_masks], later[has_masks]
+            hidden = predictions.compute_hidden(inputs.run, rows, half | later_rows, half, contract)
             scores, target = predictions.compute_scores(inputs.model, hidden, contract), rows.ids[half]
             weight = noise.make_weights(rows, half, FILLER)[half]
-            wrong = wrong + losses.denoising(torch.log_softmax(scores, dim=-1), target, weight)
-            doubt = doubt + losses.uncertainty(scores, target, weight)
-        figures = {"wrong": wrong.item(), "doubt": doubt.item()}
-        return wrong + certainty * doubt, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}
+            cross_entropy = cross_entropy + losses.denoising(torch.log_softmax(scores, dim=-1), target, weight)
+            entropy = entropy + losses.uncertainty(scores, target, weight)
+        figures: dict[str, float] = {"wrong": cross_entropy.item(), "doubt": entropy.item()}
+        figures[TOKENS] = count_tokens(distributed.take_own_rows(examples))
+        return cross_entropy + certainty * entropy, figures
 
     return loss_of

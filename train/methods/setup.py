@@ -17,17 +17,20 @@ from train.transformer.network import Transformer
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """A frozen teacher. adapted: whether `model` is the student, which without its low-rank adapter is the teacher."""
+    """Holds a frozen teacher.
+
+    has_adapter: whether `model` is the student, which without its low-rank adapter is the teacher.
+    """
 
     model: Transformer
     contract: Contract
-    adapted: bool
+    has_adapter: bool
 
     @contextmanager
     def activate(self) -> Iterator[Transformer]:
         """Disables gradients and the student's adapter for the duration of the block; yields the teacher."""
         with torch.no_grad():
-            if not self.adapted:
+            if not self.has_adapter:
                 yield self.model
                 return
             with peft_train.disable_adapters(self.model):
@@ -36,18 +39,23 @@ class Teacher:
 
 @dataclass(frozen=True, slots=True)
 class MethodInputs:
-    """The method inputs of a distillation.
+    """Holds the method inputs of a distillation.
 
-    model, contract: the student's. run: its forward pass, which may be compiled. teacher: builds the teacher, so that
-    it is in memory only if the method needs it. found: the teacher's trajectories, empty if the method needs none.
-    stream: examples of ground truth. steps: the number of updates.
+    Attributes:
+        model: the student.
+        run: the student's forward pass, which may be compiled.
+        contract: the student's.
+        teacher: builds the teacher, so that it is in memory only if the method needs it.
+        trajectories: the teacher's, empty if the method needs none.
+        stream: examples of ground truth.
+        steps: the number of updates.
     """
 
     model: Transformer
     run: torch.nn.Module
     contract: Contract
     teacher: Callable[[], Teacher]
-    found: Sequence[Trajectory]
+    trajectories: Sequence[Trajectory]
     stream: Stream
     steps: int
 

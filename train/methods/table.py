@@ -17,10 +17,10 @@ from train.trainer.training_loop import Loss
 from . import cd4lm, cdlm, dparallel, tad
 from .setup import MethodInputs
 
-CACHED = ("block_causal", "causal_context")
-ALL = (*CACHED, "full")
+WITH_CACHE = ("block_causal", "causal_context")  # attentions of students that have a KV cache
+ATTENTIONS = (*WITH_CACHE, "full")
 TARGETS = ("completed", "partial")
-DEFAULTS: dict[str, Any] = {
+DEFAULTS: dict[str, Any] = {  # of the options that not every method has
     "weights": "1,0.5,1",
     "target": "partial",
     "temperature": 2.0,
@@ -61,12 +61,15 @@ HELP = {  # help texts that do not fit on the line of their option below
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """A distillation method.
+    """Describes a distillation method.
 
-    options: names of its options that not every method has. from_examples: whether it learns from ground truth.
-    stepwise: whether it learns from the states of trajectories, which takes ones of one token per step. attentions:
-    those that its students may have. gate: its students' first gate, with a threshold equal or near to the authors'.
-    plan: checks the options' values and returns a function that makes the loss from the method inputs.
+    Attributes:
+        options: names of its options that not every method has.
+        from_examples: whether it learns from ground truth.
+        stepwise: whether it learns from the states of trajectories, which must then be of one token per step.
+        attentions: those that its students may have.
+        gate: its students' gate before calibration, with a threshold equal or near to the authors'.
+        plan: checks the options' values; returns a function that makes the loss from the method inputs.
     """
 
     options: tuple[str, ...]
@@ -78,14 +81,15 @@ class Method:
 
     @property
     def from_trajectories(self) -> bool:
+        """Returns whether it learns from trajectories."""
         return "trajectories" in self.options
 
 
-def _make_cdlm(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
+def _plan_cdlm(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     return partial(cdlm.make_loss, weights=cdlm.parse_weights(values["weights"]), target=values["target"])
 
 
-def _make_cd4lm(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
+def _plan_cd4lm(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     if not 0 < values["temperature"] < math.inf:
         raise UserError(f"--temperature is {values['temperature']:g}; expected a number above 0")
     shares = cd4lm.parse_shares(values["shares"])
@@ -94,37 +98,40 @@ def _make_cd4lm(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     )
 
 
-def _make_dparallel(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
+def _plan_dparallel(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     if not 0 <= values["certainty"] < math.inf:
         raise UserError(f"--certainty is {values['certainty']:g}; expected a number of at least 0")
     return partial(dparallel.make_loss, certainty=values["certainty"], ordered=_read_share(values, "ordered"))
 
 
-def _make_tad(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
+def _plan_tad(values: Mapping[str, Any]) -> Callable[[MethodInputs], Loss]:
     if not 0 <= values["distant"] < math.inf:
         raise UserError(f"--distant is {values['distant']:g}; expected a number of at least 0")
     return partial(tad.make_loss, near=_read_share(values, "near"), distant=values["distant"])
 
 
 def _read_share(values: Mapping[str, Any], name: str) -> float:
+    """Returns the value of an option. Raises UserError unless it is from 0 to 1."""
     share: float = values[name]
     if not 0 <= share <= 1:
         raise UserError(f"--{name} is {share:g}; expected a share from 0 to 1")
     return share
 
 
-LEARNED = ("trajectories", "only_right")
+TRAJECTORY_OPTIONS = ("trajectories", "only_right")
 METHODS = {
-    "cdlm": Method(("weights", "target", *LEARNED), True, True, CACHED, cdlm.GATE, _make_cdlm),
-    "cd4lm": Method(("temperature", "shares", "ordered"), True, False, ALL, cd4lm.GATE, _make_cd4lm),
-    "dparallel": Method(("certainty", "ordered", *LEARNED), False, False, ALL, dparallel.GATE, _make_dparallel),
-    "tad": Method(("near", "distant", *LEARNED), False, True, ALL, tad.GATE, _make_tad),
+    "cdlm": Method(("weights", "target", *TRAJECTORY_OPTIONS), True, True, WITH_CACHE, cdlm.GATE, _plan_cdlm),
+    "cd4lm": Method(("temperature", "shares", "ordered"), True, False, ATTENTIONS, cd4lm.GATE, _plan_cd4lm),
+    "dparallel": Method(
+        ("certainty", "ordered", *TRAJECTORY_OPTIONS), False, False, ATTENTIONS, dparallel.GATE, _plan_dparallel
+    ),
+    "tad": Method(("near", "distant", *TRAJECTORY_OPTIONS), False, True, ATTENTIONS, tad.GATE, _plan_tad),
 }
 
 
 METHOD_OPTIONS = (
     option("--method", choices=METHODS, default="cdlm", help="distillation method (docs/distil.md; default: cdlm)"),
-    option("--attention", choices=ALL, default="block_causal", help=HELP["attention"]),
+    option("--attention", choices=ATTENTIONS, default="block_causal", help=HELP["attention"]),
 )
 OWN_OPTIONS = {  # options by the methods that have them
     "cdlm, dparallel and tad": (
@@ -164,22 +171,22 @@ def add_own_options(parser: argparse.ArgumentParser) -> None:
         add_options(parser.add_argument_group(methods), options)
 
 
-def choose_method(name: str, attention: str, given: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
+def choose_method(name: str, attention: str, values: Mapping[str, Any]) -> tuple[Method, dict[str, Any]]:
     """Returns the method and the values of its own options, by name.
 
-    given: values of all options in DEFAULTS, by name; None for the default. Raises UserError for an option or attention
+    values: those of all options in DEFAULTS, by name; None for the default. Raises UserError for an option or attention
     that only other methods have, or without the --trajectories that the method needs.
     """
     method = METHODS[name]
-    for key, value in given.items():
+    for key, value in values.items():
         if value is not None and key not in method.options:
             owners = " or ".join(each for each, other in METHODS.items() if key in other.options)
             raise UserError(
                 f"--{key.replace('_', '-')} was given with --method {name}; it is of {owners}: leave it out"
             )
     if attention not in method.attentions:
-        made = " or ".join(method.attentions)
-        raise UserError(f"--method {name} makes {made} students; got --attention {attention}")
-    if method.from_trajectories and given["trajectories"] is None:
+        allowed = " or ".join(method.attentions)
+        raise UserError(f"--method {name} makes {allowed} students; got --attention {attention}")
+    if method.from_trajectories and values["trajectories"] is None:
         raise UserError(f"--method {name} needs --trajectories; write some with blockstep train collect")
-    return method, {each: DEFAULTS[each] if given[each] is None else given[each] for each in method.options}
+    return method, {each: DEFAULTS[each] if values[each] is None else values[each] for each in method.options}

@@ -44,7 +44,7 @@ def compute_horizon(near: float, block: int) -> int:
     return math.ceil(round(near * block, 6))  # a product such as 0.1 × 30 is a little above 3
 
 
-def add_steps(canvas: AnswerBlocks, found: Sequence[Trajectory]) -> tuple[AnswerBlocks, Tensor]:
+def add_steps(canvas: AnswerBlocks, trajectories: Sequence[Trajectory]) -> tuple[AnswerBlocks, Tensor]:
     """Returns the answers with all tokens that the teacher unmasked, and the step that unmasked each.
 
     canvas: the trajectories' answers with filler after the end token, some of which the teacher may have unmasked. The
@@ -52,12 +52,12 @@ def add_steps(canvas: AnswerBlocks, found: Sequence[Trajectory]) -> tuple[Answer
     """
     ids, steps = canvas.ids.clone(), torch.full_like(canvas.ids, NEVER_ACCEPTED)
     for row, (trajectory, start, end) in enumerate(
-        zip(found, canvas.start.tolist(), canvas.length.tolist(), strict=True)
+        zip(trajectories, canvas.start.tolist(), canvas.length.tolist(), strict=True)
     ):
         order = trajectory.order[: end - start]
-        here = slice(start, start + len(order))
-        steps[row, here] = order
-        ids[row, here] = torch.where(order == NEVER_ACCEPTED, ids[row, here], trajectory.tokens[: len(order)])
+        answer = slice(start, start + len(order))
+        steps[row, answer] = order
+        ids[row, answer] = torch.where(order == NEVER_ACCEPTED, ids[row, answer], trajectory.tokens[: len(order)])
     return replace(canvas, ids=ids), steps
 
 
@@ -73,13 +73,14 @@ def sample_states(
     it.
     """
     blocks, inside = noise.find_blocks(canvas, contract, canvas.list_positions()), canvas.find_inside()
-    known = steps != NEVER_ACCEPTED
+    has_step = steps != NEVER_ACCEPTED
     shape, never = (len(steps), int(blocks.number.max()) + 1), torch.iinfo(torch.int64).max
-    count = torch.zeros(shape, dtype=torch.int64).scatter_add(1, blocks.number, known.long())
-    first = torch.full(shape, never).scatter_reduce(1, blocks.number, steps.masked_fill(~known, never), "amin")
-    taken = (torch.rand(shape, generator=generator) ** noise.EARLY * count).long()  # below count, so one step is left
-    ahead = (steps - (first.masked_fill(count == 0, 0) + taken).gather(1, blocks.number)).masked_fill(~known, -1)
-    masked = inside & ((ahead >= 0) | ~known)
+    count = torch.zeros(shape, dtype=torch.int64).scatter_add(1, blocks.number, has_step.long())
+    first = torch.full(shape, never).scatter_reduce(1, blocks.number, steps.masked_fill(~has_step, never), "amin")
+    # Steps before the sampled state; fewer than `count`, so one is left.
+    passed = (torch.rand(shape, generator=generator) ** noise.EARLY * count).long()
+    ahead = (steps - (first.masked_fill(count == 0, 0) + passed).gather(1, blocks.number)).masked_fill(~has_step, -1)
+    masked = inside & ((ahead >= 0) | ~has_step)
     if contract.has_cache:
         return masked, masked, ahead
     current = noise.sample_block(canvas, blocks, generator)
@@ -87,14 +88,14 @@ def sample_states(
     return predicted | (inside & (blocks.number > current)), predicted, ahead
 
 
-def collect_unmasked_states(canvas: AnswerBlocks, found: Sequence[Trajectory], chosen: Tensor) -> Tensor:
-    """Returns the teacher's hidden states when it unmasked the chosen positions, fp32 [n, width], in row-major order.
+def collect_unmasked_states(canvas: AnswerBlocks, trajectories: Sequence[Trajectory], positions: Tensor) -> Tensor:
+    """Returns the teacher's hidden states when it unmasked these positions, fp32 [n, hidden], in row-major order.
 
-    chosen: bool [batch, width].
+    positions: bool [batch, width].
     """
     parts = []
-    for row, (trajectory, start) in enumerate(zip(found, canvas.start.tolist(), strict=True)):
-        flags = chosen[row, start : start + len(trajectory.hidden)]
+    for row, (trajectory, start) in enumerate(zip(trajectories, canvas.start.tolist(), strict=True)):
+        flags = positions[row, start : start + len(trajectory.hidden)]
         parts.append(trajectory.hidden[: len(flags)][flags].float())  # autocast on a CPU cannot join fp16
     return torch.cat(parts)
 
@@ -105,28 +106,30 @@ def make_loss(inputs: MethodInputs, near: float, distant: float) -> Loss:
     near: share of a block's positions, see `compute_horizon`. distant: weight of the KL term. Tokens after an answer's
     end have the weight FILLER.
     """
-    contract, teacher, taught = inputs.contract, inputs.teacher().model, take_answers(inputs.found, inputs.contract)
-    reach = compute_horizon(near, contract.block)
+    contract, teacher = inputs.contract, inputs.teacher().model
+    answers, horizon = take_answers(inputs.trajectories, contract), compute_horizon(near, contract.block)
 
     def loss_of(step: int) -> tuple[Tensor, dict[str, float]]:
         generator = inputs.make_generator(step)
-        chosen = torch.randint(len(taught), (inputs.stream.batch,), generator=generator).tolist()
-        examples = [taught[i] for i in chosen]
-        laid = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
-        laid, steps = add_steps(laid, [inputs.found[i] for i in chosen])
-        masked, predicted, ahead = map(distributed.take_own_rows, sample_states(laid, steps, contract, generator))
-        laid, found = laid.take_own_rows(), [inputs.found[i] for i in distributed.take_own_rows(chosen)]
-        late = predicted & (ahead >= reach)
-        weight, soft = noise.make_weights(laid, predicted, FILLER)[predicted], late[predicted]
-        hidden = predictions.compute_hidden(inputs.run, laid, masked, predicted, contract)
+        indices = torch.randint(len(answers), (inputs.stream.batch,), generator=generator).tolist()
+        examples = [answers[i] for i in indices]
+        canvas = noise.lay_out(examples, contract, inputs.compute_least_length(), generator)
+        canvas, steps = add_steps(canvas, [inputs.trajectories[i] for i in indices])
+        masked, predicted, ahead = map(distributed.take_own_rows, sample_states(canvas, steps, contract, generator))
+        canvas = canvas.take_own_rows()
+        trajectories = [inputs.trajectories[i] for i in distributed.take_own_rows(indices)]
+        is_distant = predicted & (ahead >= horizon)
+        weight, soft = noise.make_weights(canvas, predicted, FILLER)[predicted], is_distant[predicted]
+        hidden = predictions.compute_hidden(inputs.run, canvas, masked, predicted, contract)
         near_log_probs = predictions.log_probs(inputs.model, select(hidden, ~soft), contract)
-        hard = losses.denoising(near_log_probs, laid.ids[predicted & ~late], weight[~soft])
+        near_loss = losses.denoising(near_log_probs, canvas.ids[predicted & ~is_distant], weight[~soft])
         with torch.no_grad():  # after the student's forward pass, which gathers the head if both have the same one
-            states = send(collect_unmasked_states(laid, found, late), hidden.device)
+            states = send(collect_unmasked_states(canvas, trajectories, is_distant), hidden.device)
             teacher_scores = predictions.compute_scores(teacher, states, contract)
         distant_scores = predictions.compute_scores(inputs.model, select(hidden, soft), contract)
-        apart = losses.tempered_distillation(teacher_scores, distant_scores, 1.0, weight[soft])
-        figures = {"near": hard.item(), "distant": apart.item()}
-        return hard + distant * apart, {**figures, TOKENS: count_tokens(distributed.take_own_rows(examples))}
+        distant_loss = losses.tempered_distillation(teacher_scores, distant_scores, 1.0, weight[soft])
+        figures: dict[str, float] = {"near": near_loss.item(), "distant": distant_loss.item()}
+        figures[TOKENS] = count_tokens(distributed.take_own_rows(examples))
+        return near_loss + distant * distant_loss, figures
 
     return loss_of

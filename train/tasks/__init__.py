@@ -1,4 +1,4 @@
-"""Provides the sample tasks and users' own data, all as one small type, `Task`; `table.py` lists them."""
+"""Provides the sample tasks and users' own data as one type, `Task`; `table.py` lists the sample tasks."""
 
 from .problem import Problem
 from .table import Task, choose_tasks, from_file

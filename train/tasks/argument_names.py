@@ -1,8 +1,8 @@
-"""Lists names for the first and the second argument of functions, by kind of argument, and invents others.
+"""Lists names of functions' arguments by kind of argument, and invents names.
 
-Training prompts are rewritten with other names, and many have invented ones, which nobody can guess: from names that it
-can guess a model does not learn to copy. Prompts of the splits that test rewriting get names that no prompt of `train`
-has.
+Many training prompts have invented names: given only names that it can guess, a model does not learn to copy them from
+the prompt. Rewritten training prompts have names of OTHER_ARGUMENTS. Rewritten prompts of the `_surface` splits have
+names of HELD_OUT_ARGUMENTS, which no training prompt has.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from string import ascii_lowercase
 
 from .invented_words import invent_syllables
 
+# Names of the first argument, and of the second.
 ARGUMENTS = {
     "ints": (("xs", "values", "nums", "items", "numbers"), ("ys", "others", "second", "more")),
     "int": (("n", "x", "number", "value"), ("m", "y", "other")),
@@ -23,7 +24,6 @@ ARGUMENTS = {
     "word": (("name",), ("key", "name", "entry")),
     "pairs": (("pairs", "points", "rows", "data"), ("others",)),
 }
-# For rewritten prompts of `train`, and separate names for those of the `_surface` splits.
 OTHER_ARGUMENTS = {
     "ints": ("arr", "a", "seq", "lst", "array", "ns", "my_list", "elements", "figures", "input_list"),
     "int": ("k0", "num", "val", "size", "amount", "integer", "nr", "z", "length", "input_number"),
@@ -42,24 +42,24 @@ HELD_OUT_ARGUMENTS = {
     "word": ("query", "item_name", "target"),
     "pairs": ("pair_list", "positions", "links"),
 }
-# Kinds with their own inputs, but another kind's names.
-KINDS = {
-    "some": "ints",
-    "nat": "int",
-    "few": "int",
-    "long": "int",
-    "turn": "str",
-    "many": "ints",
-    "terms": "words",
-    "line": "str",
+# Kinds whose arguments are named like those of another kind.
+NAMED_LIKE = {
+    "nonempty_ints": "ints",
+    "long_ints": "ints",
+    "natural": "int",
+    "small_natural": "int",
+    "digits": "int",
+    "maybe_palindrome": "str",
+    "long_text": "str",
+    "long_words": "words",
 }
 
-FORMS = (*6 * ("{}",), "{}s", "{}ing", "{}_{}", "{}_list", "{}_value", "my_{}", "all_{}", "input_{}", "{}1", "{}2")
-LETTER_SHARE = 0.1  # share of the invented names that are a letter
-CODE = "in if for not return sum len max min sorted range enumerate result count total"
-# Many invented names begin like a word of the answers, as names that people choose do.
+NAME_FORMS = (*6 * ("{}",), "{}s", "{}ing", "{}_{}", "{}_list", "{}_value", "my_{}", "all_{}", "input_{}", "{}1", "{}2")
+LETTER_SHARE = 0.1  # share of the invented names that are a single letter
+ANSWER_WORDS = "in if for not return sum len max min sorted range enumerate result count total"
+# Many invented names begin like a word of the answers, as do names that people choose.
 BEGINNINGS = (
-    *CODE.split(),
+    *ANSWER_WORDS.split(),
     *(name for pools in ARGUMENTS.values() for pool in pools for name in pool),
     *(name for pool in OTHER_ARGUMENTS.values() for name in pool),
 )
@@ -67,9 +67,9 @@ HELD_OUT = frozenset(name for pool in HELD_OUT_ARGUMENTS.values() for name in po
 
 
 def invent_name(rng: random.Random, taken: Collection[str]) -> str:
-    """Returns a name that is none of `taken`, no word of Python and not held out."""
+    """Returns a random name that is not in `taken`, not a keyword of Python and not held out."""
     while True:
-        form = rng.choice(FORMS)
+        form = rng.choice(NAME_FORMS)
         name = form.format(*(_invent_word(rng) for _ in range(form.count("{}"))))
         if rng.random() < LETTER_SHARE:
             name = rng.choice(ascii_lowercase)
@@ -78,7 +78,7 @@ def invent_name(rng: random.Random, taken: Collection[str]) -> str:
 
 
 def _invent_word(rng: random.Random) -> str:
-    """Returns one to three syllables, or the beginning of a word of the answers with or without some."""
+    """Returns one to three random syllables, or the beginning of a word of the answers and up to two syllables."""
     start, syllables = "", rng.choices((1, 2, 3), (5, 4, 1))[0]
     if rng.random() < 0.5:
         word = rng.choice(BEGINNINGS)

@@ -1,8 +1,9 @@
-"""Lists what the problems of `everyday` are made of: words, stories of one calculation, and parts of longer ones.
+"""Lists the words and phrases of `everyday`: nouns and verbs, whole stories, and parts of longer stories.
 
-`{n}`, `{o}` and `{r}` are any numbers, `{p}` and `{q}` factors. `{items}` is a noun in the plural, `{item}` in the
-singular, `{an_item}` with its article; `{boxes}`, `{box}`, `{a_box}` and `{kinds}`, `{kind}`, `{a_kind}` are others.
-`{does}`, `{do}` and `{did}` are forms of a verb, and `{units}` is what is counted with it.
+Fields in braces are replaced. The fields of numbers are `{n}`, `{o}` and `{r}` for any number, `{p}` and `{q}` for
+factors. `{item}` is a noun in the singular, `{items}` its plural, `{an_item}` the noun with its article; `{box}` and
+`{kind}` are two other nouns, with the same forms. `{do}`, `{does}` and `{did}` are forms of a verb, such as "reads", and
+`{units}` is the noun that the verb counts, such as "pages".
 """
 
 # one entry is a few lines here; one argument per line would make it three times as long
@@ -41,8 +42,8 @@ PARTS = """
 leg wheel wing eye ear finger toe petal leaf page slice piece seat window door room button pocket string key corner
 side point card stamp seed egg drawer battery light spoke
 """
-# Base form, third person, past, and what is counted.
-DEEDS = (
+# A verb's base form, third person and past, and the noun that it counts.
+VERBS = (
     ("read", "reads", "read", "pages"), ("drink", "drinks", "drank", "glasses of water"), ("drink", "drinks", "drank", "cups of tea"),
     ("run", "runs", "ran", "miles"), ("walk", "walks", "walked", "kilometers"), ("walk", "walks", "walked", "miles"), ("ride", "rides", "rode", "miles"),
     ("drive", "drives", "drove", "kilometers"), ("swim", "swims", "swam", "laps"), ("write", "writes", "wrote", "letters"),
@@ -61,7 +62,7 @@ COLORS = ("red", "blue", "green", "yellow", "white", "black", "brown", "big", "s
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 HOLDERS = ("A farmer", "A shop", "A baker", "A school", "A library", "A class", "A team", "A museum", "A restaurant", "A factory", "A family", "The teacher", "The store", "The zoo", "A nurse", "A company", "A gardener", "My brother", "My sister", "My mother", "My friend", "Grandma", "Grandpa", "A man", "A woman", "A boy", "A girl")
 
-# Stories of one calculation, or two: their steps, and their wordings.
+# Steps of one calculation or two, and wordings of a story with these steps; `y` is the answer, `k` is in between.
 STORIES = (
     ("y = n + o", (
         "What is {n} plus {o}?", "What is {n} + {o}?", "{n} + {o} = ?", "{n} + {o}", "Add {n} and {o}.", "What is the sum of {n} and {o}?", "How much is {n} and {o}?", "{n} plus {o}",
@@ -147,8 +148,8 @@ STORIES = (
     ("k = o + r; y = n - k", ("{name} has {n} {items}. {He} gives {o} to {pal} and {r} to {his} {relative}. How many are left?", "There are {n} {items}. {o} are {color}, {r} are {other}, and the rest are plain. How many are plain?", "{name} has {n} dollars. {He} spends {o} dollars on {an_item} and {r} dollars on {a_kind}. How much is left?")),
 )
 
-# Longer stories: a start, one or two changes, a question.
+# A longer story is a start, one or two changes of what is counted, and a question.
 STARTS = ("{name} has {n} {items}", "{name} had {n} {items}", "There are {n} {items} {place}", "There were {n} {items} {place}", "{Holder} has {n} {items}", "{Holder} had {n} {items}", "{name} starts with {n} {items}", "At first there are {n} {items}", "{name} collects {n} {items}", "A bus has {n} passengers", "A train leaves with {n} passengers", "{name} bakes {n} {items}", "{name} picks {n} {items}", "{name} has {n} dollars", "I have {n} {items}", "My {relative} has {n} {items}")
-MORE = ("{pal} brings {o} more", "{he} gets {o} more", "{he} buys {o} more", "{o} more arrive", "{o} more come", "{o} more are added", "{he} finds {o}", "{he} finds {o} more", "{he} makes {o} more", "{o} new ones are bought", "{o} get on", "{pal} gives {him} {o}", "{he} receives {o} more", "{he} wins {o}", "{o} are delivered", "{he} earns {o} more", "{he} adds {o}", "{o} join", "they get {o} more", "{o} are born")
-LESS = ("{he} gives {o} to {pal}", "{he} gives away {o}", "{o} are sold", "{he} sells {o}", "{he} loses {o}", "{he} eats {o}", "{o} are eaten", "{o} fly away", "{o} leave", "{o} run away", "{o} get off", "{o} break", "{o} are broken", "{he} uses {o}", "{pal} takes {o}", "{he} throws {o} away", "{he} spends {o}", "{o} are gone", "{o} are removed", "{o} go home", "{o} are taken", "{o} fall down", "{o} are lost", "they use {o}", "{he} hands out {o}", "{o} melt", "{o} die")
-ENDS = ("How many are left?", "How many {items} are left?", "How many are there now?", "How many {items} are there now?", "How many does {he} have now?", "How many {items} does {he} have now?", "How many {items} does {name} have left?", "How many remain?", "How many {items} are there in the end?", "What is left?", "How many {items} remain?", "How many does {name} have in the end?")
+INCREASES = ("{pal} brings {o} more", "{he} gets {o} more", "{he} buys {o} more", "{o} more arrive", "{o} more come", "{o} more are added", "{he} finds {o}", "{he} finds {o} more", "{he} makes {o} more", "{o} new ones are bought", "{o} get on", "{pal} gives {him} {o}", "{he} receives {o} more", "{he} wins {o}", "{o} are delivered", "{he} earns {o} more", "{he} adds {o}", "{o} join", "they get {o} more", "{o} are born")
+DECREASES = ("{he} gives {o} to {pal}", "{he} gives away {o}", "{o} are sold", "{he} sells {o}", "{he} loses {o}", "{he} eats {o}", "{o} are eaten", "{o} fly away", "{o} leave", "{o} run away", "{o} get off", "{o} break", "{o} are broken", "{he} uses {o}", "{pal} takes {o}", "{he} throws {o} away", "{he} spends {o}", "{o} are gone", "{o} are removed", "{o} go home", "{o} are taken", "{o} fall down", "{o} are lost", "they use {o}", "{he} hands out {o}", "{o} melt", "{o} die")
+QUESTIONS = ("How many are left?", "How many {items} are left?", "How many are there now?", "How many {items} are there now?", "How many does {he} have now?", "How many {items} does {he} have now?", "How many {items} does {name} have left?", "How many remain?", "How many {items} are there in the end?", "What is left?", "How many {items} remain?", "How many does {name} have in the end?")

@@ -1,7 +1,7 @@
-"""Lists first names for rewritten prompts: some for training, and others for the splits that test rewriting.
+"""Lists first names for rewritten prompts: some for training, others for the `_surface` splits.
 
-Typical names from many languages, each with the pronoun that the stories use for it. None is one of the templates' own
-names: a renamed prompt is never a prompt of `valid` or `test`.
+The names are typical of many languages; each has the pronoun that the stories use for it. The templates have other
+names (`word_templates.NAMES`), so a renamed prompt is never a prompt of `valid` or `test`.
 """
 
 from __future__ import annotations
@@ -58,6 +58,6 @@ Nkechi Noelia Odette Olena Padma Penelope Ramona Roxana Rukmini Saoirse Sadia Sh
 Wanda Xiomara Ximena Yara Zuzana
 """
 
-# Names by pronoun. Typographic accents stay: people type them.
+# By pronoun. The names keep their accents, which people type.
 TRAINING: Mapping[str, tuple[str, ...]] = {"he": tuple(HE.split()), "she": tuple(SHE.split())}
 HELD_OUT: Mapping[str, tuple[str, ...]] = {"he": tuple(HELD_OUT_HE.split()), "she": tuple(HELD_OUT_SHE.split())}

@@ -1,138 +1,173 @@
-"""Words and code of a combination of parts from `function_parts`: what the function does in English, and in Python."""
+"""Writes the words and the code of a function family of the code task from the parts that it is composed of."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from . import function_parts as parts
 from .function_family import FunctionFamily
-from .function_parts import CHECKS, PLACES, Change, Condition, Result
+from .function_parts import CHECKS, PLACES, Condition, FunctionResult, ValueChange
+
+PLACEHOLDER = re.compile(r"<(\w+)>")
+CONSTANT_FIELDS = {"condition": "{n}", "second_condition": "{m}", "result_condition": "{c}"}  # by slot
+GROUP_SLOTS = ("place", "kept", "also", "change", "after")  # the slots' names in `group`, which reports have
+ARGUMENT_KINDS = {"numbers": "long_ints", "words": "long_words", "text": "long_text"}  # by source
 
 
-class Family(NamedTuple):
-    """A combination of parts; "" is none. `source` is a list of numbers, a list of words, or the words of a text."""
+class FamilyParts(NamedTuple):
+    """Names the parts of a family, one per slot; "" is none.
+
+    Attributes:
+        source: the function's argument: a list of numbers, a list of words, or a text of words.
+        place: selects items by index.
+        condition: selects items by a condition on each.
+        second_condition: selects by another condition; only families with a `condition` have it.
+        change: makes another value of each item.
+        result_condition: a condition on the changed values, by which a result selects, or which it checks.
+        result: what the function returns.
+    """
 
     source: str
     place: str = ""
-    kept: str = ""
-    also: str = ""
+    condition: str = ""
+    second_condition: str = ""
     change: str = ""
-    after: str = ""
+    result_condition: str = ""
     result: str = "list"
 
 
-def list_conditions(family: Family) -> Mapping[str, Condition]:
-    """Returns the conditions on the items of a source, by name."""
+def fill(template: str, **replacements: str) -> str:
+    """Replaces each `<name>` of a template of `function_parts`, in one pass: what is inserted is not searched."""
+    return PLACEHOLDER.sub(lambda found: replacements[found[1]], template)
+
+
+def list_conditions(family: FamilyParts) -> Mapping[str, Condition]:
+    """Returns the conditions that items of the family's source can have, by name."""
     return parts.NUMBER_CONDITIONS if family.source == "numbers" else parts.WORD_CONDITIONS
 
 
-def find_change(family: Family) -> Change | None:
-    """Returns the change of a family, if it has one."""
+def find_change(family: FamilyParts) -> ValueChange | None:
+    """Returns the change of a family, or None if it has none."""
     changes = parts.NUMBER_CHANGES if family.source == "numbers" else parts.WORD_CHANGES
     return changes[family.change] if family.change else None
 
 
-def find_kind(family: Family) -> str:
-    """Returns the kind of the values that the result is made of: numbers or words."""
+def find_value_kind(family: FamilyParts) -> str:
+    """Returns the kind of the values that the result is made of, after any change: numbers or words."""
     change = find_change(family)
-    return change.gives if change else "numbers" if family.source == "numbers" else "words"
+    return change.result_kind if change else "numbers" if family.source == "numbers" else "words"
 
 
-def list_results(family: Family) -> Mapping[str, Result]:
-    """Returns the results of values of the family's kind, by name."""
-    return parts.NUMBER_RESULTS if find_kind(family) == "numbers" else parts.WORD_RESULTS
+def list_results(family: FamilyParts) -> Mapping[str, FunctionResult]:
+    """Returns the results that values of the family's kind can have, by name."""
+    return parts.NUMBER_RESULTS if find_value_kind(family) == "numbers" else parts.WORD_RESULTS
 
 
-def compose(family: Family, constants: Mapping[str, Any]) -> FunctionFamily:
-    """Returns a family with its words and code; its constants are values to sample from, one each."""
-    filled = [part for part in family[1:-1] if part]
+def compose(family: FamilyParts, constants: Mapping[str, Any]) -> FunctionFamily:
+    """Writes a family of functions; the pool of each constant has only the constant's value."""
+    slots = family[1:-1]
+    filled = [part for part in slots if part]
     names = [f"{family.result}_{filled[0]}", f"{family.result}_{filled[-1]}", "_".join((*filled, family.result)[:2])]
-    shape = "+".join(slot for slot, part in zip(Family._fields[1:-1], family[1:-1], strict=True) if part)
-    kinds = {"numbers": "many", "words": "terms", "text": "line"}
-    draws = {name: (value,) for name, value in constants.items()}
-    group = f"{family.source} {shape}"
-    return FunctionFamily(group, "|".join(names), kinds[family.source], describe(family), write(family), draws)
+    shape = "+".join(slot for slot, part in zip(GROUP_SLOTS, slots, strict=True) if part)
+    return FunctionFamily(
+        f"{family.source} {shape}",
+        "|".join(names),
+        ARGUMENT_KINDS[family.source],
+        describe(family),
+        write_body(family),
+        {name: (value,) for name, value in constants.items()},
+    )
 
 
-def describe(family: Family) -> str:
+def describe(family: FamilyParts) -> str:
     """Returns the words that complete "Write a function f(x) that ...", a format string."""
-    change, text = find_change(family), list_results(family)[family.result].text
-    items = _describe_items(family)
-    before = ""
+    change, result = find_change(family), list_results(family)[family.result]
+    items, predicate, first_step = _describe_items(family), "", ""
     checks = family.result in CHECKS
-    if change and change.noun and (checks or not family.after):
-        items = change.noun.replace("NP", items)
+    if change and change.noun and (checks or not family.result_condition):
+        items = fill(change.noun, items=items)
     elif change:
-        before = f"{change.verb.replace('NP', items)} and "
+        first_step = f"{fill(change.verb, items=items)} and "
         items = "the results"
-    if family.after:
-        condition = parts.NUMBER_CONDITIONS[family.after]
-        text = text.replace("PREDICATE", condition.predicate.replace("N", "{c}"))
-        items = (
-            items if checks else f"the {_describe_attribute('results', condition.text.replace('N', '{c}'), condition)}"
-        )
-    return before + text.replace("NP", items)
+    if family.result_condition:
+        condition, constant = parts.NUMBER_CONDITIONS[family.result_condition], CONSTANT_FIELDS["result_condition"]
+        if checks:
+            predicate = fill(condition.predicate, constant=constant)
+        else:
+            items = f"the {_attach_condition('results', condition, constant)}"
+    return first_step + fill(result.text, items=items, predicate=predicate)
 
 
-def _describe_items(family: Family) -> str:
-    """Returns the selected items in words."""
-    noun = some = "numbers" if family.source == "numbers" else "words"
-    apart = "space-separated words"  # of a string, and not of a list
-    conditions = list_conditions(family)
-    if family.kept:
-        first = conditions[family.kept]
-        some = _describe_attribute(some, first.text.replace("N", "{n}"), first)
-    if family.also:
-        second = conditions[family.also]
-        joint = "" if first.kind == "adjective" else " and" if second.kind == "bound" else " that are"
-        words = second.text.replace("N", "{m}").removeprefix("of " if joint else "")
-        some = f"{first.text} {words} {noun}" if second.kind == "adjective" else f"{some}{joint} {words}"
+def _describe_items(family: FamilyParts) -> str:
+    """Returns words for the items that place and conditions select."""
+    separate_words = "space-separated words"  # of a text; a list's items are words already
+    is_text = family.source == "text"
+    noun = "numbers" if family.source == "numbers" else "words"
     if not family.place:
-        return f"the {some.replace('words', apart) if family.source == 'text' else some} in {{a}}"
-    place = PLACES[family.place].text.replace("ITEMS", apart if family.source == "text" else "items")
-    place = place.replace("LIST", "{a}")
-    return f"the {some} among {place}" if family.kept else place
+        return f"the {_attach_conditions(separate_words if is_text else noun, family)} in {{a}}"
+    place = fill(PLACES[family.place].text, items=separate_words if is_text else "items")
+    return f"the {_attach_conditions(noun, family)} among {place}" if family.condition else place
 
 
-def _describe_attribute(noun: str, words: str, condition: Condition) -> str:
-    return f"{words} {noun}" if condition.kind == "adjective" else f"{noun} {words}"
+def _attach_conditions(noun: str, family: FamilyParts) -> str:
+    """Returns a noun with the family's conditions on items, such as "words of at least {n} letters"."""
+    if not family.condition:
+        return noun
+    conditions = list_conditions(family)
+    first = conditions[family.condition]
+    described = _attach_condition(noun, first, CONSTANT_FIELDS["condition"])
+    if not family.second_condition:
+        return described
+    second = conditions[family.second_condition]
+    if second.kind == "adjective":  # then the first one is too: "positive even numbers"
+        return f"{first.text} {second.text} {noun}"
+    text = fill(second.text, constant=CONSTANT_FIELDS["second_condition"])
+    if first.kind == "adjective":  # "odd numbers of at least {m}"
+        return f"{described} {text}"
+    # "numbers of at least {n} and at most {m}", "numbers less than {n} that are divisible by {m}"
+    return f"{described} {'and' if second.kind == 'bound' else 'that are'} {text.removeprefix('of ')}"
 
 
-def write(family: Family) -> str:
+def _attach_condition(noun: str, condition: Condition, constant: str) -> str:
+    text = fill(condition.text, constant=constant)
+    return f"{text} {noun}" if condition.kind == "adjective" else f"{noun} {text}"
+
+
+def write_body(family: FamilyParts) -> str:
     """Returns the right answer below its `def` line, a format string."""
     result = list_results(family)[family.result]
-    variable = "v" if family.source == "numbers" else "w"
+    item = "v" if family.source == "numbers" else "w"
     source = "{a}.split()" if family.source == "text" else "{a}"
     source += PLACES[family.place].code if family.place else ""
-    value, check = write_value(family, variable), write_condition(family, "after", write_value(family, variable))
-    needed = [write_condition(family, "kept", variable), write_condition(family, "also", variable)]
+    value = write_value(family, item)
+    check = write_condition(family, "result_condition", value)
+    needed = [write_condition(family, "condition", item), write_condition(family, "second_condition", item)]
     needed += [] if family.result in CHECKS else [check]
     condition = " and ".join(filter(None, needed))
-    if result.bare and value == variable and not condition:
-        return result.bare.replace("SOURCE", source)
-    if "\n" in result.code:
-        inside = f"if {condition}:\n        " if condition else ""
-    else:
-        inside = f" if {condition}" if condition else ""
-    code = result.code.replace("G", "E for V in SOURCEIF").replace("CHECK", check)
-    code = code.replace("SOURCE", source).replace("IF", inside).replace("E", value)
-    return code.replace("V", variable)
+    if result.plain_code and value == item and not condition:
+        return fill(result.plain_code, list=source)
+    clause = f" if {condition}" if condition else ""
+    if condition and "\n" in result.code:  # the body of a loop instead of a generator
+        clause = f"if {condition}:\n        "
+    values = f"{value} for {item} in {source}{clause}"
+    return fill(result.code, list=source, item=item, value=value, values=values, clause=clause, check=check)
 
 
-def write_value(family: Family, variable: str) -> str:
+def write_value(family: FamilyParts, variable: str) -> str:
     """Returns the code of the changed value."""
     change = find_change(family)
-    return change.code.replace("V", variable) if change else variable
+    return fill(change.code, value=variable) if change else variable
 
 
-def write_condition(family: Family, slot: str, value: str) -> str:
-    """Returns the code of one of the family's conditions on a value, or "" if it has none."""
-    part = getattr(family, slot)
-    if not part:
+def write_condition(family: FamilyParts, slot: str, value: str) -> str:
+    """Returns the code of a condition on a value, a format string; "" if the family has no condition in this slot."""
+    name = getattr(family, slot)
+    if not name:
         return ""
-    conditions = parts.NUMBER_CONDITIONS if slot == "after" else list_conditions(family)
-    code = conditions[part].code
+    conditions = parts.NUMBER_CONDITIONS if slot == "result_condition" else list_conditions(family)
+    code = conditions[name].code
     if "%" in code and (" + " in value or " - " in value):
         value = f"({value})"
-    return code.replace("N", {"kept": "{n}", "also": "{m}", "after": "{c}"}[slot]).replace("V", value)
+    return fill(code, value=value, constant=CONSTANT_FIELDS[slot])

@@ -1,4 +1,4 @@
-"""Joins the families of the code task that models are trained on."""
+"""Lists all families of the code task that models are trained on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Describes a family of functions of the code task, and the values that its texts are filled with."""
+"""Defines a family of functions of the code task, and values that the families' constants are sampled from."""
 
 from __future__ import annotations
 
@@ -9,29 +9,39 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class FunctionFamily:
-    """One kind of function.
+    """Describes functions that differ in their names and constants alone.
 
-    `names` are function names separated by `|`; `kinds` are the kinds of the arguments separated by blanks;
-    `text` completes "Write a function f(x) that ..."; `body` is the answer below its `def` line, not indented.
-    All four texts are format strings over the arguments `a`, `b` and over `draws`, from which values are sampled.
+    `names`, `text` and `body` are format strings, whose fields are the arguments' names, `a` and `b`, and constants.
+
+    Attributes:
+        group: the family's name, for reports.
+        names: function names, separated by `|`.
+        argument_kinds: kinds of the arguments, separated by blanks, see `function_inputs`.
+        text: completes "Write a function f(x) that ...".
+        body: the right answer below its `def` line, not indented.
+        pools: the values that each constant is sampled from, by its name.
     """
 
     group: str
     names: str
-    kinds: str
+    argument_kinds: str
     text: str
     body: str
-    draws: Mapping[str, Sequence[Any]]
+    pools: Mapping[str, Sequence[Any]]
 
 
-def family(group: str, names: str, kinds: str, text: str, body: str, **draws: Sequence[Any]) -> FunctionFamily:
-    """Returns the family with these texts and, by keyword, the values that each of its names is sampled from."""
-    return FunctionFamily(group, names, kinds, text, body, draws)
+def make_family(
+    group: str, names: str, argument_kinds: str, text: str, body: str, **pools: Sequence[Any]
+) -> FunctionFamily:
+    """Returns a family; each keyword is the name of a constant, its value is what the constant is sampled from."""
+    return FunctionFamily(group, names, argument_kinds, text, body, pools)
 
 
+# Numbers that constants are sampled from.
 N = tuple(range(2, 21))
 SMALL = tuple(range(2, 7))
 HIGH = tuple(range(21, 41))
+# Words and what they mean in Python; a third entry is a short name for function names.
 COMPARISONS = (
     ("greater than", ">", "above"),
     ("less than", "<", "below"),

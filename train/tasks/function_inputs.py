@@ -1,4 +1,13 @@
-"""Samples the inputs of the code task's functions, and chooses the assertions that test answers."""
+"""Samples the inputs of the code task's functions, and chooses the assertions that test answers.
+
+Kinds of arguments, as families name them:
+
+* `int`, `natural`, `small_natural` (up to 7), `digits` (a natural number, often of several digits);
+* `ints`, `nonempty_ints`, `long_ints` (examples have more items): lists of numbers;
+* `str`, `maybe_palindrome` (every other one is), `word`, `long_text` (words with spaces between them): texts;
+* `words`, `long_words`: lists of words;
+* `dict`: numbers by word; `pairs`: a list of pairs of numbers.
+"""
 
 from __future__ import annotations
 
@@ -9,51 +18,26 @@ from typing import Any
 
 from .function_family import FunctionFamily
 
-WORDS = tuple(
-    [
-        "apple",
-        "river",
-        "stone",
-        "table",
-        "green",
-        "tree",
-        "lion",
-        "rain",
-        "salt",
-        "north",
-        "train",
-        "note",
-        "star",
-        "tail",
-        "area",
-        "oil",
-        "ear",
-        "ice",
-        "nest",
-        "rose",
-        "line",
-        "ring",
-        "seat",
-        "level",
-        "noon",
-        "lantern",
-        "island",
-        "glass",
-        "boss",
-    ]
-)
-# Of the functions that differ from the right one, at most one in MISSED may pass its tests; POOL inputs are tried.
-MISSED = 20
-POOL = 60
-LONGER = ("many", "terms", "line")  # kinds of the grammar's arguments; its families have places up to the fourth
-TURNED = ("level", "noon", "abba", "stats", "radar")
+WORD_LIST = """
+apple river stone table green tree lion rain salt north train note star tail area oil ear ice nest rose
+line ring seat level noon lantern island glass boss
+"""
+WORDS = tuple(WORD_LIST.split())
+INPUT_POOL_SIZE = 60  # inputs among which `choose_discriminating_tests` chooses
+WRONG_PER_PASS = 20  # of the wrong functions, at most one in so many may pass the chosen tests
+LONG_KINDS = ("long_ints", "long_words", "long_text")  # of the grammar, whose families have places up to the fourth
+PALINDROMES = ("level", "noon", "abba", "stats", "radar")
 
 
 @dataclass(frozen=True, slots=True)
 class SampledFunction:
-    """A family with everything sampled but the inputs; good inputs are close to `near` and `letter`.
+    """Holds a function of a family, without the inputs of its example and tests.
 
-    `values` are the names of its arguments, and the values that fill its texts.
+    Attributes:
+        values: the arguments' names `a` and `b`, and the constants, by field of the family's texts.
+        opening: how the instruction begins.
+        numbers: constants that are numbers; inputs near them show whether an answer is right.
+        letter: the constant that is a letter, or ""; inputs often have it.
     """
 
     family: FunctionFamily
@@ -63,75 +47,77 @@ class SampledFunction:
     instruction: str
     answer: str
     function: Callable[..., Any]
-    near: tuple[int, ...]
+    numbers: tuple[int, ...]
     letter: str
 
 
 def write_assertion(sampled: SampledFunction, inputs: tuple[Any, ...]) -> str:
-    """Returns the assertion that the right function makes of these inputs."""
+    """Returns the assertion that a right answer returns what the function does for these inputs."""
     return f"assert {sampled.name}({', '.join(map(repr, inputs))}) == {sampled.function(*inputs)!r}"
 
 
 def choose_tests(sampled: SampledFunction, prompt: str, rng: random.Random) -> tuple[str, ...]:
     """Returns 5 to 8 assertions other than the example: edges first, then as many different results as possible."""
-    known = prompt.splitlines()[-1]
+    example = prompt.splitlines()[-1]
     edges = [write_assertion(sampled, inputs) for inputs in _list_edges(sampled, rng)]
-    chosen = [test for test in dict.fromkeys(edges) if test != known][:6]
-    found: dict[str, list[str]] = {}
+    chosen = [test for test in dict.fromkeys(edges) if test != example][:6]
+    by_result: dict[str, list[str]] = {}
     for turn in range(16):
         test = write_assertion(sampled, sample_inputs(sampled, rng, False, empty=turn == 0))
-        if test != known and test not in chosen:
-            tests = found.setdefault(test.rsplit(" == ", 1)[1], [])
+        if test != example and test not in chosen:
+            tests = by_result.setdefault(test.rsplit(" == ", 1)[1], [])
             if test not in tests:
                 tests.append(test)
-    while found and len(chosen) < 8:
-        for result in list(found):
-            chosen.append(found[result].pop(0))
-            if not found[result]:
-                del found[result]
+    while by_result and len(chosen) < 8:
+        for result in list(by_result):
+            chosen.append(by_result[result].pop(0))
+            if not by_result[result]:
+                del by_result[result]
     return tuple(chosen[:8]) if len(chosen) >= 5 else ()
 
 
-def choose_telling_tests(
-    sampled: SampledFunction, prompt: str, others: Sequence[Callable[..., Any]], rng: random.Random
+def choose_discriminating_tests(
+    sampled: SampledFunction, prompt: str, wrong_functions: Sequence[Callable[..., Any]], rng: random.Random
 ) -> tuple[str, ...]:
-    """Returns 5 to 8 assertions other than the example, which as many of the other functions as possible fail.
+    """Returns 5 to 8 assertions other than the example that as many of the wrong functions as possible fail.
 
-    The empty list is always one. Returns none if more than one other function in MISSED passes them all.
+    One of them is of the empty input. Returns none if more than one in WRONG_PER_PASS wrong functions passes all.
     """
-    pool = [sample_inputs(sampled, rng, False, empty=turn == 0) for turn in range(POOL)]
+    pool = [sample_inputs(sampled, rng, False, empty=turn == 0) for turn in range(INPUT_POOL_SIZE)]
     tests = {write_assertion(sampled, inputs): inputs for inputs in pool}
     example = prompt.splitlines()[-1]
-    failed = {
-        test: {place for place, other in enumerate(others) if _differs(other, sampled.function, inputs)}
+    failing_by_test = {
+        test: {place for place, wrong in enumerate(wrong_functions) if _differs(wrong, sampled.function, inputs)}
         for test, inputs in tests.items()
         if test != example
     }
-    chosen = [test for test in failed if tests[test] == pool[0]]
-    failing = set[int]().union(*(failed[test] for test in chosen))
-    while len(chosen) < min(8, len(failed)):
-        best = max((test for test in failed if test not in chosen), key=lambda test: len(failed[test] - failing))
-        if len(chosen) >= 5 and failed[best] <= failing:
+    chosen = [test for test in failing_by_test if tests[test] == pool[0]]
+    failing = set[int]().union(*(failing_by_test[test] for test in chosen))
+    while len(chosen) < min(8, len(failing_by_test)):
+        others = [test for test in failing_by_test if test not in chosen]
+        best = max(others, key=lambda test: len(failing_by_test[test] - failing))
+        if len(chosen) >= 5 and failing_by_test[best] <= failing:
             break
         chosen.append(best)
-        failing |= failed[best]
-    return tuple(chosen) if len(chosen) >= 5 and (len(others) - len(failing)) * MISSED <= len(others) else ()
+        failing |= failing_by_test[best]
+    passing_count = len(wrong_functions) - len(failing)
+    return tuple(chosen) if len(chosen) >= 5 and passing_count * WRONG_PER_PASS <= len(wrong_functions) else ()
 
 
-def _differs(other: Callable[..., Any], function: Callable[..., Any], inputs: tuple[Any, ...]) -> bool:
+def _differs(wrong: Callable[..., Any], function: Callable[..., Any], inputs: tuple[Any, ...]) -> bool:
     try:
-        found = other(*inputs)
+        result = wrong(*inputs)
     except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError):
         return True
-    return bool(found != function(*inputs))
+    return bool(result != function(*inputs))
 
 
 def _list_edges(sampled: SampledFunction, rng: random.Random) -> list[tuple[Any, ...]]:
-    """Returns inputs at and next to each sampled constant."""
-    kinds = sampled.family.kinds.split()
+    """Returns inputs at and next to each constant."""
+    kinds = sampled.family.argument_kinds.split()
     edges = []
     steps = (0, 1, -1) * len(kinds)
-    for value in (near + step for near in sampled.near for step in steps):
+    for value in (number + step for number in sampled.numbers for step in steps):
         inputs = list(sample_inputs(sampled, rng, False))
         if len(kinds) > 1 and kinds[0] == "int":
             inputs = [rng.choice((-60, 0, 0, 60))] * 2
@@ -142,8 +128,9 @@ def _list_edges(sampled: SampledFunction, rng: random.Random) -> list[tuple[Any,
     return edges
 
 
-def _make_edge(kind: str, value: int, other: Any, rng: random.Random) -> Any:
-    if kind in ("ints", "some"):
+def _make_edge(kind: str, value: int, default: Any, rng: random.Random) -> Any:
+    """Returns an argument with this number, or with this length; `default` for other kinds."""
+    if kind in ("ints", "nonempty_ints"):
         # Slices and steps show their constant in a list that is a little longer than it.
         return [value, value] if value > 7 or rng.random() < 0.5 else [*range(30, 32 + value), value]
     if kind in ("str", "words"):
@@ -153,61 +140,61 @@ def _make_edge(kind: str, value: int, other: Any, rng: random.Random) -> Any:
         return {"ear": value}
     if kind == "pairs":
         return [(value, 60), (-60, value), (60, value), (value, -60)]
-    return value if kind == "int" or (kind in ("nat", "long") and value >= 0) else other
+    return value if kind == "int" or (kind in ("natural", "digits") and value >= 0) else default
 
 
 def sample_inputs(sampled: SampledFunction, rng: random.Random, example: bool, empty: bool = False) -> tuple[Any, ...]:
-    """Samples one input: a short, non-empty one for the example, an empty one if requested."""
+    """Samples the arguments of one call: short, non-empty ones for an example, empty ones if requested."""
     size = 0 if empty else rng.randint(2, 3) if example else rng.randint(1, 8)
-    kinds = sampled.family.kinds.split()
-    size += rng.randint(1, 2) if example and kinds[0] in LONGER else 0
+    kinds = sampled.family.argument_kinds.split()
+    size += rng.randint(1, 2) if example and kinds[0] in LONG_KINDS else 0
     inputs = [_sample_input(kind, size, sampled, rng) for kind in kinds]
     if kinds == ["dict", "word"] and inputs[0] and rng.random() < 0.6:
         inputs[1] = rng.choice(list(inputs[0]))
     return tuple(inputs)
 
 
-def is_dull(sampled: SampledFunction, inputs: tuple[Any, ...]) -> bool:
-    """Returns whether an example of one of the grammar's families has the result of an empty list or text."""
-    if sampled.family.kinds not in LONGER:
+def has_trivial_result(sampled: SampledFunction, inputs: tuple[Any, ...]) -> bool:
+    """Returns whether a function of LONG_KINDS returns the same for these inputs and for an empty list or text."""
+    if sampled.family.argument_kinds not in LONG_KINDS:
         return False
     result = sampled.function(*inputs)
     return not isinstance(result, bool) and bool(result == sampled.function(inputs[0][:0]))
 
 
 def _sample_input(kind: str, size: int, sampled: SampledFunction, rng: random.Random) -> Any:
-    if kind in ("ints", "some", "many"):
-        values = [_sample_number(sampled, rng) for _ in range(max(size, kind == "some"))]
+    if kind in ("ints", "nonempty_ints", "long_ints"):
+        values = [_sample_number(sampled, rng) for _ in range(max(size, kind == "nonempty_ints"))]
         if size > 3 and rng.random() < 0.5:
             values[-1] = values[0]
         return values
     if kind == "words":
         return [_sample_word(sampled, rng) for _ in range(min(size, 4))]
-    if kind in ("terms", "line"):
+    if kind in ("long_words", "long_text"):
         words = [_sample_word(sampled, rng) for _ in range(size)]
         if size > 3 and rng.random() < 0.5:
             words[-1] = words[0]
-        return words if kind == "terms" else " ".join(words)
+        return words if kind == "long_words" else " ".join(words)
     if kind == "dict":
         return {rng.choice(WORDS): _sample_number(sampled, rng) for _ in range(min(size, 4))}
     if kind == "pairs":
         return [(_sample_number(sampled, rng), _sample_number(sampled, rng)) for _ in range(min(size, 4))]
-    if kind in ("str", "turn"):
+    if kind in ("str", "maybe_palindrome"):
         return _sample_text(kind, size, sampled, rng)
     if kind == "word":
         return rng.choice(WORDS)
     if kind == "int":
         return _sample_number(sampled, rng) if size else 0
-    if kind == "long":
-        return rng.choice((rng.randint(1, 99), rng.randint(100, 9999), *sampled.near)) if size else 0
-    return rng.randint(size > 0, 7 if kind == "few" else 14) if size else 0
+    if kind == "digits":
+        return rng.choice((rng.randint(1, 99), rng.randint(100, 9999), *sampled.numbers)) if size else 0
+    return rng.randint(size > 0, 7 if kind == "small_natural" else 14) if size else 0
 
 
 def _sample_number(sampled: SampledFunction, rng: random.Random) -> int:
-    """Samples a number: often a sampled constant, a neighbor or a multiple of it, which reveal wrong answers."""
-    if sampled.near and rng.random() < 0.5:
-        near = rng.choice(sampled.near)
-        return rng.choice((near, near - 1, near + 1, 2 * near, 3 * near))
+    """Samples a number: often a constant, a number next to it or a multiple, with which wrong answers fail."""
+    if sampled.numbers and rng.random() < 0.5:
+        number = rng.choice(sampled.numbers)
+        return rng.choice((number, number - 1, number + 1, 2 * number, 3 * number))
     return rng.randint(-9, 30)
 
 
@@ -222,8 +209,8 @@ def _sample_word(sampled: SampledFunction, rng: random.Random) -> str:
 def _sample_text(kind: str, size: int, sampled: SampledFunction, rng: random.Random) -> str:
     if not size:
         return ""
-    if kind == "turn" and rng.random() < 0.5:
-        return rng.choice(TURNED)
+    if kind == "maybe_palindrome" and rng.random() < 0.5:
+        return rng.choice(PALINDROMES)
     word = _sample_word(sampled, rng)
     if size > 2 and rng.random() < 0.5:
         word = f"{word} {rng.choice(WORDS)}"

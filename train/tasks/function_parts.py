@@ -1,8 +1,24 @@
 """Lists the parts that function families of the code task are composed of: places, conditions, changes, results.
 
-A part is a name, which function names contain, and its words and code. ITEMS and LIST are replaced by the list's items and
-name, NP by the items so far, V by a value, N by a condition's constant. Other constants are fields of format strings:
-`{p}` of a place, `{t}` (`{u}`, `{y}`: letters) of a change, `{d}` (default) and `{s}` (separator) of a result.
+Each part has a name, which function names contain, and templates of words and code. `function_composition.fill` replaces
+the names in angle brackets.
+
+In words:
+
+* `<items>`: the items so far, such as "the even numbers in {a}"; in the words of a place, their noun;
+* `<predicate>`: the predicate of the condition that a result checks;
+* `<constant>`: the field of a condition's constant, as in code.
+
+In code:
+
+* `<list>`: the list, or a slice of it; `<item>`: the variable of a loop over it;
+* `<value>`: the value that a condition tests or a change changes; in the code of a result, an item after any change;
+* `<values>`: a generator of the values of those items that meet the conditions;
+* `<clause>`: `if` and the conditions, or nothing; `<check>`: the condition that a result checks.
+
+The filled templates are format strings with the fields of `FunctionFamily`. Constants have these names: `p` of a place;
+`n`, `m` and `c` of the first, second and result condition; `t`, or letters `u` and `y`, of a change; `d` (default) and
+`s` (separator) of a result.
 """
 
 # one entry is one line here
@@ -15,33 +31,39 @@ from dataclasses import dataclass
 
 from .function_family import LETTERS, SEPARATORS, N
 
-NEAR_SMALL = (2, 3, 4)
+ITEM_COUNTS = (2, 3, 4)
 DIVISORS = tuple(range(2, 10))
 
 
 @dataclass(frozen=True, slots=True)
 class IndexChoice:
-    """Selects items by index. `code` follows the list."""
+    """Describes a place: items selected by index. `code` is the index, which follows the list."""
 
     text: str
     code: str
-    pool: Sequence[int] = NEAR_SMALL
+    pool: Sequence[int] = ITEM_COUNTS
 
 
 PLACES: Mapping[str, IndexChoice] = {
-    "first": IndexChoice("the first {p} ITEMS of LIST", "[:{p}]"),
-    "last": IndexChoice("the last {p} ITEMS of LIST", "[-{p}:]"),
-    "rest": IndexChoice("the ITEMS after the first {p} in LIST", "[{p}:]"),
-    "front": IndexChoice("the ITEMS before the last {p} in LIST", "[:-{p}]"),
-    "even_places": IndexChoice("the ITEMS at even indexes of LIST", "[::2]", ()),
-    "odd_places": IndexChoice("the ITEMS at odd indexes of LIST", "[1::2]", ()),
-    "every": IndexChoice("the ITEMS at indexes divisible by {p} in LIST", "[::{p}]", (3, 4)),
+    "first": IndexChoice("the first {p} <items> of {a}", "[:{p}]"),
+    "last": IndexChoice("the last {p} <items> of {a}", "[-{p}:]"),
+    "rest": IndexChoice("the <items> after the first {p} in {a}", "[{p}:]"),
+    "front": IndexChoice("the <items> before the last {p} in {a}", "[:-{p}]"),
+    "even_places": IndexChoice("the <items> at even indexes of {a}", "[::2]", ()),
+    "odd_places": IndexChoice("the <items> at odd indexes of {a}", "[1::2]", ()),
+    "every": IndexChoice("the <items> at indexes divisible by {p} in {a}", "[::{p}]", (3, 4)),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Selects values. `text` is attributive: before the noun for kind `adjective`; `predicate` follows "is"."""
+    """Describes a condition on values.
+
+    Attributes:
+        kind: how English attaches `text` to the noun: "adjective" before it, "bound", "divisor" or "word" after it.
+        predicate: what follows "is"; empty for conditions on words, which no result checks.
+        pool: what the constant is sampled from; empty if there is none.
+    """
 
     kind: str
     text: str
@@ -51,135 +73,135 @@ class Condition:
 
 
 NUMBER_CONDITIONS: Mapping[str, Condition] = {
-    "even": Condition("adjective", "even", "even", "V % 2 == 0"),
-    "odd": Condition("adjective", "odd", "odd", "V % 2 == 1"),
-    "positive": Condition("adjective", "positive", "positive", "V > 0"),
-    "negative": Condition("adjective", "negative", "negative", "V < 0"),
-    "above": Condition("bound", "greater than N", "greater than N", "V > N", N),
-    "below": Condition("bound", "less than N", "less than N", "V < N", N),
-    "from": Condition("bound", "of at least N", "at least N", "V >= N", N),
-    "upto": Condition("bound", "of at most N", "at most N", "V <= N", N),
-    "without": Condition("bound", "other than N", "different from N", "V != N", N),
-    "multiples": Condition("divisor", "divisible by N", "divisible by N", "V % N == 0", DIVISORS),
-    "no_multiples": Condition("divisor", "not divisible by N", "not divisible by N", "V % N != 0", DIVISORS),
+    "even": Condition("adjective", "even", "even", "<value> % 2 == 0"),
+    "odd": Condition("adjective", "odd", "odd", "<value> % 2 == 1"),
+    "positive": Condition("adjective", "positive", "positive", "<value> > 0"),
+    "negative": Condition("adjective", "negative", "negative", "<value> < 0"),
+    "above": Condition("bound", "greater than <constant>", "greater than <constant>", "<value> > <constant>", N),
+    "below": Condition("bound", "less than <constant>", "less than <constant>", "<value> < <constant>", N),
+    "from": Condition("bound", "of at least <constant>", "at least <constant>", "<value> >= <constant>", N),
+    "upto": Condition("bound", "of at most <constant>", "at most <constant>", "<value> <= <constant>", N),
+    "without": Condition("bound", "other than <constant>", "different from <constant>", "<value> != <constant>", N),
+    "multiples": Condition("divisor", "divisible by <constant>", "divisible by <constant>", "<value> % <constant> == 0", DIVISORS),
+    "no_multiples": Condition("divisor", "not divisible by <constant>", "not divisible by <constant>", "<value> % <constant> != 0", DIVISORS),
 }
-RANGES = (("above", "below"), ("from", "upto"))  # pairs of bounds, the second of which is the upper one
+RANGES = (("above", "below"), ("from", "upto"))  # pairs of a lower and an upper bound
 
 WORD_CONDITIONS: Mapping[str, Condition] = {
-    "long": Condition("word", "longer than N letters", "", "len(V) > N", (3, 4, 5)),
-    "short": Condition("word", "shorter than N letters", "", "len(V) < N", (4, 5, 6)),
-    "min": Condition("word", "of at least N letters", "", "len(V) >= N", (4, 5)),
-    "max": Condition("word", "of at most N letters", "", "len(V) <= N", (3, 4, 5)),
-    "size": Condition("word", "of exactly N letters", "", "len(V) == N", (3, 4, 5)),
-    "starting": Condition("word", "starting with 'N'", "", "V.startswith('N')", LETTERS),
-    "ending": Condition("word", "ending with 'N'", "", "V.endswith('N')", LETTERS),
-    "with": Condition("word", "containing 'N'", "", "'N' in V", LETTERS),
-    "lacking": Condition("word", "not containing 'N'", "", "'N' not in V", LETTERS),
+    "long": Condition("word", "longer than <constant> letters", "", "len(<value>) > <constant>", (3, 4, 5)),
+    "short": Condition("word", "shorter than <constant> letters", "", "len(<value>) < <constant>", (4, 5, 6)),
+    "min": Condition("word", "of at least <constant> letters", "", "len(<value>) >= <constant>", (4, 5)),
+    "max": Condition("word", "of at most <constant> letters", "", "len(<value>) <= <constant>", (3, 4, 5)),
+    "size": Condition("word", "of exactly <constant> letters", "", "len(<value>) == <constant>", (3, 4, 5)),
+    "starting": Condition("word", "starting with '<constant>'", "", "<value>.startswith('<constant>')", LETTERS),
+    "ending": Condition("word", "ending with '<constant>'", "", "<value>.endswith('<constant>')", LETTERS),
+    "with": Condition("word", "containing '<constant>'", "", "'<constant>' in <value>", LETTERS),
+    "lacking": Condition("word", "not containing '<constant>'", "", "'<constant>' not in <value>", LETTERS),
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """Makes another value of each.
+class ValueChange:
+    """Describes a change of each value.
 
-    verb: as in "squares each of NP"; noun: as in "the squares of NP", empty if English has none. merges: whether
-    different values may become the same, so that counting distinct ones depends on the change. gives: the kind of the
-    values that it makes.
+    Attributes:
+        verb: as in "squares each of <items>".
+        noun: as in "the squares of <items>"; empty if English has none.
+        pools: what each constant is sampled from, by name.
+        merges_values: whether different values may become equal, so that counting distinct ones depends on the change.
+        result_kind: kind of the changed values, numbers or words.
     """
 
     verb: str
     noun: str
     code: str
     pools: Mapping[str, Sequence[int | str]]
-    merges: bool = False
-    gives: str = "numbers"
+    merges_values: bool = False
+    result_kind: str = "numbers"
 
 
-def _by(*pool: int) -> dict[str, Sequence[int | str]]:
-    return {"t": pool}
-
-
-NUMBER_CHANGES: Mapping[str, Change] = {
-    "squares": Change("squares each of NP", "the squares of NP", "V ** 2", {}, True),
-    "cubes": Change("cubes each of NP", "the cubes of NP", "V ** 3", {}),
-    "absolute": Change("takes the absolute value of each of NP", "the absolute values of NP", "abs(V)", {}, True),
-    "negated": Change("negates each of NP", "", "-V", {}),
-    "plus": Change("adds {t} to each of NP", "", "V + {t}", _by(*N)),
-    "minus": Change("subtracts {t} from each of NP", "", "V - {t}", _by(*N)),
-    "taken": Change("subtracts each of NP from {t}", "", "{t} - V", _by(*N)),
-    "times": Change("multiplies each of NP by {t}", "", "V * {t}", _by(*DIVISORS)),
-    "divided": Change("divides each of NP by {t}, rounding down,", "", "V // {t}", _by(2, 3, 4, 5), True),
-    "modulo": Change("takes each of NP modulo {t}", "", "V % {t}", _by(*DIVISORS[2:]), True),
-    "capped": Change("limits each of NP to at most {t}", "", "min(V, {t})", _by(*N), True),
-    "raised": Change("limits each of NP to at least {t}", "", "max(V, {t})", _by(*N), True),
+NUMBER_CHANGES: Mapping[str, ValueChange] = {
+    "squares": ValueChange("squares each of <items>", "the squares of <items>", "<value> ** 2", {}, True),
+    "cubes": ValueChange("cubes each of <items>", "the cubes of <items>", "<value> ** 3", {}),
+    "absolute": ValueChange("takes the absolute value of each of <items>", "the absolute values of <items>", "abs(<value>)", {}, True),
+    "negated": ValueChange("negates each of <items>", "", "-<value>", {}),
+    "plus": ValueChange("adds {t} to each of <items>", "", "<value> + {t}", {"t": N}),
+    "minus": ValueChange("subtracts {t} from each of <items>", "", "<value> - {t}", {"t": N}),
+    "taken": ValueChange("subtracts each of <items> from {t}", "", "{t} - <value>", {"t": N}),
+    "times": ValueChange("multiplies each of <items> by {t}", "", "<value> * {t}", {"t": DIVISORS}),
+    "divided": ValueChange("divides each of <items> by {t}, rounding down,", "", "<value> // {t}", {"t": (2, 3, 4, 5)}, True),
+    "modulo": ValueChange("takes each of <items> modulo {t}", "", "<value> % {t}", {"t": DIVISORS[2:]}, True),
+    "capped": ValueChange("limits each of <items> to at most {t}", "", "min(<value>, {t})", {"t": N}, True),
+    "raised": ValueChange("limits each of <items> to at least {t}", "", "max(<value>, {t})", {"t": N}, True),
 }
-_SIGN: dict[str, Sequence[int | str]] = {"t": SEPARATORS}  # type: ignore[dict-item]  # a separator and its name
+_SEPARATOR_POOL: dict[str, Sequence[int | str]] = {"t": SEPARATORS}  # type: ignore[dict-item]  # a separator and its name
 
-WORD_CHANGES: Mapping[str, Change] = {
-    "upper": Change("converts each of NP to upper case", "", "V.upper()", {}, gives="words"),
-    "title": Change("converts each of NP to title case", "", "V.title()", {}, gives="words"),
-    "backwards": Change("reverses each of NP", "", "V[::-1]", {}, gives="words"),
-    "suffix": Change("adds {t[0]} to the end of each of NP", "", "V + '{t[1]}'", _SIGN, gives="words"),
-    "prefix": Change("adds {t[0]} to the start of each of NP", "", "'{t[1]}' + V", _SIGN, gives="words"),
-    "replaced": Change("replaces '{u}' by '{y}' in each of NP", "", "V.replace('{u}', '{y}')", {"u": LETTERS, "y": tuple("xzqbk")}, gives="words"),
-    "starts": Change("cuts each of NP to its first {t} letters", "", "V[:{t}]", _by(2, 3, 4), True, "words"),
-    "initials": Change("takes the first letter of each of NP", "the first letters of NP", "V[0]", {}, True, "words"),
-    "finals": Change("takes the last letter of each of NP", "the last letters of NP", "V[-1]", {}, True, "words"),
-    "lengths": Change("takes the length of each of NP", "the lengths of NP", "len(V)", {}, True),
-    "letters": Change("counts the letter '{u}' in each of NP", "", "V.count('{u}')", {"u": LETTERS}, True),
+WORD_CHANGES: Mapping[str, ValueChange] = {
+    "upper": ValueChange("converts each of <items> to upper case", "", "<value>.upper()", {}, result_kind="words"),
+    "title": ValueChange("converts each of <items> to title case", "", "<value>.title()", {}, result_kind="words"),
+    "backwards": ValueChange("reverses each of <items>", "", "<value>[::-1]", {}, result_kind="words"),
+    "suffix": ValueChange("adds {t[0]} to the end of each of <items>", "", "<value> + '{t[1]}'", _SEPARATOR_POOL, result_kind="words"),
+    "prefix": ValueChange("adds {t[0]} to the start of each of <items>", "", "'{t[1]}' + <value>", _SEPARATOR_POOL, result_kind="words"),
+    "replaced": ValueChange("replaces '{u}' by '{y}' in each of <items>", "", "<value>.replace('{u}', '{y}')", {"u": LETTERS, "y": tuple("xzqbk")}, result_kind="words"),
+    "starts": ValueChange("cuts each of <items> to its first {t} letters", "", "<value>[:{t}]", {"t": (2, 3, 4)}, True, "words"),
+    "initials": ValueChange("takes the first letter of each of <items>", "the first letters of <items>", "<value>[0]", {}, True, "words"),
+    "finals": ValueChange("takes the last letter of each of <items>", "the last letters of <items>", "<value>[-1]", {}, True, "words"),
+    "lengths": ValueChange("takes the length of each of <items>", "the lengths of <items>", "len(<value>)", {}, True),
+    "letters": ValueChange("counts the letter '{u}' in each of <items>", "", "<value>.count('{u}')", {"u": LETTERS}, True),
 }
 
-# What lengths and counts of letters are compared with, by kind of condition.
-FEW: Mapping[str, Mapping[str, Sequence[int]]] = {
+# Constants of conditions on lengths and on counts of letters, by kind of condition: small ones.
+LETTER_COUNTS: Mapping[str, Mapping[str, Sequence[int]]] = {
     "lengths": {"bound": (3, 4, 5), "divisor": (2, 3)}, "letters": {"bound": (1, 2), "divisor": (2,)}
 }
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """Makes a result of values. In `code`, G is a generator of them, SOURCE its list, E its value, IF its condition.
+class FunctionResult:
+    """Describes what a function makes of the values.
 
-    bare: the code for all items of SOURCE as they are, if it is another.
+    Attributes:
+        plain_code: shorter code for values that are all items of `<list>`, unchanged; empty if there is none.
     """
 
     text: str
     code: str
-    bare: str = ""
+    plain_code: str = ""
 
 
 _DEFAULT = ", or {d} if there are none"
-_LOOP = "for V in SOURCE:\n    "
+_LOOP = "for <item> in <list>:\n    "
 
-COMMON_RESULTS: Mapping[str, Result] = {
-    "list": Result("returns the list of NP", "return [G]", "return SOURCE"),
-    "count": Result("counts NP", "return sum(1 for V in SOURCEIF)"),
-    "find_first": Result(f"returns the first of NP{_DEFAULT}", "return next((G), {d})"),
-    "find_last": Result(f"returns the last of NP{_DEFAULT}", f"result = {{d}}\n{_LOOP}IFresult = E\nreturn result"),
-    "reversed": Result("returns NP in reverse order", "return [G][::-1]", "return SOURCE[::-1]"),
-    "count_distinct": Result("counts the distinct values of NP", "return len({{G}})", "return len(set(SOURCE))"),
+COMMON_RESULTS: Mapping[str, FunctionResult] = {
+    "list": FunctionResult("returns the list of <items>", "return [<values>]", "return <list>"),
+    "count": FunctionResult("counts <items>", "return sum(1 for <item> in <list><clause>)"),
+    "find_first": FunctionResult(f"returns the first of <items>{_DEFAULT}", "return next((<values>), {d})"),
+    "find_last": FunctionResult(f"returns the last of <items>{_DEFAULT}", f"result = {{d}}\n{_LOOP}<clause>result = <value>\nreturn result"),
+    "reversed": FunctionResult("returns <items> in reverse order", "return [<values>][::-1]", "return <list>[::-1]"),
+    "count_distinct": FunctionResult("counts the distinct values of <items>", "return len({{<values>}})", "return len(set(<list>))"),
 }
-NUMBER_RESULTS: Mapping[str, Result] = {
+NUMBER_RESULTS: Mapping[str, FunctionResult] = {
     **COMMON_RESULTS,
-    "sum": Result("returns the sum of NP", "return sum(G)", "return sum(SOURCE)"),
-    "product": Result("returns the product of NP", f"result = 1\n{_LOOP}IFresult *= E\nreturn result"),
-    "largest": Result(f"returns the largest of NP{_DEFAULT}", "return max([G], default={d})", "return max(SOURCE, default={d})"),
-    "smallest": Result(f"returns the smallest of NP{_DEFAULT}", "return min([G], default={d})", "return min(SOURCE, default={d})"),
-    "ascending": Result("returns NP in ascending order", "return sorted(G)", "return sorted(SOURCE)"),
-    "descending": Result("returns NP in descending order", "return sorted([G], reverse=True)", "return sorted(SOURCE, reverse=True)"),
-    "distinct": Result("returns the distinct values of NP in ascending order", "return sorted({{G}})", "return sorted(set(SOURCE))"),
-    "join": Result("joins NP into a string with {s[0]} between them", "return '{s[1]}'.join(str(E) for V in SOURCEIF)"),
-    # these two check the condition on the values instead of selecting by it
-    "any": Result("checks whether any of NP is PREDICATE", "return any(CHECK for V in SOURCEIF)"),
-    "all": Result("checks whether all of NP are PREDICATE", "return all(CHECK for V in SOURCEIF)"),
+    "sum": FunctionResult("returns the sum of <items>", "return sum(<values>)", "return sum(<list>)"),
+    "product": FunctionResult("returns the product of <items>", f"result = 1\n{_LOOP}<clause>result *= <value>\nreturn result"),
+    "largest": FunctionResult(f"returns the largest of <items>{_DEFAULT}", "return max([<values>], default={d})", "return max(<list>, default={d})"),
+    "smallest": FunctionResult(f"returns the smallest of <items>{_DEFAULT}", "return min([<values>], default={d})", "return min(<list>, default={d})"),
+    "ascending": FunctionResult("returns <items> in ascending order", "return sorted(<values>)", "return sorted(<list>)"),
+    "descending": FunctionResult("returns <items> in descending order", "return sorted([<values>], reverse=True)", "return sorted(<list>, reverse=True)"),
+    "distinct": FunctionResult("returns the distinct values of <items> in ascending order", "return sorted({{<values>}})", "return sorted(set(<list>))"),
+    "join": FunctionResult("joins <items> into a string with {s[0]} between them", "return '{s[1]}'.join(str(<value>) for <item> in <list><clause>)"),
+    # These two check the result condition instead of selecting by it.
+    "any": FunctionResult("checks whether any of <items> is <predicate>", "return any(<check> for <item> in <list><clause>)"),
+    "all": FunctionResult("checks whether all of <items> are <predicate>", "return all(<check> for <item> in <list><clause>)"),
 }
-WORD_RESULTS: Mapping[str, Result] = {
+WORD_RESULTS: Mapping[str, FunctionResult] = {
     **COMMON_RESULTS,
-    "longest": Result("returns the longest of NP, the first one on ties, or {d} if there are none", "return max([G], key=len, default={d})", "return max(SOURCE, key=len, default={d})"),
-    "shortest": Result("returns the shortest of NP, the first one on ties, or {d} if there are none", "return min([G], key=len, default={d})", "return min(SOURCE, key=len, default={d})"),
-    "sorted": Result("returns NP in alphabetical order", "return sorted(G)", "return sorted(SOURCE)"),
-    "sorted_down": Result("returns NP in reverse alphabetical order", "return sorted([G], reverse=True)", "return sorted(SOURCE, reverse=True)"),
-    "distinct": Result("returns the distinct values of NP in alphabetical order", "return sorted({{G}})", "return sorted(set(SOURCE))"),
-    "join": Result("joins NP into a string with {s[0]} between them", "return '{s[1]}'.join(G)", "return '{s[1]}'.join(SOURCE)"),
+    "longest": FunctionResult("returns the longest of <items>, the first one on ties, or {d} if there are none", "return max([<values>], key=len, default={d})", "return max(<list>, key=len, default={d})"),
+    "shortest": FunctionResult("returns the shortest of <items>, the first one on ties, or {d} if there are none", "return min([<values>], key=len, default={d})", "return min(<list>, key=len, default={d})"),
+    "sorted": FunctionResult("returns <items> in alphabetical order", "return sorted(<values>)", "return sorted(<list>)"),
+    "sorted_down": FunctionResult("returns <items> in reverse alphabetical order", "return sorted([<values>], reverse=True)", "return sorted(<list>, reverse=True)"),
+    "distinct": FunctionResult("returns the distinct values of <items> in alphabetical order", "return sorted({{<values>}})", "return sorted(set(<list>))"),
+    "join": FunctionResult("joins <items> into a string with {s[0]} between them", "return '{s[1]}'.join(<values>)", "return '{s[1]}'.join(<list>)"),
 }
-CHECKS = ("any", "all")
+CHECKS = ("any", "all")  # results that check the result condition
 DEFAULTS = {"numbers": ("0", "-1", "None"), "words": ("''", "None", "'none'")}

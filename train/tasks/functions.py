@@ -1,7 +1,14 @@
-"""Generates problems by a seed, each a small Python function to write by instruction and example; grades answers.
+"""Samples problems of the task `code`, each an instruction and an example of a small Python function; grades answers.
 
-`train` also has prompts written as people type them; `valid_surface` and `test_surface` are `valid` and `test` with one
-such change per prompt.
+The splits and their problems:
+
+* `valid`, `test`: functions of the families that `function_families` lists;
+* `train`: these, functions of a grammar's training families (`function_grammar`), and simple ones
+  (`function_families_simple`); some prompts are rewritten as people type them (`surface`);
+* `test_templates`: functions of families that no other split has;
+* `valid_surface`, `test_surface`: `valid` and `test` with one change per prompt of those that `train` has;
+* `valid_families`, `test_families`: families of the grammar that no other split has;
+* `valid_seen`, `test_seen`: the grammar's training families, but other problems than in `train`.
 """
 
 from __future__ import annotations
@@ -16,50 +23,49 @@ from typing import Any
 from runtime.errors import UserError
 
 from . import function_grammar, sandbox, surface
-from .argument_names import ARGUMENTS, HELD_OUT_ARGUMENTS, KINDS, OTHER_ARGUMENTS, invent_name
-from .function_composition import Family
+from .argument_names import ARGUMENTS, HELD_OUT_ARGUMENTS, NAMED_LIKE, OTHER_ARGUMENTS, invent_name
+from .function_composition import FamilyParts
 from .function_families import TRAINING
 from .function_families_held_out import HELD_OUT
 from .function_families_simple import SIMPLE
 from .function_family import FunctionFamily
 from .function_inputs import (
     SampledFunction,
-    choose_telling_tests,
+    choose_discriminating_tests,
     choose_tests,
-    is_dull,
+    has_trivial_result,
     sample_inputs,
     write_assertion,
 )
-from .problem import Problem, split_of_sample
+from .problem import Problem, find_sample_split
 
 SPLITS = ("train", "valid", "test", "test_templates", "valid_surface", "test_surface", *function_grammar.SPLITS)
-FAMILY_SHARE = 0.5  # share of the problems of `train` that are of the grammar's families
-SIMPLE_SHARE = 0.15  # share of its other problems that a visitor would try first
-ANY_HASH = ("test_templates", "valid_families", "test_families")  # splits that are apart by their families
+FAMILY_SHARE = 0.5  # share of the training problems that are of the grammar's families
+SIMPLE_SHARE = 0.15  # share of the other training problems that a visitor would try first
+ANY_HASH_SPLITS = ("test_templates", "valid_families", "test_families")  # whose families no other split has
 TOKEN = re.compile(r"\d| ?[A-Za-z]+|[^\sA-Za-z\d]+|\s+")
 WORD = re.compile(r"\w+")
-PROMPT_TOKENS = 70
-# A name without a hint at the task, sampled now and then, makes the model read the sentence.
+MAX_PROMPT_TOKENS = 70  # matches of TOKEN
+# Function names that do not hint at what the function does: so a model has to read the instruction.
 PLAIN_NAMES = ("solve", "compute", "task", "helper", "answer", "process")
 PLAIN_SHARE = 0.15
 # Shares of the training problems whose arguments have invented names, and of those whose function has one.
-INVENTED_ARGUMENTS = 0.5
-INVENTED_FUNCTION = 0.1
+INVENTED_ARGUMENT_SHARE = 0.5
+INVENTED_FUNCTION_SHARE = 0.1
 
 
 def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
-    """Yields `count` problems of one of SPLITS, the same ones for the same arguments.
+    """Yields `count` problems of a split; the same arguments always give the same problems.
 
-    The problems of `train` have no tests and may repeat; those of the other splits have 5 to 8 tests and do not
-    repeat. A `_surface` split has the problems of `valid` or `test` of that seed, with one change each, which `group`
-    names.
+    The problems of `train` have no tests and may repeat; those of the other splits have 5 to 8 tests and do not repeat.
+    A `_surface` split has the problems of `valid` or `test` of that seed, each with one change, which `group` names.
     Raises UserError for an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; there are {', '.join(SPLITS)}")
     plain = split.removesuffix("_surface")
-    drafts = _generate(plain, count, random.Random(f"{plain}-{seed}"))
-    return surface.rewrite_for(split, seed, drafts, CHANGES)
+    drafts = sample_rewritable_problems(plain, count, seed)
+    return surface.rewrite_split(split, seed, drafts, CHANGES)
 
 
 def grade(problem: Problem, text: str) -> bool:
@@ -68,7 +74,7 @@ def grade(problem: Problem, text: str) -> bool:
 
 
 def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
-    """Returns for each problem whether its text passes its tests and any example that ends its prompt.
+    """Returns for each problem whether its text passes its tests, and the example if one ends its prompt.
 
     The texts run in a separate process. Raises ValueError for unequal lengths.
     """
@@ -82,19 +88,21 @@ def _find_example(prompt: str) -> tuple[str, ...]:
     return (last,) if last.startswith("assert ") else ()
 
 
-def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.RewritableProblem]:
-    families = HELD_OUT if split == "test_templates" else TRAINING + tuple(f for f in TRAINING if "\n" in f.body)
-    seen: set[str] = set()
-    made = 0
-    while made < count:
-        composed = None
+def sample_rewritable_problems(split: str, count: int, seed: int) -> Iterator[surface.RewritableProblem]:
+    """Yields `count` problems of a split other than a `_surface` split, before any rewriting."""
+    rng, seen = random.Random(f"{split}-{seed}"), set[str]()
+    several_lines = tuple(family for family in TRAINING if "\n" in family.body)
+    families = HELD_OUT if split == "test_templates" else TRAINING + several_lines  # these twice as often
+    yielded = 0
+    while yielded < count:
+        family_parts = None
         if split in function_grammar.SPLITS or (split == "train" and rng.random() < FAMILY_SHARE):
-            composed, family = function_grammar.sample_family(split, rng)
+            family_parts, family = function_grammar.sample_family(split, rng)
         elif split == "train" and rng.random() < SIMPLE_SHARE:
             family = rng.choice(SIMPLE)
         else:
             family = rng.choice(families)
-        sampled, prompt = _find(split, family, rng)
+        sampled, prompt = _sample_prompt(split, family, rng)
         if not prompt or prompt in seen:
             continue
         tests: tuple[str, ...] = ()
@@ -102,98 +110,99 @@ def _generate(split: str, count: int, rng: random.Random) -> Iterator[surface.Re
             seen.add(prompt)
             tests = (
                 choose_tests(sampled, prompt, rng)
-                if composed is None
-                else _choose_telling(composed, sampled, prompt, rng)
+                if family_parts is None
+                else _choose_discriminating_tests(family_parts, sampled, prompt, rng)
             )
             if not tests:
                 continue
-        made += 1
+        yielded += 1
         problem = Problem(prompt, sampled.answer, sampled.family.group, tests)
         yield surface.RewritableProblem(problem, partial(_rewrite, sampled, problem))
 
 
-def _find(split: str, family: FunctionFamily, rng: random.Random) -> tuple[SampledFunction, str]:
-    """Returns a sample of the family and a prompt that belongs to the split, or an empty prompt."""
+def _sample_prompt(split: str, family: FunctionFamily, rng: random.Random) -> tuple[SampledFunction, str]:
+    """Samples a function of the family and a short prompt of the split; the prompt is "" if none is found."""
     for _ in range(8):
         sampled = _sample_function(family, rng, split)
         for attempt in range(12):
             inputs = sample_inputs(sampled, rng, True)
-            if attempt < 8 and is_dull(sampled, inputs):
+            if attempt < 8 and has_trivial_result(sampled, inputs):
                 continue
             prompt = f"{sampled.instruction}\n{write_assertion(sampled, inputs)}"
-            fits = split in ANY_HASH or split_of_sample(prompt) == split.removesuffix("_seen")
-            if fits and len(TOKEN.findall(prompt)) <= PROMPT_TOKENS:
+            of_split = split in ANY_HASH_SPLITS or find_sample_split(prompt) == split.removesuffix("_seen")
+            if of_split and len(TOKEN.findall(prompt)) <= MAX_PROMPT_TOKENS:
                 return sampled, prompt
     return sampled, ""
 
 
-def _choose_telling(family: Family, sampled: SampledFunction, prompt: str, rng: random.Random) -> tuple[str, ...]:
-    """Returns assertions that tell the right function from those of neighboring families."""
-    constants = {name: sampled.values[name] for name in sampled.family.draws}
+def _choose_discriminating_tests(
+    family_parts: FamilyParts, sampled: SampledFunction, prompt: str, rng: random.Random
+) -> tuple[str, ...]:
+    """Returns assertions that functions of similar families fail."""
+    constants = {name: sampled.values[name] for name in sampled.family.pools}
     programs: list[str] = []
-    for body, values in function_grammar.list_neighbors(family, constants, rng):
-        programs.append(
-            _answer(replace(sampled.family, body=body), f"other_{len(programs)}", {**sampled.values, **values})
-        )
-    space = _run("\n\n".join(programs))
-    others = [space[f"other_{place}"] for place in range(len(programs))]
-    return choose_telling_tests(sampled, prompt, others, rng)
+    for body, values in function_grammar.list_neighbors(family_parts, constants, rng):
+        wrong_family = replace(sampled.family, body=body)
+        programs.append(_write_answer(wrong_family, f"wrong_{len(programs)}", {**sampled.values, **values}))
+    functions = _define_functions("\n\n".join(programs))
+    wrong_functions = [functions[f"wrong_{place}"] for place in range(len(programs))]
+    return choose_discriminating_tests(sampled, prompt, wrong_functions, rng)
 
 
-def _run(program: str) -> dict[str, Any]:
-    """Returns the functions that a program defines."""
-    space: dict[str, Any] = {}
-    exec(program, space)
-    return space
+def _define_functions(program: str) -> dict[str, Any]:
+    """Returns the functions that a program defines, by name."""
+    namespace: dict[str, Any] = {}
+    exec(program, namespace)
+    return namespace
 
 
 def _sample_function(family: FunctionFamily, rng: random.Random, split: str) -> SampledFunction:
-    kinds = [KINDS.get(kind, kind) for kind in family.kinds.split()]
+    kinds = [NAMED_LIKE.get(kind, kind) for kind in family.argument_kinds.split()]
     names = [rng.choice(ARGUMENTS[kind][place]) for place, kind in enumerate(kinds)]
     values: dict[str, Any] = dict(zip("ab", names, strict=False))
-    values.update((key, rng.choice(pool)) for key, pool in family.draws.items())
-    near = tuple(value for value in values.values() if isinstance(value, int))
+    values.update((key, rng.choice(pool)) for key, pool in family.pools.items())
+    numbers = tuple(value for value in values.values() if isinstance(value, int))
     name = rng.choice(family.names.split("|")).format(**values)
     if rng.random() < PLAIN_SHARE:
         name = rng.choice(PLAIN_NAMES)
     if split == "train":
         name = _invent_names(family, name, values, rng)
-    answer = _answer(family, name, values)
-    function = _run(answer)[name]
+    answer = _write_answer(family, name, values)
+    function = _define_functions(answer)[name]
     opening = rng.choice(("Write a function", "Write a Python function"))
     instruction = _format_instruction(family, opening, name, values)
-    return SampledFunction(family, values, opening, name, instruction, answer, function, near, values.get("x", ""))
+    return SampledFunction(family, values, opening, name, instruction, answer, function, numbers, values.get("x", ""))
 
 
 def _invent_names(family: FunctionFamily, name: str, values: dict[str, Any], rng: random.Random) -> str:
-    """Gives some functions an invented name, which is returned, and some arguments, in `values`."""
-    taken = {*WORD.findall(_answer(family, name, values))}
-    if rng.random() < INVENTED_ARGUMENTS:
+    """Returns the function's name or an invented one; gives some arguments invented names, in `values`."""
+    taken = {*WORD.findall(_write_answer(family, name, values))}
+    if rng.random() < INVENTED_ARGUMENT_SHARE:
         for key in (key for key in "ab" if key in values):
             values[key] = invent_name(rng, taken)
             taken.add(values[key])
-    return invent_name(rng, taken) if rng.random() < INVENTED_FUNCTION else name
+    return invent_name(rng, taken) if rng.random() < INVENTED_FUNCTION_SHARE else name
 
 
-def _format_head(name: str, values: Mapping[str, Any]) -> str:
+def _format_call(name: str, values: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(values[key] for key in 'ab' if key in values)})"
 
 
 def _format_instruction(family: FunctionFamily, opening: str, name: str, values: Mapping[str, Any]) -> str:
-    return f"{opening} {_format_head(name, values)} that {family.text.format(**_fill_all(values))}."
+    return f"{opening} {_format_call(name, values)} that {family.text.format(**_fill_values(values))}."
 
 
-def _answer(family: FunctionFamily, name: str, values: Mapping[str, Any]) -> str:
-    body = family.body.format(**_fill_all(values)).replace("\n", "\n    ")
-    return f"def {_format_head(name, values)}:\n    {body}"
+def _write_answer(family: FunctionFamily, name: str, values: Mapping[str, Any]) -> str:
+    body = family.body.format(**_fill_values(values)).replace("\n", "\n    ")
+    return f"def {_format_call(name, values)}:\n    {body}"
 
 
-def _fill_all(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the values, with arguments and constants filled into those that mention any."""
-    return {key: _fill(value, values) for key, value in values.items()}
+def _fill_values(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values; in those that are tuples of texts, the fields of other values are filled."""
+    return {key: _fill_value(value, values) for key, value in values.items()}
 
 
-def _fill(value: Any, values: Mapping[str, Any]) -> Any:
+def _fill_value(value: Any, values: Mapping[str, Any]) -> Any:
     if isinstance(value, tuple):
         return tuple(part.format(**values) if isinstance(part, str) and "{" in part else part for part in value)
     return value
@@ -205,27 +214,28 @@ CHANGES = ("name", "order", "no_example", *surface.CHANGES)
 def _rewrite(
     sampled: SampledFunction, problem: Problem, changes: Collection[str], rng: random.Random, split: str
 ) -> Problem:
-    """Returns the problem with changes. Its tests now include the example, which may no longer end the prompt.
+    """Returns the problem after changes. Its tests then include the example, which may no longer end the prompt.
 
-    The example is dropped only in the split of the bare instruction, which problems of several splits can have.
+    A prompt without the example could be of several splits, so the example is dropped only in the split that the bare
+    instruction is hashed to.
     """
     _, _, example = problem.prompt.partition("\n")
     if "name" in changes:
         sampled = _rename(sampled, rng, split)
     text = surface.rewrite_text(sampled.instruction, changes, rng, surface.PROSE)
-    if "no_example" not in changes or split_of_sample(sampled.instruction) != split:
+    if "no_example" not in changes or find_sample_split(sampled.instruction) != split:
         text = f"{example}\n{text}" if "order" in changes else f"{text}\n{example}"
     prompt = surface.rewrite_text(text, changes, rng, surface.EDGES)
     return replace(problem, prompt=prompt, answer=sampled.answer, tests=(*problem.tests, example))
 
 
 def _rename(sampled: SampledFunction, rng: random.Random, split: str) -> SampledFunction:
-    """Gives the arguments other names, in the answer too; the function keeps its own, which tests call."""
-    kinds = [KINDS.get(kind, kind) for kind in sampled.family.kinds.split()]
+    """Gives the arguments other names, in the answer too; the function keeps its name, which tests call."""
+    kinds = [NAMED_LIKE.get(kind, kind) for kind in sampled.family.argument_kinds.split()]
     pool = OTHER_ARGUMENTS if split == "train" else HELD_OUT_ARGUMENTS
     chosen: list[str] = []
     for kind in kinds:
         chosen.append(rng.choice([name for name in pool[kind] if name not in chosen]))
     values = {**sampled.values, **dict(zip("ab", chosen, strict=False))}
     instruction = _format_instruction(sampled.family, sampled.opening, sampled.name, values)
-    return replace(sampled, instruction=instruction, answer=_answer(sampled.family, sampled.name, values))
+    return replace(sampled, instruction=instruction, answer=_write_answer(sampled.family, sampled.name, values))

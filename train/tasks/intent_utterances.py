@@ -1,6 +1,6 @@
-"""Composes utterances of the task `intents`, with their right slots, from requests and the frames around them.
+"""Composes utterances of the task `intents` and their right slots, of requests and the frames around them.
 
-A family is a frame's marker and arrangement, or a request's phrase and form; `split_of_pair` gives its split.
+A family is a frame's marker and arrangement, or a request's phrase and form; `find_pair_split` returns its split.
 """
 
 from __future__ import annotations
@@ -12,44 +12,45 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
-from .intent_frames import FORMS, GROUPS, OPENINGS, WHO, Group, split_of_pair
-from .intent_phrases import INTENTS, NO_REQUEST, bend
+from .intent_frames import FORMS, GROUPS, OPENINGS, SPEAKERS, FrameGroup, find_pair_split
+from .intent_phrases import INTENTS, NO_REQUEST, inflect
 from .intent_values import FIELDS, OPTIONAL, Slots, SpokenField
 
-GIVEN = 0.45  # share of optional fields that a request has
-NEAR = 0.7  # share of distractors of the same topic
-SAME = 0.5  # share of a distractor's fields that are the request's own
-SENTENCES = 0.3  # share of the forms that are sentences, if the intent has some
-QUESTION = "\0"  # the end of a question: a question mark at the end of a sentence
-MINE = re.compile(r"\b(me|my)\b")
-NO_CONTENT = {"reminder_set": {"time", "when", "day"}, "message_send": set[str]()}
-WITHOUT = ("retracted", "nothing", "told")  # groups whose utterances leave no request
-MOVED = ("slot_after", "slot_kept")  # the right value follows the request
+OPTIONAL_SHARE = 0.45  # share of the optional fields that a request has
+SAME_TOPIC_SHARE = 0.7  # share of the distractors, requests that are not wanted, that are of the same topic
+COPIED_SHARE = 0.5  # share of a distractor's fields that are copied from the request
+SENTENCE_SHARE = 0.3  # share of the requests that are sentences and not phrases, if the intent has sentences
+QUESTION_END = "\0"  # becomes a question mark if a sentence ends there, see `punctuate`
+FIRST_PERSON = re.compile(r"\b(me|my)\b")
+# Intents with the field `clause`, and the fields that a phrase must not have to fill it.
+BARRED_CLAUSE_FIELDS = {"reminder_set": {"time", "when", "day"}, "message_send": set[str]()}
+GROUPS_WITHOUT_REQUEST = ("retracted", "nothing", "told")
+GROUPS_WITH_VALUE_AFTER = ("slot_after", "slot_kept")  # the right value comes after the request
 
 Words = dict[str, str]
 
 
 @dataclass(frozen=True, slots=True)
 class SampledRequest:
-    """A request: the intent, one of its phrases or sentences, and what its fields mean and how they are said."""
+    """Holds an intent, one of its phrases or sentences, and the values and words of the phrase's fields."""
 
     intent: str
     phrase: str
     fields: Mapping[str, SpokenField]
 
     def list_words(self) -> Words:
-        """Returns the words of each field; optional ones bring their space."""
-        spaced = {name for name, said in self.fields.items() if name in OPTIONAL and said.words}
-        return {name: " " * (name in spaced) + said.words for name, said in self.fields.items()}
+        """Returns the words of each field; those of an optional field begin with a space."""
+        spaced = {name for name, field in self.fields.items() if name in OPTIONAL and field.words}
+        return {name: " " * (name in spaced) + field.words for name, field in self.fields.items()}
 
     def list_slots(self) -> Slots:
         """Returns the values of the fields by slot."""
-        return {slot: value for said in self.fields.values() for slot, value in said.slots.items()}
+        return {slot: value for field in self.fields.values() for slot, value in field.slots.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Utterance:
-    """Holds the text, the right intent and the slots.
+    """Holds a text, and the right intent and slots.
 
     Attributes:
         kind: the name of its frame's group.
@@ -72,13 +73,13 @@ def list_fields(phrase: str) -> tuple[str, ...]:
 @cache
 def list_pairs(intent: str, sentence: bool, split: str) -> tuple[tuple[int, str], ...]:
     """Returns the families of one request in a split: the place of a phrase or sentence, and a form."""
-    said = INTENTS[intent].sentences if sentence else INTENTS[intent].phrases
+    wordings = INTENTS[intent].sentences if sentence else INTENTS[intent].phrases
     forms, offset = OPENINGS if sentence else FORMS, [*INTENTS].index(intent)
     return tuple(
         (row, form)
-        for row in range(len(said))
+        for row in range(len(wordings))
         for column, form in enumerate(forms)
-        if split_of_pair(row, column, offset) == split
+        if find_pair_split(row, column, offset) == split
     )
 
 
@@ -90,137 +91,147 @@ def list_frames(split: str) -> Mapping[str, tuple[tuple[str, str], ...]]:
             (marker, arrangement)
             for row, marker in enumerate(group.markers)
             for column, arrangement in enumerate(group.arrangements)
-            if split_of_pair(row, column, offset) == split
+            if find_pair_split(row, column, offset) == split
         )
         for offset, group in enumerate(GROUPS)
     }
 
 
-def ask(rng: random.Random, intent: str, phrase: str, near: SampledRequest | None = None) -> SampledRequest:
-    """Fills a phrase's fields, some as those of the request `near`."""
+def fill_phrase(
+    rng: random.Random, intent: str, phrase: str, similar_to: SampledRequest | None = None
+) -> SampledRequest:
+    """Samples a phrase's fields; some are copied from the request `similar_to`."""
     fields = {}
     for name in list_fields(phrase):
-        if near and name in near.fields and name != "clause" and rng.random() < SAME:
-            fields[name] = near.fields[name]
+        if similar_to and name in similar_to.fields and name != "clause" and rng.random() < COPIED_SHARE:
+            fields[name] = similar_to.fields[name]
         elif name == "clause":
-            fields[name] = SpokenField({}, sample_content(rng, intent))
-        elif name in OPTIONAL and rng.random() >= GIVEN:
+            fields[name] = SpokenField({}, sample_clause(rng, intent))
+        elif name in OPTIONAL and rng.random() >= OPTIONAL_SHARE:
             fields[name] = SpokenField({}, "")
         else:
             fields[name] = FIELDS[name](rng)
     return SampledRequest(intent, phrase, fields)
 
 
-def sample_content(rng: random.Random, of: str) -> str:
-    """Samples what a reminder or a message is about: a phrase of another intent, none of whose slots count."""
+def sample_clause(rng: random.Random, outer_intent: str) -> str:
+    """Samples the content of a reminder or message: a phrase of another intent, whose slots do not count."""
+    barred = BARRED_CLAUSE_FIELDS[outer_intent]
     while True:
         intent = rng.choice([*INTENTS])
         phrase = rng.choice(INTENTS[intent].phrases)
-        if intent not in NO_CONTENT and not MINE.search(phrase) and not NO_CONTENT[of] & {*list_fields(phrase)}:
-            made = ask(rng, intent, phrase)
-            return phrase.format_map(made.list_words())
+        fits = intent not in BARRED_CLAUSE_FIELDS and not barred & {*list_fields(phrase)}
+        if fits and not FIRST_PERSON.search(phrase):
+            return phrase.format_map(fill_phrase(rng, intent, phrase).list_words())
 
 
-def ask_any(rng: random.Random, intent: str, near: SampledRequest | None = None, plain: bool = False) -> SampledRequest:
-    """Samples a request of an intent. plain: without words such as "my", so that it can be said of somebody else."""
-    phrases = [each for each in INTENTS[intent].phrases if not (plain and MINE.search(each))]
-    return ask(rng, intent, rng.choice(phrases), near)
+def sample_request(
+    rng: random.Random, intent: str, similar_to: SampledRequest | None = None, third_person: bool = False
+) -> SampledRequest:
+    """Samples a request of an intent. third_person: without "me" and "my", so that somebody else can have done it."""
+    phrases = [each for each in INTENTS[intent].phrases if not (third_person and FIRST_PERSON.search(each))]
+    return fill_phrase(rng, intent, rng.choice(phrases), similar_to)
 
 
 def sample_other_intent(rng: random.Random, *taken: str) -> str:
-    """Samples the intent of a distractor, mostly of the first one's topic."""
+    """Samples the intent of a distractor: none of those taken, and mostly of the topic of the first of them."""
     topic = INTENTS[taken[0]].topic
-    near = [name for name in INTENTS if name not in taken and INTENTS[name].topic == topic]
-    every = [name for name in INTENTS if name not in taken]
-    return rng.choice(near if near and rng.random() < NEAR else every)
+    others = [name for name in INTENTS if name not in taken]
+    of_topic = [name for name in others if INTENTS[name].topic == topic]
+    return rng.choice(of_topic if of_topic and rng.random() < SAME_TOPIC_SHARE else others)
 
 
-def bend_request(asked: SampledRequest, suffix: str) -> Words:
-    """Returns a request as a phrase, a gerund and a participle, under names that end in `suffix`."""
-    gerund, participle = bend(asked.phrase)
-    words = asked.list_words()
-    made = {"do": asked.phrase, "doing": gerund, "done": participle}
-    return {f"{name}{suffix}": phrase.format_map(words) for name, phrase in made.items()}
+def inflect_request(request: SampledRequest, suffix: str) -> Words:
+    """Returns a request as a phrase, a gerund and a participle, under field names that end in `suffix`."""
+    gerund, participle = inflect(request.phrase)
+    words = request.list_words()
+    phrases = {"do": request.phrase, "doing": gerund, "done": participle}
+    return {f"{name}{suffix}": phrase.format_map(words) for name, phrase in phrases.items()}
 
 
-def say(
-    rng: random.Random, split: str, intent: str, near: SampledRequest | None = None
+def sample_wording(
+    rng: random.Random, split: str, intent: str, similar_to: SampledRequest | None = None
 ) -> tuple[SampledRequest, str, tuple[str, ...]]:
     """Samples a request in a form of this split; returns it, the form with the phrase in it, and its family."""
-    sentence = bool(INTENTS[intent].sentences) and rng.random() < SENTENCES
+    sentence = bool(INTENTS[intent].sentences) and rng.random() < SENTENCE_SHARE
     row, form = rng.choice(list_pairs(intent, sentence, split))
     phrase = (INTENTS[intent].sentences if sentence else INTENTS[intent].phrases)[row]
     if sentence:
-        whole = form.replace("{say}", phrase)
+        wording = form.replace("{say}", phrase)
     else:
-        whole = form.replace("{doing}", bend(phrase)[0]).replace("{do}", phrase)
-    whole = re.sub(r"\?$", QUESTION, whole)
-    return ask(rng, intent, phrase, near), whole, (intent, phrase, form)
+        wording = form.replace("{doing}", inflect(phrase)[0]).replace("{do}", phrase)
+    wording = re.sub(r"\?$", QUESTION_END, wording)
+    return fill_phrase(rng, intent, phrase, similar_to), wording, (intent, phrase, form)
 
 
-def draw_utterance(split: str, rng: random.Random) -> Utterance:
+def sample_utterance(split: str, rng: random.Random) -> Utterance:
     """Samples an utterance of `train`, `valid` or `test`."""
     group = rng.choices(GROUPS, [each.weight for each in GROUPS])[0]
     if group.name == "plain":
-        asked, whole, family = say(rng, split, rng.choice([*INTENTS]))
-        return Utterance(
-            finish(whole.format_map(asked.list_words())), asked.intent, asked.list_slots(), group.name, family
-        )
+        request, wording, family = sample_wording(rng, split, rng.choice([*INTENTS]))
+        text = punctuate(wording.format_map(request.list_words()))
+        return Utterance(text, request.intent, request.list_slots(), group.name, family)
     marker, arrangement = rng.choice(list_frames(split)[group.name])
     family = (group.name, marker, arrangement)
     if group.name.startswith("slot_"):
-        return correct_slot(split, rng, group, marker, arrangement)
-    asked, words = fill_frame(split, rng, arrangement)
-    text = finish(arrangement.format_map({"m": marker, "M": capitalize(marker), **words}))
-    if group.name in WITHOUT:
+        return sample_slot_correction(split, rng, group, marker, arrangement)
+    request, words = sample_frame_words(split, rng, arrangement)
+    text = punctuate(arrangement.format_map({"m": marker, "M": capitalize(marker), **words}))
+    if group.name in GROUPS_WITHOUT_REQUEST:
         return Utterance(text, NO_REQUEST, {}, group.name, family)
-    return Utterance(text, asked.intent, asked.list_slots(), group.name, family)
+    return Utterance(text, request.intent, request.list_slots(), group.name, family)
 
 
-def fill_frame(split: str, rng: random.Random, arrangement: str) -> tuple[SampledRequest, Words]:
+def sample_frame_words(split: str, rng: random.Random, arrangement: str) -> tuple[SampledRequest, Words]:
     """Samples a request and its distractors; returns the request, and the words of a frame's fields except markers."""
-    names, intent, words = {*list_fields(arrangement)}, rng.choice([*INTENTS]), {"who": rng.choice(WHO)}
-    asked, whole, _ = say(rng, split, intent)
+    names, intent, words = {*list_fields(arrangement)}, rng.choice([*INTENTS]), {"who": rng.choice(SPEAKERS)}
+    request, wording, _ = sample_wording(rng, split, intent)
     if "say" in names:
-        words["say"] = whole.format_map(asked.list_words())
+        words["say"] = wording.format_map(request.list_words())
     else:
-        asked = ask_any(rng, asked.intent)
-    words |= bend_request(asked, "")
-    taken = [asked.intent]
+        request = sample_request(rng, request.intent)
+    words |= inflect_request(request, "")
+    taken = [request.intent]
     for suffix in "23":
-        other = ask_any(rng, sample_other_intent(rng, *taken), asked, plain=f"done{suffix}" in names)
-        taken.append(other.intent)
-        words |= bend_request(other, suffix)
+        other_intent = sample_other_intent(rng, *taken)
+        distractor = sample_request(rng, other_intent, request, third_person=f"done{suffix}" in names)
+        taken.append(other_intent)
+        words |= inflect_request(distractor, suffix)
         if f"say{suffix}" in names:
-            second, said, _ = say(rng, split, other.intent, asked)
-            words[f"say{suffix}"] = said.format_map(second.list_words())
-    return asked, words
+            distractor, wording, _ = sample_wording(rng, split, other_intent, request)
+            words[f"say{suffix}"] = wording.format_map(distractor.list_words())
+    return request, words
 
 
-def correct_slot(split: str, rng: random.Random, group: Group, marker: str, arrangement: str) -> Utterance:
-    """Samples an utterance that says a wrong and the right value of one field."""
+def sample_slot_correction(
+    split: str, rng: random.Random, group: FrameGroup, marker: str, arrangement: str
+) -> Utterance:
+    """Samples an utterance with a wrong and the right value of one field."""
+    value_after = group.name in GROUPS_WITH_VALUE_AFTER
     while True:
-        asked, whole, _ = say(rng, split, rng.choice([*INTENTS]))
-        names = [name for name, said in asked.fields.items() if said.slots]
-        if group.name in MOVED and "clause" in asked.fields:
+        request, wording, _ = sample_wording(rng, split, rng.choice([*INTENTS]))
+        names = [name for name, field in request.fields.items() if field.slots]
+        if value_after and "clause" in request.fields:
             continue  # the corrected slot could be one of the clause
-        if group.name in MOVED and asked.fields.get("where", SpokenField({}, "")).words:
+        if value_after and request.fields.get("where", SpokenField({}, "")).words:
             names = [name for name in names if name == "where"]
         if names:
             break
     name = rng.choice(names)
-    right = asked.fields[name]
+    right = request.fields[name]
     while (wrong := FIELDS[name](rng)).slots == right.slots:
         pass
-    words = asked.list_words()
-    space = " " if name in OPTIONAL else ""
-    shown = {"m": marker, "M": capitalize(marker), "w": wrong.words, "r": right.words}
-    if group.name in MOVED:
-        shown |= {"say": whole.format_map(words), "wrong": whole.format_map({**words, name: space + wrong.words})}
-        text = arrangement.format_map(shown)
+    words = request.list_words()
+    wrong_words = {**words, name: " " * (name in OPTIONAL) + wrong.words}
+    frame_words = {"m": marker, "M": capitalize(marker), "w": wrong.words, "r": right.words}
+    if value_after:
+        frame_words |= {"say": wording.format_map(words), "wrong": wording.format_map(wrong_words)}
+        text = arrangement.format_map(frame_words)
     else:
-        text = whole.format_map({**words, name: space + arrangement.format_map(shown)})
-    return Utterance(finish(text), asked.intent, asked.list_slots(), group.name, (group.name, marker, arrangement))
+        correction = " " * (name in OPTIONAL) + arrangement.format_map(frame_words)
+        text = wording.format_map({**words, name: correction})
+    family = (group.name, marker, arrangement)
+    return Utterance(punctuate(text), request.intent, request.list_slots(), group.name, family)
 
 
 def capitalize(text: str) -> str:
@@ -228,9 +239,9 @@ def capitalize(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-def finish(text: str) -> str:
-    """Returns a text as it is written, with correct spaces, commas and sentence ends, and capitals after them."""
-    text = re.sub(rf"{QUESTION}(?:\.(?!\.)|$)", "?", text).replace(QUESTION, "")
+def punctuate(text: str) -> str:
+    """Returns a text with correct spaces, commas and ends of sentences, and with capitals at their starts."""
+    text = re.sub(rf"{QUESTION_END}(?:\.(?!\.)|$)", "?", text).replace(QUESTION_END, "")
     text = re.sub(r"(?:\s*,|\s-)+(?=\s*(?:[.?!,):]|-\s|$))", "", re.sub(r"\s+", " ", text).strip())
     text = re.sub(r"(^\"?|(?<!\.\.)[.?!] )([a-z])", lambda found: found[1] + found[2].upper(), text)
     text = re.sub(r"\bi\b", "I", text)

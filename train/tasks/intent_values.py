@@ -1,4 +1,4 @@
-"""Lists the values of the slots of the task `intents`, and how people say them."""
+"""Lists the values of the slots of the task `intents`, and samples words that people say for them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from .surface import spell_number
 
-WORDED = 0.4  # share of the numbers that are said in words
-MY = 0.15  # share of devices called "my" and not "the"
+WORDED_SHARE = 0.4  # share of the numbers that are written as words
+MY_SHARE = 0.15  # share of the devices that have "my" before them instead of "the"
 
-# Each value with its names; the first value's name is the value where none is given.
+# Each value of a slot, and its names.
 DEVICES = {
     "lamp": ("lamp", "floor lamp"),
     "fan": ("fan", "ceiling fan"),
@@ -63,12 +63,12 @@ MUSIC = {
     name: (name, f"some {name}")
     for name in ("jazz", "rock", "pop", "blues", "folk", "techno", "reggae", "opera", "metal", "soul")
 }
-WEEK = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-DAYS = {"today": ("today",), "tomorrow": ("tomorrow",)} | {day.lower(): (f"on {day}",) for day in WEEK}
+WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+DAYS = {"today": ("today",), "tomorrow": ("tomorrow",)} | {day.lower(): (f"on {day}",) for day in WEEKDAYS}
 HOURS, MINUTES, AMOUNTS = range(24), range(60), range(101)
-PAST, TO = {5: "five past", 10: "ten past", 15: "quarter past", 20: "twenty past", 30: "half past"}, {
-    40: "twenty to", 45: "quarter to", 50: "ten to", 55: "five to"
-}  # fmt: skip
+# Words for minutes after an hour, and before the next one.
+MINUTES_PAST = {5: "five past", 10: "ten past", 15: "quarter past", 20: "twenty past", 30: "half past"}
+MINUTES_TO = {40: "twenty to", 45: "quarter to", 50: "ten to", 55: "five to"}
 PERIODS = {10: "ten minutes", 15: "a quarter of an hour", 30: "half an hour", 60: "an hour", 90: "an hour and a half"}
 
 Slots = dict[str, str | int]
@@ -76,7 +76,7 @@ Slots = dict[str, str | int]
 
 @dataclass(frozen=True, slots=True)
 class SpokenField:
-    """A field of a phrase: the values that it gives slots, and its words."""
+    """Holds the words of a phrase's field, and the values that they give to slots."""
 
     slots: Slots
     words: str
@@ -85,7 +85,7 @@ class SpokenField:
 def choose_from(
     slot: str, values: Mapping[str, tuple[str, ...]], before: str = ""
 ) -> Callable[[random.Random], SpokenField]:
-    """Returns a function that samples a value of a closed list and one of its names, with the words `before` it."""
+    """Returns a function that samples one of the values and one of its names, with the words `before` the name."""
     names = [(value, before + name) for value, each in values.items() for name in each]
 
     def sample(rng: random.Random) -> SpokenField:
@@ -98,12 +98,12 @@ def choose_from(
 def sample_device(rng: random.Random) -> SpokenField:
     """Samples a device."""
     value = rng.choice([*DEVICES])
-    return SpokenField({"device": value}, f"{'my' if rng.random() < MY else 'the'} {rng.choice(DEVICES[value])}")
+    return SpokenField({"device": value}, f"{'my' if rng.random() < MY_SHARE else 'the'} {rng.choice(DEVICES[value])}")
 
 
 def write_number(number: int, rng: random.Random) -> str:
     """Returns a number from 0 to 99 in digits or words, 100 in digits."""
-    return spell_number(number) if number < 100 and rng.random() < WORDED else str(number)
+    return spell_number(number) if number < 100 and rng.random() < WORDED_SHARE else str(number)
 
 
 def sample_time(rng: random.Random) -> SpokenField:
@@ -113,22 +113,23 @@ def sample_time(rng: random.Random) -> SpokenField:
 
 
 def list_ways_to_say_time(hour: int, minute: int) -> list[str]:
-    """Returns the ways to say a time. An hour from 1 to 11 alone is in the morning; "pm" means after noon."""
-    said, half = [f"{hour}:{minute:02}"], hour % 12
-    if half == 0:
-        return said if minute else [*said, "midnight" if hour == 0 else "noon"]
-    number, word = str(half), spell_number(half)
-    late = hour > 12
-    part = "in the morning" if not late else "in the afternoon" if hour < 18 else "in the evening"
+    """Returns the ways to say a time. An hour from 1 to 11 without more words is in the morning."""
+    ways, hour12 = [f"{hour}:{minute:02}"], hour % 12
+    if hour12 == 0:
+        return ways if minute else [*ways, "midnight" if hour == 0 else "noon"]
+    number, word = str(hour12), spell_number(hour12)
+    after_noon = hour > 12
+    time_of_day = "in the morning" if not after_noon else "in the afternoon" if hour < 18 else "in the evening"
     exact = f":{minute:02}" if minute else ""
-    said += [f"{number}{exact} {'pm' if late else 'am'}", f"{number}{exact} {part}"]
+    ways += [f"{number}{exact} {'pm' if after_noon else 'am'}", f"{number}{exact} {time_of_day}"]
     if minute == 0:
-        said += [f"{word} {part}", f"{word} o'clock {part}"] + ([] if late else [word, number, f"{word} o'clock"])
-    elif minute in PAST:
-        said += [f"{PAST[minute]} {word}" + (f" {part}" if late else "")]
-    elif minute in TO and half < 11:  # these name the next hour, which must be in the same part of the day
-        said += [f"{TO[minute]} {spell_number(half + 1)} {part}"] if hour != 17 else []
-    return said
+        ways += [f"{word} {time_of_day}", f"{word} o'clock {time_of_day}"]
+        ways += [] if after_noon else [word, number, f"{word} o'clock"]
+    elif minute in MINUTES_PAST:
+        ways += [f"{MINUTES_PAST[minute]} {word}" + (f" {time_of_day}" if after_noon else "")]
+    elif minute in MINUTES_TO and hour12 < 11:  # these name the next hour, which must be in the same part of the day
+        ways += [f"{MINUTES_TO[minute]} {spell_number(hour12 + 1)} {time_of_day}"] if hour != 17 else []
+    return ways
 
 
 def sample_percent(rng: random.Random) -> SpokenField:

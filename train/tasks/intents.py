@@ -1,9 +1,10 @@
-"""Intents and slots of what people say to a household's assistant, as compact JSON, out of a grammar by a seed.
+"""Defines the task `intents`: the prompt is an utterance to a household's assistant, the answer its intent and slots.
 
-All intents share one shape: the intent and every slot, null if it has none, in the order of FIELDS. So a form has one
-layout for all utterances, each field is a closed list or a bounded integer, and all of them can be read at once. Slots
-inside the content of a message or reminder are not the request's, and null. Held-out splits have families of their own,
-see `intent_frames`; a `_surface` split has one change of writing per utterance, which `group` names.
+An answer is compact JSON with the same fields for all intents: the intent and every slot, in the order of FIELDS; a
+slot without a value is null. So one form fits all utterances, each field is a closed list or a bounded integer, and a
+model can predict all of them at once. What the content of a message or reminder mentions is not a slot of the request.
+The utterances are sampled from a grammar, each of whose families is in one split (`intent_frames`). A `_surface` split
+has one change of writing per utterance, which `group` names.
 """
 
 from __future__ import annotations
@@ -21,18 +22,19 @@ from runtime.errors import UserError
 
 from . import surface
 from .intent_phrases import INTENTS, NAMES, NO_REQUEST
-from .intent_utterances import draw_utterance, list_fields
+from .intent_utterances import list_fields, sample_utterance
 from .intent_values import FIELDS as PHRASE_FIELDS
 from .intent_values import OPTIONAL, SLOTS
 from .problem import Problem
 
 SPLITS = ("train", "valid", "test", "valid_surface", "test_surface")
 FIELDS = ("intent", *SLOTS)
-# A key with what is before it is a token, and so is a value, a text with its quotation marks, if it is frequent enough;
-# words, digits and all else of an utterance are separate tokens, but for a number before a comma that begins a line.
-SPLIT = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)|(?:(?<=":)|^)\d+(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
-MAX_FRUITLESS_DRAWS = 10_000
-LONG = re.compile(r"[a-z]{5,}")  # words that a typo leaves readable
+# Pre-tokenizer. In answers, a key with the brace or comma before it can be one token, and so can a value; a text's
+# quotation marks belong to it. In utterances, each word, digit and other character is separate, except that a number
+# at the start of a line, before a comma, can be one token.
+SPLIT_PATTERN = r'[{,]"[a-z]+":|"[a-z]+(?:_[a-z]+)*"(?=[,}]|$)|(?:(?<=":)|^)\d+(?=[,}]|$)| ?[A-Za-z]+|\d|[\s\S]'
+MAX_ATTEMPTS = 10_000  # at a new utterance
+LONG_WORD = re.compile(r"[a-z]{5,}")  # long enough to be readable with a typo
 SHARES = ("exact", "intent_accuracy", "slots_accuracy", "valid_json")  # figures that are shares of the problems
 
 Values = dict[str, str | int | None]
@@ -56,7 +58,7 @@ def list_slots(intent: str) -> tuple[set[str], set[str]]:
 
 
 def make_schema(intent: str | None = None) -> dict[str, Any]:
-    """Returns the JSON schema of all answers, or of one intent's answers, in which other intents' slots are null."""
+    """Returns the JSON schema of all answers, or of one intent's answers, which have null in other intents' slots."""
     always, ever = list_slots(intent) if intent else (set[str](), {*SLOTS})
     properties: dict[str, Any] = {"intent": {"enum": [intent] if intent else [*NAMES]}}
     for slot, values in SLOTS.items():
@@ -71,7 +73,7 @@ def make_schema(intent: str | None = None) -> dict[str, Any]:
 
 
 def make_form() -> Form:
-    """Returns the form of all answers; a field's values are JSON texts, null being the last one of each slot."""
+    """Returns the form of all answers; a field's values are JSON texts, and the last value of each slot is null."""
     values = {"intent": [*NAMES], **{slot: [*known, None] for slot, known in SLOTS.items()}}
     parts = list[str | Field]()
     for name, known in values.items():
@@ -81,7 +83,7 @@ def make_form() -> Form:
 
 def misspell(text: str, rng: random.Random) -> str:
     """Swaps, drops or doubles a letter inside one of the longer words."""
-    found = [*LONG.finditer(text)]
+    found = [*LONG_WORD.finditer(text)]
     if not found:
         return text
     word = rng.choice(found)
@@ -91,12 +93,12 @@ def misspell(text: str, rng: random.Random) -> str:
 
 
 def spell_numbers(text: str, rng: random.Random) -> str:
-    """Writes numbers as words, unless there are times or percent signs, which are not spoken like that."""
+    """Writes numbers as words, unless the text has times or percent signs, which are not written like that."""
     return text if re.search(r"\d[:%]", text) else surface.spell_numbers(text, rng)
 
 
 def drop_marks(text: str, rng: random.Random) -> str:
-    """Leaves out what speech does not have: commas, stops, dashes, quotation marks, brackets."""
+    """Removes what speech does not have: commas, stops, dashes, quotation marks, brackets."""
     return re.sub(r"\s+", " ", re.sub(r"""[,.?!"()]|:(?!\d)| -(?= )""", "", text)).strip()
 
 
@@ -107,34 +109,34 @@ CHANGES = tuple(PROSE)
 
 
 def rewrite(problem: Problem, changes: Collection[str], rng: random.Random, split: str) -> Problem:
-    """Returns the problem with its utterance written in another way."""
+    """Returns the problem after changes to its utterance."""
     return replace(problem, prompt=surface.rewrite_text(problem.prompt, changes, rng, PROSE))
 
 
 def sample_problems(split: str, count: int, seed: int) -> Iterator[Problem]:
-    """Yields `count` problems of a split; the same arguments always give the same ones.
+    """Yields `count` problems of a split; the same arguments always give the same problems.
 
-    Within one call only `train` may repeat an utterance. `group` is the kind of the frame. Raises UserError for an
+    Only `train` may repeat an utterance within one call. `group` names the kind of frame. Raises UserError for an
     unknown split, or if no new utterance is found.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     plain = split.removesuffix("_surface")
-    return surface.rewrite_for(split, seed, _draw_all(plain, count, random.Random(f"{plain}-{seed}")), CHANGES)
+    return surface.rewrite_split(split, seed, _sample_rewritable_problems(plain, count, seed), CHANGES)
 
 
-def _draw_all(split: str, count: int, rng: random.Random) -> Iterator[surface.RewritableProblem]:
-    seen = set[str]()
+def _sample_rewritable_problems(split: str, count: int, seed: int) -> Iterator[surface.RewritableProblem]:
+    rng, seen = random.Random(f"{split}-{seed}"), set[str]()
     for _ in range(count):
-        for _ in range(MAX_FRUITLESS_DRAWS):
-            said = draw_utterance(split, rng)
-            if said.text not in seen:
+        for _ in range(MAX_ATTEMPTS):
+            utterance = sample_utterance(split, rng)
+            if utterance.text not in seen:
                 break
         else:
-            raise UserError(f"no new utterance in {MAX_FRUITLESS_DRAWS} draws for the split {split!r}; request fewer")
+            raise UserError(f"no new utterance in {MAX_ATTEMPTS} attempts for the split {split!r}; request fewer")
         if split != "train":
-            seen.add(said.text)
-        problem = Problem(said.text, write_answer(said.intent, said.slots), said.kind)
+            seen.add(utterance.text)
+        problem = Problem(utterance.text, write_answer(utterance.intent, utterance.slots), utterance.kind)
         yield surface.RewritableProblem(problem, partial(rewrite, problem))
 
 
@@ -144,14 +146,18 @@ def read_answer(text: str) -> Values | None:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(values, dict) or values.keys() != {*FIELDS} or not _is_of(values["intent"], NAMES):
+    if not isinstance(values, dict) or values.keys() != {*FIELDS} or not _is_value_of(values["intent"], NAMES):
         return None
-    return values if all(values[slot] is None or _is_of(values[slot], known) for slot, known in SLOTS.items()) else None
+    return (
+        values
+        if all(values[slot] is None or _is_value_of(values[slot], known) for slot, known in SLOTS.items())
+        else None
+    )
 
 
-def _is_of(value: object, known: Sequence[str] | range) -> bool:
-    wanted = int if isinstance(known, range) else str  # exact types, as True == 1
-    return type(value) is wanted and value in known
+def _is_value_of(value: object, known: Sequence[str] | range) -> bool:
+    value_type = int if isinstance(known, range) else str  # exact types, as True == 1
+    return type(value) is value_type and value in known
 
 
 def grade(problem: Problem, text: str) -> bool:

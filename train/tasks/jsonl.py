@@ -12,12 +12,12 @@ from pathlib import Path
 from runtime.bundle import strict_json
 from runtime.errors import UserError
 
-from .problem import Problem, split_of
+from .problem import Problem, find_split
 from .word_problems import find_final_number
 
 SPLITS = ("train", "valid", "test", "all")
 BOM = "\ufeff"
-OTHERS = {  # other kinds of files, by their first bytes
+OTHER_FILE_KINDS = {  # name and advice, by the first bytes
     b"\xff\xfe\0\0": ("UTF-32", "iconv -f UTF-32 -t UTF-8"), b"\0\0\xfe\xff": ("UTF-32", "iconv -f UTF-32 -t UTF-8"),
     b"\xff\xfe": ("UTF-16", "iconv -f UTF-16 -t UTF-8"), b"\xfe\xff": ("UTF-16", "iconv -f UTF-16 -t UTF-8"),
     b"{\0": ("UTF-16", "iconv -f UTF-16LE -t UTF-8"), b"\0{": ("UTF-16", "iconv -f UTF-16BE -t UTF-8"),
@@ -33,7 +33,7 @@ LAYOUTS: tuple[dict[str, type], ...] = (
     {"prompt": str, "code": str, "test_list": list},
 )
 EXAMPLE = '{"prompt": "2 + 3?", "answer": "5"}'
-SHOWN = 60  # characters shown of a wrong value
+MAX_SHOWN_LENGTH = 60  # characters of a wrong value in an error message
 Grader = Callable[[Sequence[Problem], Sequence[str]], list[bool]]
 
 
@@ -69,7 +69,7 @@ def _read_text(path: Path) -> str:
         content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); expected a file of JSON lines") from None
-    for start, (what, advice) in OTHERS.items():
+    for start, (what, advice) in OTHER_FILE_KINDS.items():
         if content.startswith(start):
             raise UserError(f"{path} is {what}; expected a file of JSON lines in UTF-8: {advice}")
     try:
@@ -138,7 +138,7 @@ def _check_surrogates(problem: Problem) -> Problem:
 def _shorten(value: object) -> str:
     """Returns a value as JSON writes it, shortened."""
     text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}..."
 
 
 def _check_strings(record: dict[str, object], name: str) -> tuple[str, ...]:
@@ -150,17 +150,18 @@ def _check_strings(record: dict[str, object], name: str) -> tuple[str, ...]:
     return tuple(values)
 
 
-def draw_problems(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:
-    """Yields `count` problems of a split in a seeded order: `train` repeats, shuffled anew, `valid` and `test` end.
+def sample_problems(lines: Sequence[Problem], split: str, count: int, seed: int) -> Iterator[Problem]:
+    """Yields `count` problems of a split in an order that depends on the seed.
 
-    `all` is the file's first `count` lines in their order, as a published test file is graded; the seed does not
-    matter. Raises UserError for an unknown split, and for a split without lines.
+    `train` starts over in another order once all its lines were yielded; `valid` and `test` end there. `all` yields the
+    file's first `count` lines in their order, as a published test file is graded; the seed has no effect on it. Raises
+    UserError for an unknown split, and for a split without lines.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits of one's own data are {', '.join(SPLITS)}")
     if split == "all":
         return itertools.islice(lines, count)
-    chosen = [line for line in lines if split_of(line.prompt) == split]
+    chosen = [line for line in lines if find_split(line.prompt) == split]
     if not chosen:
         raise UserError(f"no line of the data falls into the split {split!r} (of {len(lines)} lines); add more lines")
     rng = random.Random(f"{split}-{seed}")
@@ -169,19 +170,28 @@ def draw_problems(lines: Sequence[Problem], split: str, count: int, seed: int) -
     return itertools.islice(shuffled, count)
 
 
-def grade_many(problems: Sequence[Problem], texts: Sequence[str], numbers: Grader, programs: Grader) -> list[bool]:
-    """Grades each answer by its problem's kind: runs tests, compares the N of `#### N`, or compares the whole text."""
+def grade_many(
+    problems: Sequence[Problem], texts: Sequence[str], grade_numbers: Grader, grade_programs: Grader
+) -> list[bool]:
+    """Grades each answer as its problem demands: runs tests, compares the N of `#### N`, or compares the whole text.
+
+    Args:
+        problems: lines of the file.
+        texts: one answer per problem.
+        grade_numbers: grades the answers whose last `####` is followed by a number.
+        grade_programs: grades the answers of problems with tests.
+    """
     right = [problem.answer.strip() == text.strip() for problem, text in zip(problems, texts, strict=True)]
-    for kind, grader in (("tests", programs), ("number", numbers)):
-        places = [i for i, problem in enumerate(problems) if _find_kind(problem) == kind]
+    for kind, grader in (("tests", grade_programs), ("number", grade_numbers)):
+        places = [i for i, problem in enumerate(problems) if _find_grading(problem) == kind]
         graded = grader([problems[i] for i in places], [texts[i] for i in places]) if places else []
         for place, verdict in zip(places, graded, strict=True):
             right[place] = verdict
     return right
 
 
-def _find_kind(problem: Problem) -> str:
-    """Returns how a problem is graded. Only a whole number after `####` is compared as one: `#### 2.5` is text."""
+def _find_grading(problem: Problem) -> str:
+    """Returns how a problem is graded: by tests, number or text. `#### 2.5` is text: not a whole number."""
     if problem.tests:
         return "tests"
     return "text" if find_final_number(problem.answer) is None else "number"

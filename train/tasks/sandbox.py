@@ -14,14 +14,14 @@ import select
 import signal
 import sys
 
-TYPES = False
+TYPES = False  # these imports are for the type checker alone: without them a worker starts faster
 if TYPES:
     from collections.abc import Sequence
     from subprocess import Popen
     from typing import Any
 
-GRACE = 5.0
-BLOCKED = frozenset(
+GRACE = 5.0  # seconds that a worker may take longer than the program's limit
+BLOCKED_EVENTS = frozenset(
     (
         "os.fork",
         "os.forkpty",
@@ -185,7 +185,7 @@ def _confine(job: dict[str, Any], writer: int) -> None:
 
 def _refuse(event: str, arguments: tuple[object, ...]) -> None:
     changes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-    if event in BLOCKED or (event == "open" and isinstance(arguments[2], int) and arguments[2] & changes):
+    if event in BLOCKED_EVENTS or (event == "open" and isinstance(arguments[2], int) and arguments[2] & changes):
         raise PermissionError(event)
 
 

@@ -1,7 +1,8 @@
-"""Composes word problems from the starts, events and questions of `story_kinds`, split by family.
+"""Composes word problems of the starts, events and questions in `story_kinds`.
 
-A family is a start, one to three events and a question. Every kind and every two kinds in a row are in training
-families; what is held out is the combination, in any order of its events (see `split_of_family`).
+A family is a start, one to three events and a question. Some families are held out for the splits `valid_families` and
+`test_families`. Each kind of a held-out family, and each two kinds that follow each other in it, are in training
+families too; only the combination is new. The order of a family's events does not change its split.
 """
 
 from __future__ import annotations
@@ -13,204 +14,221 @@ from dataclasses import dataclass, replace
 from functools import cache, partial
 
 from . import first_names, surface
-from .intent_frames import split_of_pair
-from .problem import Problem, split_of_sample
-from .story_kinds import EVENTS, QUESTIONS, RIVAL, STARTS, Kind
-from .word_steps import FACTORS, HIGHEST_RESULT, HIM, HIS, LOWEST_RESULT, Calculation, parse_steps, run_steps
+from .intent_frames import find_pair_split
+from .problem import Problem, find_sample_split
+from .story_kinds import BOX_UNIT, DOLLAR_UNIT, EVENTS, QUESTIONS, RIVAL_UNITS, STARTS, THING_UNIT, PartKind
+from .word_steps import (
+    FACTORS,
+    HIGHEST_RESULT,
+    LOWEST_RESULT,
+    OBJECT_PRONOUNS,
+    POSSESSIVE_PRONOUNS,
+    Calculation,
+    parse_steps,
+    run_steps,
+)
 from .word_templates import GOODS, HE_NAMES, PEOPLE, SHE_NAMES
 from .word_templates_simple import BAGS, THINGS
 
-EVENT_COUNTS = {1: 3, 2: 4, 3: 3}  # numbers of events, each with its share of the problems, relative to the others'
-MOST_STEPS = 5
-# No sum of a story is above one of these. Low ones are needed for products, whose factors are below 10.
-CEILINGS = (10, 25, 50, HIGHEST_RESULT)
-RANGES = {"p": FACTORS, "m": FACTORS, "t": FACTORS[1:]}  # of those numbers that have no ceiling
-TRIES = 20  # per kind, to find numbers that keep the rules
-ATTEMPTS = 30  # per family, before another one is sampled
-WORDINGS = 200  # of one family with its numbers, to find one whose hash is of the split: one in twenty is
-ORDER = ("", "Then ", "Later ", "After that, ")
+EVENT_COUNT_WEIGHTS = {1: 3, 2: 4, 3: 3}  # relative frequencies of the numbers of events
+MAX_STEPS = 5
+# Each story samples the highest number that it may have. Low ones are needed for products, whose factors are below 10.
+HIGHEST_NUMBERS = (10, 25, 50, HIGHEST_RESULT)
+FACTOR_RANGES = {"p": FACTORS, "m": FACTORS, "t": FACTORS[1:]}  # by variable, see `story_kinds`
+VALUE_ATTEMPTS = 20  # per kind, at numbers that keep the rules
+NUMBER_ATTEMPTS = 30  # per family, before another family is sampled
+WORDING_ATTEMPTS = 200  # per family and its numbers, at a prompt that is hashed to the split; one in twenty is
+SENTENCE_OPENINGS = ("", "Then ", "Later ", "After that, ")
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Sunday")
 SPENT_ON = ("a book", "a game", "a hat", "a toy", "a lamp", "a ball", "a card", "lunch", "bread", "milk")
-OTHER = {"he": "she", "she": "he"}
-OWN_NAMES = {"he": HE_NAMES, "she": SHE_NAMES}
-COUNTED = {"i": ("item", "the {item}"), "b": ("box", "the {box}"), "d": ("dollars", "the money")}
+OTHER_PRONOUN = {"he": "she", "she": "he"}
+NAMES_BY_PRONOUN = {"he": HE_NAMES, "she": SHE_NAMES}
+# By unit, the key in a story's words of the noun that is counted, and a phrase for the whole quantity.
+UNIT_WORDS = {THING_UNIT: ("item", "the {item}"), BOX_UNIT: ("box", "the {box}"), DOLLAR_UNIT: ("dollars", "the money")}
+UNIT_WORDS |= {RIVAL_UNITS[unit]: words for unit, words in UNIT_WORDS.items()}
 
-Family = tuple[Kind, ...]
-CHANGES = tuple(kind for kind in EVENTS if kind.makes != RIVAL)  # the events that others can follow
-PLACES = {kind: place for kinds in (STARTS, EVENTS, QUESTIONS) for place, kind in enumerate(kinds)}
-STEPS: Mapping[Kind, tuple[Calculation, ...]] = {
+StoryFamily = tuple[PartKind, ...]
+INNER_EVENTS = tuple(kind for kind in EVENTS if not kind.of_rival)  # those that another event can follow
+PLACES = {kind: place for kinds in (STARTS, EVENTS, QUESTIONS) for place, kind in enumerate(kinds)}  # in their lists
+STEPS: Mapping[PartKind, tuple[Calculation, ...]] = {
     kind: parse_steps(kind.steps) if kind.steps else () for kind in PLACES
 }  # fmt: skip
-INPUTS: Mapping[Kind, tuple[str, ...]] = {
+INPUTS: Mapping[PartKind, tuple[str, ...]] = {
     kind: tuple(dict.fromkeys(re.findall(r"\{([nopmt])\}", kind.phrases[0]))) for kind in PLACES
 }  # fmt: skip
-CLAUSES = {kind: re.sub(r"\[(\w)\]", r"{eq_\1}", kind.answer) for kind in PLACES}
+ANSWER_SENTENCES = {kind: re.sub(r"\[(\w)\]", r"{eq_\1}", kind.answer) for kind in PLACES}
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """A start, event or question of one story: its sentence, and the numbers and words that are its own."""
+class StoryPart:
+    """Holds a start, event or question of one story: its sentence, and the numbers and words of its fields alone."""
 
-    kind: Kind
+    kind: PartKind
     sentence: str
     fields: Mapping[str, int | str]
 
 
 @dataclass(frozen=True, slots=True)
 class Story:
-    """A problem before its texts are filled in: `words` has the people and things of all parts."""
+    """Holds a problem before its texts are filled in: `words` has the people and things of all parts."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[StoryPart, ...]
     words: Mapping[str, str]
 
-    def list_kinds(self) -> Family:
+    def list_kinds(self) -> StoryFamily:
         """Returns the kinds of its parts."""
         return tuple(part.kind for part in self.parts)
 
 
-def find_unit_after(kind: Kind, unit: str) -> str:
-    """Returns the letter of what is counted after an event; a capital one is another person's."""
-    return unit.upper() if kind.makes == RIVAL else kind.makes or unit
+def find_unit_after(kind: PartKind, unit: str) -> str:
+    """Returns the unit of the quantity after a part, if `unit` is the unit before it."""
+    return RIVAL_UNITS[unit] if kind.of_rival else kind.unit_after or unit
 
 
 @cache
 def find_common_things(pools: frozenset[tuple[str, ...]]) -> tuple[str, ...]:
-    """Returns the things that are in all of the pools."""
+    """Returns the things that all pools have."""
     return tuple(thing for thing in THINGS if all(thing in pool for pool in pools))
 
 
-def list_things(family: Sequence[Kind]) -> tuple[str, ...]:
+def list_things(family: Sequence[PartKind]) -> tuple[str, ...]:
     """Returns the things that all kinds of a family can be about."""
     return find_common_things(frozenset(kind.items for kind in family if kind.items is not THINGS))
 
 
 @cache
-def list_kinds_after(unit: str, kinds: tuple[Kind, ...]) -> tuple[Kind, ...]:
-    """Returns those of the kinds that can be about a quantity."""
+def select_kinds(unit: str, kinds: tuple[PartKind, ...]) -> tuple[PartKind, ...]:
+    """Returns those of the kinds that can follow a quantity of this unit."""
     return tuple(kind for kind in kinds if unit in kind.units)
 
 
-def is_sound(family: Sequence[Kind]) -> bool:
-    """Returns whether each kind can follow the ones before it, no event is twice, and the answer is short enough."""
-    unit = family[0].makes
+def is_sound(family: Sequence[PartKind]) -> bool:
+    """Returns whether each kind can follow the ones before it, no kind repeats, and the answer is short enough."""
+    unit = family[0].unit_after
     for kind in family[1:]:
         if unit not in kind.units:
             return False
         unit = find_unit_after(kind, unit)
     steps = sum(len(STEPS[kind]) for kind in family)
-    return len({*family}) == len(family) and steps <= MOST_STEPS and bool(list_things(family))
+    return len({*family}) == len(family) and steps <= MAX_STEPS and bool(list_things(family))
 
 
-def split_of_family(family: Sequence[Kind]) -> str:
-    """Returns the split of a family by the places of its kinds; the order of its events does not matter."""
-    return split_of_pair(PLACES[family[0]] + PLACES[family[-1]], sum(PLACES[kind] for kind in family[1:-1]))
+def find_family_split(family: Sequence[PartKind]) -> str:
+    """Returns the split of a family: train, valid or test. It depends on the places of the kinds in their lists."""
+    return find_pair_split(PLACES[family[0]] + PLACES[family[-1]], sum(PLACES[kind] for kind in family[1:-1]))
 
 
-def draw_family(split: str, rng: random.Random) -> Family:
-    """Samples a family of a split."""
-    counts, shares = [*EVENT_COUNTS], [*EVENT_COUNTS.values()]
-    [count] = rng.choices(counts, shares)
+def sample_family(split: str, rng: random.Random) -> StoryFamily:
+    """Samples a family of a split: train, valid or test."""
+    [event_count] = rng.choices([*EVENT_COUNT_WEIGHTS], [*EVENT_COUNT_WEIGHTS.values()])
     while True:
         family = [rng.choice(STARTS)]
-        unit = family[0].makes
-        for kinds in (*[CHANGES] * (count - 1), EVENTS, QUESTIONS):
-            family.append(rng.choice(list_kinds_after(unit, kinds)))
+        unit = family[0].unit_after
+        for kinds in (*[INNER_EVENTS] * (event_count - 1), EVENTS, QUESTIONS):
+            family.append(rng.choice(select_kinds(unit, kinds)))
             unit = find_unit_after(family[-1], unit)
-        if is_sound(family) and split_of_family(family) == split:
+        if is_sound(family) and find_family_split(family) == split:
             return tuple(family)
 
 
-def draw_values(kind: Kind, before: int, now: int, highest: int, rng: random.Random) -> dict[str, int] | None:
-    """Samples the numbers of one kind, and calculates its results; None if none is found that keeps the rules.
+def sample_values(kind: PartKind, before: int, now: int, highest: int, rng: random.Random) -> dict[str, int] | None:
+    """Samples the numbers of one kind and calculates its results.
 
-    before, now: the last two values of what is counted.
+    Returns None if VALUE_ATTEMPTS did not find numbers that keep the rules.
+
+    Args:
+        kind: the kind of the part.
+        before: the quantity before the previous part, 0 if there was none.
+        now: the quantity before this part, 0 for a start.
+        highest: the highest number and result that the story may have.
+        rng: the source of randomness.
     """
-    # A product of what there was has its own bound: both factors are below 10.
-    top = HIGHEST_RESULT if any(step.left == "x" and step.op == "*" for step in STEPS[kind]) else highest
-    for _ in range(TRIES):
+    # The quantity times a factor may exceed `highest`: both are below 10, so the product is at most 81.
+    multiplies = any(step.left == "x" and step.op == "*" for step in STEPS[kind])
+    for _ in range(VALUE_ATTEMPTS):
         values = {"w": before, "x": now, "2": 2, "3": 3}
         for name in INPUTS[kind]:
-            values[name] = rng.choice(RANGES.get(name, range(LOWEST_RESULT, highest + 1)))
-        values["y"] = now if now else values.get("n", 0)  # the steps may change it
-        if run_steps(STEPS[kind], values, top):
+            values[name] = rng.choice(FACTOR_RANGES.get(name, range(LOWEST_RESULT, highest + 1)))
+        values["y"] = now if now else values.get("n", 0)  # unless a step calculates it
+        if run_steps(STEPS[kind], values, HIGHEST_RESULT if multiplies else highest):
             return values
     return None
 
 
-def draw_numbers(family: Family, rng: random.Random) -> list[dict[str, int]]:
-    """Samples the numbers of all kinds of a family; none if they are not found soon."""
-    for _ in range(ATTEMPTS):
-        highest, found = rng.choice(CEILINGS), list[dict[str, int]]()
+def sample_numbers(family: StoryFamily, rng: random.Random) -> list[dict[str, int]]:
+    """Samples the numbers of all kinds of a family; returns an empty list if NUMBER_ATTEMPTS did not find any."""
+    for _ in range(NUMBER_ATTEMPTS):
+        highest, numbers = rng.choice(HIGHEST_NUMBERS), list[dict[str, int]]()
         before = now = 0
         for kind in family:
-            values = draw_values(kind, before, now, highest, rng)
+            values = sample_values(kind, before, now, highest, rng)
             if values is None:
                 break
-            found.append(values)
+            numbers.append(values)
             before, now = now, values["y"]
         else:
-            return found
+            return numbers
     return []
 
 
-def draw_words(family: Family, rng: random.Random) -> dict[str, str]:
-    """Samples the people and things of a story.
+def sample_words(family: StoryFamily, rng: random.Random) -> dict[str, str]:
+    """Samples the people and things of a story, by field.
 
-    The others are never "he" if the first person is, so a pronoun has one meaning.
+    A pronoun has one meaning: if the main person is "he", the others are "she".
     """
-    he = rng.choice([*OTHER])
-    pal, rival = rng.sample(OWN_NAMES[OTHER[he]], 2)
+    pronoun = rng.choice([*OTHER_PRONOUN])
+    pal, rival = rng.sample(NAMES_BY_PRONOUN[OTHER_PRONOUN[pronoun]], 2)
     item = rng.choice(list_things(family))
     wares, goods, extra = rng.sample([each for each in GOODS if each != item], 3)
     bag, box, sack = rng.sample([each for each in BAGS if each != item], 3)  # no bowls in bowls
     people, crowd = rng.sample(PEOPLE, 2)
     return {
-        "name": rng.choice(OWN_NAMES[he]), "pal": pal, "rival": rival, "he": he, "He": he.capitalize(),
-        "him": HIM[he], "his": HIS[he], "item": item, "wares": wares, "goods": goods, "extra": extra,
-        "bag": bag, "box": box, "sack": sack, "people": people, "crowd": crowd, "thing": rng.choice(SPENT_ON),
-        "day": rng.choice(DAYS), "dollars": "dollars",
+        "name": rng.choice(NAMES_BY_PRONOUN[pronoun]), "pal": pal, "rival": rival,
+        "he": pronoun, "He": pronoun.capitalize(), "him": OBJECT_PRONOUNS[pronoun], "his": POSSESSIVE_PRONOUNS[pronoun],
+        "item": item, "wares": wares, "goods": goods, "extra": extra, "bag": bag, "box": box, "sack": sack,
+        "people": people, "crowd": crowd, "thing": rng.choice(SPENT_ON), "day": rng.choice(DAYS), "dollars": "dollars",
     }  # fmt: skip
 
 
-def draw_draft(split: str, prompts: str, rng: random.Random) -> surface.RewritableProblem:
+def sample_rewritable_problem(family_split: str, prompt_split: str, rng: random.Random) -> surface.RewritableProblem:
     """Samples a problem.
 
     Args:
-        split: the split of its family.
-        prompts: the split that its prompt is hashed to, so that no prompt is in two splits, a template's neither.
+        family_split: the split of its family.
+        prompt_split: the split that its prompt is hashed to; so no prompt, of a family or a template, is in two splits.
         rng: the source of randomness.
     """
     while True:
-        family = draw_family(split, rng)
-        numbers = draw_numbers(family, rng)
-        for _ in range(WORDINGS if numbers else 0):
-            story = word_story(family, numbers, rng)
-            if split_of_sample(write_prompt(story)) == prompts:
+        family = sample_family(family_split, rng)
+        numbers = sample_numbers(family, rng)
+        for _ in range(WORDING_ATTEMPTS if numbers else 0):
+            story = sample_story(family, numbers, rng)
+            if find_sample_split(write_prompt(story)) == prompt_split:
                 return surface.RewritableProblem(write_problem(story), partial(rewrite, story))
 
 
-def word_story(family: Family, numbers: Sequence[Mapping[str, int]], rng: random.Random) -> Story:
+def sample_story(family: StoryFamily, numbers: Sequence[Mapping[str, int]], rng: random.Random) -> Story:
     """Samples people, things and phrases for a family and its numbers."""
-    words, unit, parts = draw_words(family, rng), family[0].makes, list[Part]()
+    words, unit, parts = sample_words(family, rng), family[0].unit_after, list[StoryPart]()
     for kind, values in zip(family, numbers, strict=True):
-        counted, everything = COUNTED[unit.lower()]
+        noun, whole = UNIT_WORDS[unit]
         equations = {
             f"eq_{step.result}": f"{values[step.left]}{step.op}{values[step.right]}={values[step.result]}"
             for step in STEPS[kind]
         }
-        shown = {"unit": words[counted], "the": everything.format_map(words)}
-        parts.append(Part(kind, draw_sentence(kind, rng), {**values, **equations, **shown}))
+        unit_fields = {"unit": words[noun], "the": whole.format_map(words)}
+        parts.append(StoryPart(kind, sample_sentence(kind, rng), {**values, **equations, **unit_fields}))
         unit = find_unit_after(kind, unit)
     return Story(tuple(parts), words)
 
 
-def draw_sentence(kind: Kind, rng: random.Random) -> str:
-    """Samples one of the phrases of a kind, and what is before it."""
+def sample_sentence(kind: PartKind, rng: random.Random) -> str:
+    """Samples one of the phrases of a kind, and words such as "Then" before it."""
     phrase = rng.choice(kind.phrases).replace("{who}", rng.choice(("{he}", "{he}", "{name}")))
     if phrase.endswith("?"):
         return phrase
-    order = ("", "Now ") if kind.makes == RIVAL else ORDER if kind.units else ("",)
-    return f"{rng.choice(order)}{phrase}."
+    openings = ("", "Now ") if kind.of_rival else SENTENCE_OPENINGS if kind.units else ("",)
+    return f"{rng.choice(openings)}{phrase}."
 
 
 def capitalize(text: str) -> str:
@@ -224,41 +242,42 @@ def write_prompt(story: Story) -> str:
 
 
 def write_problem(story: Story) -> Problem:
-    """Returns the problem with its texts filled in; `group` is its number of events."""
+    """Returns the problem with its texts filled in; `group` has its number of events."""
     words = story.words
-    named = {**words, **dict.fromkeys(("he", "He", "him"), words["name"])}
-    clauses = list[str]()
+    words_without_pronoun = {**words, **dict.fromkeys(("he", "He", "him"), words["name"])}
+    sentences = list[str]()
     for part in story.parts:
         if part.kind.answer:
-            # An answer has the first person's name before a pronoun.
-            clauses.append(CLAUSES[part.kind].format_map({**(words if clauses else named), **part.fields}))
-    answer = f"{' '.join(clauses)}\n#### {story.parts[-1].fields['y']}"
+            # The first sentence of an answer has the main person's name, the others have the pronoun.
+            fields = {**(words if sentences else words_without_pronoun), **part.fields}
+            sentences.append(ANSWER_SENTENCES[part.kind].format_map(fields))
+    answer = f"{' '.join(sentences)}\n#### {story.parts[-1].fields['y']}"
     return Problem(write_prompt(story), answer, f"events_{len(story.parts) - 2}")
 
 
 def rename(story: Story, rng: random.Random, split: str) -> Story:
     """Gives all people other names, in the answer too, from a pool of names that no story has."""
     pool = first_names.TRAINING if split == "train" else first_names.HELD_OUT
-    he = story.words["he"]
-    pal, rival = rng.sample(pool[OTHER[he]], 2)
-    name = rng.choice([name for name in pool[he] if name not in (pal, rival)])
+    pronoun = story.words["he"]
+    pal, rival = rng.sample(pool[OTHER_PRONOUN[pronoun]], 2)
+    name = rng.choice([name for name in pool[pronoun] if name not in (pal, rival)])
     return replace(story, words={**story.words, "name": name, "pal": pal, "rival": rival})
 
 
-def refer(story: Story, rng: random.Random, split: str) -> Story:
+def swap_pronoun(story: Story, rng: random.Random, split: str) -> Story:
     """Replaces the question's pronoun by the name, or its name by the pronoun."""
     *others, last = story.parts
-    ask = last.sentence
-    if "{he}" in ask:
-        ask = ask.replace("{he}", "{name}")
+    question = last.sentence
+    if "{he}" in question:
+        question = question.replace("{he}", "{name}")
     else:
-        ask = re.sub(r"\b(does|can) \{name\}", r"\1 {he}", ask)
-    return replace(story, parts=(*others, replace(last, sentence=ask)))
+        question = re.sub(r"\b(does|can) \{name\}", r"\1 {he}", question)
+    return replace(story, parts=(*others, replace(last, sentence=question)))
 
 
-STORY_CHANGES: Mapping[str, Callable[[Story, random.Random, str], Story]] = {"name": rename, "pronoun": refer}
+STORY_CHANGES: Mapping[str, Callable[[Story, random.Random, str], Story]] = {"name": rename, "pronoun": swap_pronoun}
 
 
 def rewrite(story: Story, changes: Collection[str], rng: random.Random, split: str) -> Problem:
-    """Returns the problem with changes to its story and then to its prompt's text."""
+    """Returns the problem of a story after changes to the story, then to the prompt."""
     return surface.rewrite_story(story, STORY_CHANGES, write_problem, changes, rng, split)

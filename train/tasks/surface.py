@@ -1,6 +1,6 @@
 """Rewrites prompts as people type them: other spaces, case, stops, numbers as words. The answer stays the same.
 
-A task passes `RewritableProblem`s, which can add its own changes, such as another name or sentences in another order.
+A task passes `RewritableProblem`s, whose `rewrite` can make changes of its own too, such as other names in the story.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from .problem import Problem, split_of_sample
+from .problem import Problem, find_sample_split
 
-SHARE = 0.33  # share of the training prompts to rewrite; one in ten of these stays as it was, see `rewrite_some`
-SECOND = 0.5  # share of the rewritten training prompts in which one of HARD is changed too
-HARD = ("name", "numbers", "order")  # changes with many forms, of which a model needs many examples
+REWRITTEN_SHARE = 0.33  # of the training prompts; one in ten of these stays as it was, see `rewrite_some`
+SECOND_CHANGE_SHARE = 0.5  # share of the rewritten training prompts that get one of VARIED_CHANGES too
+VARIED_CHANGES = ("name", "numbers", "order")  # changes with so many forms that a model needs many examples
 
 SMALL = """
 zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
@@ -24,22 +24,24 @@ nineteen
 """
 LARGE = "twenty thirty forty fifty sixty seventy eighty ninety"
 ONES, TENS = tuple(SMALL.split()), tuple(LARGE.split())
-HYPHEN = 0.8  # share of the numbers from 21 on that are written with a hyphen
+HYPHEN_SHARE = 0.8  # share of the prompts that spell numbers from 21 on with a hyphen
 # A number in a sentence: not part of a name such as keep_3, of a decimal number or of -1.
 NUMBER = re.compile(r"(?<![\w'.,-])\d{1,2}(?![\w']|[.,]\d)")
 SENTENCE_START = re.compile(r"(?:^|[.?!]\s+)$")
 VERBATIM = re.compile(r"('[^']*'|\b(?:None|True|False)\b)")  # text that code needs exactly as written
 
-Change = Callable[[str, random.Random], str]
-Story = TypeVar("Story")
+TextChange = Callable[[str, random.Random], str]
+AnyStory = TypeVar("AnyStory")
 
 
 @dataclass(frozen=True, slots=True)
 class RewritableProblem:
-    """A problem, and how to rewrite it.
+    """Holds a problem before any rewriting, and a function that rewrites it.
 
-    rewrite: called with names of changes, a source of randomness and the split, `train`, `valid` or `test`. In all
-    splits but `train` it uses held-out names. Changes that the problem does not allow do nothing.
+    Attributes:
+        rewrite: called with names of changes, a source of randomness and the split (`train`, `valid` or `test`);
+            returns the changed problem. It uses held-out names, except in `train`. Changes that the problem does not
+            allow do nothing.
     """
 
     problem: Problem
@@ -55,11 +57,11 @@ def spell_number(number: int, hyphen: str = "-") -> str:
 
 
 def spell_numbers(text: str, rng: random.Random) -> str:
-    """Writes all numbers of a text as words, or some of them; one that starts a sentence gets a capital."""
+    """Writes all numbers of a text as words, or some of them; a word that starts a sentence gets a capital."""
     places = [found.start() for found in NUMBER.finditer(text)]
     if len(places) > 1 and rng.random() < 0.5:
         places = rng.sample(places, rng.randrange(1, len(places)))
-    hyphen = "-" if rng.random() < HYPHEN else " "
+    hyphen = "-" if rng.random() < HYPHEN_SHARE else " "
 
     def spell(found: re.Match[str]) -> str:
         if found.start() not in places:
@@ -89,7 +91,7 @@ def uppercase_word(text: str, rng: random.Random) -> str:
 
 
 # Changes to sentences, in the order in which they are made: case after words.
-PROSE: Mapping[str, Change] = {
+PROSE: Mapping[str, TextChange] = {
     "numbers": spell_numbers,
     "no_stop": lambda text, rng: re.sub(r"[.?!]+$", "", text),
     "lower_case": lower_case,
@@ -98,7 +100,7 @@ PROSE: Mapping[str, Change] = {
     "double_spaces": double_spaces,
 }
 # Changes to the whole prompt.
-EDGES: Mapping[str, Change] = {
+EDGES: Mapping[str, TextChange] = {
     "space_before": lambda text, rng: " " * rng.randint(1, 2) + text,
     "space_after": lambda text, rng: text + " " * rng.randint(1, 3),
     "newline": lambda text, rng: text + "\n" * rng.randint(1, 2),
@@ -106,8 +108,8 @@ EDGES: Mapping[str, Change] = {
 CHANGES = (*PROSE, *EDGES)
 
 
-def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table: Mapping[str, Change]) -> str:
-    """Applies to a text those changes that are in the table."""
+def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table: Mapping[str, TextChange]) -> str:
+    """Applies to a text, in the table's order, those of the changes that the table has."""
     for name, change in table.items():
         if name in changes:
             text = change(text, rng)
@@ -115,14 +117,14 @@ def rewrite_text(text: str, changes: Collection[str], rng: random.Random, table:
 
 
 def rewrite_story(
-    story: Story,
-    table: Mapping[str, Callable[[Story, random.Random, str], Story]],
-    write_problem: Callable[[Story], Problem],
+    story: AnyStory,
+    table: Mapping[str, Callable[[AnyStory, random.Random, str], AnyStory]],
+    write_problem: Callable[[AnyStory], Problem],
     changes: Collection[str],
     rng: random.Random,
     split: str,
 ) -> Problem:
-    """Returns the problem that `write_problem` makes of a story, after changes to it (`table`), then to the prompt."""
+    """Returns the problem of a story after changes: those in `table` to the story, the others to its prompt."""
     for name, change in table.items():
         if name in changes:
             story = change(story, rng, split)
@@ -130,25 +132,24 @@ def rewrite_story(
     return replace(problem, prompt=rewrite_text(problem.prompt, changes, rng, {**PROSE, **EDGES}))
 
 
-def rewrite_for(
+def rewrite_split(
     split: str, seed: int, drafts: Iterable[RewritableProblem], changes: Sequence[str]
 ) -> Iterator[Problem]:
-    """Yields the problems of a split: some rewritten in `train`, each in a `_surface` split, none in the others."""
-    changing, plain = random.Random(f"surface-{split}-{seed}"), split.removesuffix("_surface")
+    """Yields the problems of a split: some rewritten in `train`, all in a `_surface` split, none in the others."""
+    rng, plain = random.Random(f"surface-{split}-{seed}"), split.removesuffix("_surface")
     if split == "train":
-        return rewrite_some(drafts, changes, changing)
+        return rewrite_some(drafts, changes, rng)
     if split != plain:
-        return rewrite_each(drafts, changes, changing, plain)
+        return rewrite_each(drafts, changes, rng, plain)
     return (draft.problem for draft in drafts)
 
 
 def rewrite_each(
     drafts: Iterable[RewritableProblem], changes: Sequence[str], rng: random.Random, split: str
 ) -> Iterator[Problem]:
-    """Yields every problem of a split with one change that it allows, named by `group`.
+    """Yields every problem of a split with one change; `group` names the change.
 
-    Of the changes that a prompt allows, it gets the one made least often so far, as not every prompt allows all of
-    them.
+    A prompt does not allow every change. Of those that it allows, it gets the one that was made least often so far.
     """
     made: Counter[str] = Counter()
     for draft in drafts:
@@ -159,25 +160,25 @@ def rewrite_each(
 
 
 def rewrite_some(drafts: Iterable[RewritableProblem], changes: Sequence[str], rng: random.Random) -> Iterator[Problem]:
-    """Yields every problem, SHARE of them with one or two changes.
+    """Yields every problem, REWRITTEN_SHARE of them with one or two changes.
 
-    A prompt is left as it was if the hash of its rewritten form is of another split, so that no rewriting makes a
-    prompt of `valid` or `test`.
+    A prompt is left as it was if its rewritten form is hashed to another split, so no prompt of `valid` or `test` comes
+    out of the training problems.
     """
     for draft in drafts:
         problem = draft.problem
-        if rng.random() < SHARE:
-            change, other = rewrite_once(draft, rng.sample(changes, len(changes)), rng, "train")
-            if rng.random() < SECOND:
-                other = draft.rewrite((change, rng.choice(HARD)), rng, "train")
-            problem = other if split_of_sample(other.prompt) == "train" else problem
+        if rng.random() < REWRITTEN_SHARE:
+            change, rewritten = rewrite_once(draft, rng.sample(changes, len(changes)), rng, "train")
+            if rng.random() < SECOND_CHANGE_SHARE:
+                rewritten = draft.rewrite((change, rng.choice(VARIED_CHANGES)), rng, "train")
+            problem = rewritten if find_sample_split(rewritten.prompt) == "train" else problem
         yield problem
 
 
 def rewrite_once(
     draft: RewritableProblem, changes: Sequence[str], rng: random.Random, split: str
 ) -> tuple[str, Problem]:
-    """Returns the first of the changes that the prompt allows, and the problem with it."""
+    """Returns the first change that the prompt allows, and the problem with that change."""
     for change in changes:
         problem = draft.rewrite((change,), rng, split)
         if problem.prompt != draft.problem.prompt:

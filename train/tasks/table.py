@@ -13,7 +13,7 @@ from runtime.errors import UserError
 from train.huggingface.token_merging import QWEN2_SPLIT
 
 from . import functions, intents, jsonl, pronunciation, word_problems
-from .problem import Problem, split_of
+from .problem import Problem, find_split
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,16 +24,16 @@ class Task:
         problems: called with split, count, seed; yields problems.
         grade_many: called with problems and texts; returns which texts are right.
         measure: called with problems and texts; returns more figures, by name, for a report.
-        shares: names of those figures that are shares of the problems, which a report gives with intervals.
+        shares: names of those figures that are shares of the problems; a report gives their confidence intervals.
         form: called without arguments; returns the form that every answer fills. None if the task has no form.
-        split: regular expression of the tokenizer's units: no token spans two of its matches.
+        split_pattern: regular expression that pre-tokenizes texts: no token spans two of its matches.
     """
 
     name: str
     problems: Callable[[str, int, int], Iterator[Problem]]
     grade_many: Callable[[Sequence[Problem], Sequence[str]], list[bool]]
     measure: Callable[[Sequence[Problem], Sequence[str]], Mapping[str, float]] = lambda problems, texts: {}
-    split: str = QWEN2_SPLIT
+    split_pattern: str = QWEN2_SPLIT
     shares: tuple[str, ...] = ()
     form: Callable[[], Form] | None = None
 
@@ -43,8 +43,8 @@ class Task:
         return [value for part in parts if isinstance(part, Field) for value in part.values]
 
 
-def each_alone(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Problem], Sequence[str]], list[bool]]:
-    """Returns a function that grades many texts, each by itself."""
+def make_grade_many(grade: Callable[[Problem, str], bool]) -> Callable[[Sequence[Problem], Sequence[str]], list[bool]]:
+    """Returns a function that grades many texts by calling `grade` for each."""
     return lambda problems, texts: [grade(problem, text) for problem, text in zip(problems, texts, strict=True)]
 
 
@@ -52,26 +52,26 @@ def _make_pronounce(name: str, **options: Any) -> Task:
     return Task(
         name,
         partial(pronunciation.sample_problems, **options),
-        each_alone(pronunciation.grade),
+        make_grade_many(pronunciation.grade),
         pronunciation.compute_error_rates,
-        pronunciation.SPLIT,
+        pronunciation.SPLIT_PATTERN,
         pronunciation.SHARES,
     )
 
 
-_grade_math = each_alone(word_problems.grade)
+_grade_math = make_grade_many(word_problems.grade)
 
 TASKS = {
     "math": Task("math", word_problems.sample_problems, _grade_math),
     "code": Task("code", functions.sample_problems, functions.grade_many),
     "pronounce": _make_pronounce("pronounce"),
-    "pronounce_by_word": _make_pronounce("pronounce_by_word", split_word=split_of),  # as in published splits
+    "pronounce_by_word": _make_pronounce("pronounce_by_word", find_word_split=find_split),  # as in published splits
     "intents": Task(
         "intents",
         intents.sample_problems,
-        each_alone(intents.grade),
+        make_grade_many(intents.grade),
         intents.measure,
-        intents.SPLIT,
+        intents.SPLIT_PATTERN,
         intents.SHARES,
         intents.make_form,
     ),
@@ -85,11 +85,11 @@ def choose_tasks(names: str, data: Path | None = None) -> tuple[Task, ...]:
     """
     if data is not None:
         return (from_file(data),)
-    wanted = [name.strip() for name in names.split(",")]
-    for name in wanted:
+    chosen = [name.strip() for name in names.split(",")]
+    for name in chosen:
         if name not in TASKS:
             raise UserError(f"unknown task {name!r}; the tasks are {', '.join(TASKS)}, or give --data FILE.jsonl")
-    return tuple(TASKS[name] for name in wanted)
+    return tuple(TASKS[name] for name in chosen)
 
 
 def from_file(path: Path) -> Task:
@@ -99,4 +99,4 @@ def from_file(path: Path) -> Task:
     def grade_many(problems: Sequence[Problem], texts: Sequence[str]) -> list[bool]:
         return jsonl.grade_many(problems, texts, _grade_math, functions.grade_many)
 
-    return Task(path.stem, lambda split, count, seed: jsonl.draw_problems(lines, split, count, seed), grade_many)
+    return Task(path.stem, lambda split, count, seed: jsonl.sample_problems(lines, split, count, seed), grade_many)

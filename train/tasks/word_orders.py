@@ -1,7 +1,7 @@
-"""Lists stories of the training templates in another order, by template; the closing question comes after them.
+"""Lists stories of training templates with their sentences in another order, by template; the question stays last.
 
-Only for templates whose events may come in any order: "Then", "the rest" and pronouns still refer to what comes
-before, and the tense of a verb shows what was earlier.
+Only some templates allow another order: "then", "the rest" and pronouns must still refer to the right sentence, and a
+verb in the past tense shows what happened earlier.
 """
 
 # one entry is one story here
@@ -9,7 +9,7 @@ before, and the tense of a verb shows what was earlier.
 # ruff: noqa: E501
 from __future__ import annotations
 
-ORDERS = {
+REORDERED_STORIES = {
     "bags_given": "There are {each} {item} in each bag. {name} buys {bags} bags of {item}. Then {he} gives {given} of the {item} to {pal}.",
     "trays_shared": "{kids} {people} share all the {item} of {name} equally. {name} bakes {trays} trays of {item} with {each} {item} on each tray.",
     "weeks_saved": "{name} adds {save} dollars to a jar every week for {weeks} weeks. There were {start} dollars in the jar before.",

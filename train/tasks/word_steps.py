@@ -1,20 +1,20 @@
-"""The steps of word problems: how one is written, and the rules on the size of its numbers."""
+"""Parses and runs the steps of word problems, and defines the rules on the size of their numbers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-HIM = {"he": "him", "she": "her"}
-HIS = {"he": "his", "she": "her"}
-LOWEST_RESULT = 2  # so that every noun in the texts is rightly in the plural
+OBJECT_PRONOUNS = {"he": "him", "she": "her"}
+POSSESSIVE_PRONOUNS = {"he": "his", "she": "her"}
+LOWEST_RESULT = 2  # every noun in the texts is in the plural
 HIGHEST_RESULT = 99
-FACTORS = range(2, 10)
+FACTORS = range(2, 10)  # operands of `*`, and divisors
 
 
 @dataclass(frozen=True, slots=True)
 class Calculation:
-    """A calculation `result = left op right`; an operand is a variable or a number written out."""
+    """Describes the calculation `result = left op right`; each operand is the name of a variable or digits."""
 
     result: str
     left: str
@@ -25,7 +25,7 @@ class Calculation:
 def parse_steps(text: str) -> tuple[Calculation, ...]:
     """Parses steps written `total = boxes * each; left = total - eaten`.
 
-    Raises ValueError for a step of another form, and for one that uses no result of an earlier step.
+    Raises ValueError for a step of another form, and for a later step that does not use a result of an earlier one.
     """
     steps: list[Calculation] = []
     for part in text.split(";"):
@@ -58,7 +58,7 @@ def calculate(left: int, op: str, right: int) -> int | None:
 
 
 def run_steps(steps: Sequence[Calculation], values: dict[str, int], highest: int = HIGHEST_RESULT) -> bool:
-    """Adds the results of the steps to `values`; returns False if one breaks a rule or is above `highest`."""
+    """Adds the results of the steps to `values`; returns False if one breaks a rule or exceeds `highest`."""
     for step in steps:
         result = calculate(values[step.left], step.op, values[step.right])
         if result is None or result > highest:

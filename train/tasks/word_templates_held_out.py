@@ -1,4 +1,4 @@
-"""Lists the word-problem templates that training never samples, to test on unseen kinds of story."""
+"""Lists the word-problem templates of the split `test_templates`; no other split has them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""The long training templates, of four and five steps."""
+"""Lists the long training templates, of four and five steps."""
 
 from __future__ import annotations
 
-from .word_templates import FRUIT, GOODS, PEOPLE, PLANTS, RIDE, SWEETS, TOYS, Template
+from .word_templates import FRUIT, GOODS, PEOPLE, PLANTS, SWEETS, TOYS, VEHICLES, Template
 
 FOUR_STEPS = (
     Template(
@@ -37,7 +37,7 @@ FOUR_STEPS = (
         ("How many people are on the {ride} now?", "How many people does the {ride} carry then?"),
         "After {off} get off, [left] people are left. After {on} get on, there are [now] people. Half get "
         "off, so [half] people stay. With {last} more there are [end] people.",
-        {"ride": RIDE},
+        {"ride": VEHICLES},
     ),
     Template(
         "rabbit_garden",
@@ -127,7 +127,7 @@ FIVE_STEPS = (
         ("How many people stay on the {ride}?",),
         "First {off} get off and [one] stay. Then {on} get on and there are [two]. Next {out} get off and "
         "[three] stay. Then there are [four] people. Half get off, so [half] stay.",
-        {"ride": RIDE},
+        {"ride": VEHICLES},
     ),
     Template(
         "party_tables",

@@ -1,11 +1,11 @@
-"""The templates of one step, in the words of a visitor's first try; `train` has some of them, `test_simple` others."""
+"""Lists the templates of one step, worded like a visitor's first try; the splits `train`, `valid_simple` and `test_simple` have them."""
 
 # one entry is a few lines here; one argument per line would make it three times as long
 # fmt: off
 # ruff: noqa: E501
 from __future__ import annotations
 
-from .word_templates import FRUIT, GOODS, PEOPLE, PLANTS, RIDE, SWEETS, TOYS, Template
+from .word_templates import FRUIT, GOODS, PEOPLE, PLANTS, SWEETS, TOYS, VEHICLES, Template
 
 THINGS = FRUIT + SWEETS + TOYS + GOODS
 FOOD = FRUIT + SWEETS
@@ -133,12 +133,12 @@ SIMPLE_TEMPLATES = (
         "There are {first} people on a {ride}. Then {on} more get on.",
         ("How many people are on the {ride} now?", "How many people are there now?"),
         "There are {first} people and {on} more get on, so there are [now] people on the {ride}.",
-        {"ride": RIDE}),
+        {"ride": VEHICLES}),
     Template("people_off", {"first": (4, 60), "off": (2, 40)}, "left = first - off",
         "There are {first} people on a {ride}. Then {off} get off.",
         ("How many people are left on the {ride}?", "How many people are still on the {ride}?"),
         "There are {first} people and {off} get off, so [left] people are left on the {ride}.",
-        {"ride": RIDE}),
+        {"ride": VEHICLES}),
     Template("boys_and_girls", {"boys": (2, 40), "girls": (2, 40)}, "kids = boys + girls",
         "There are {boys} boys and {girls} girls in a {place}.",
         ("How many children are there?", "How many children are in the {place}?"),

@@ -1,4 +1,4 @@
-"""Makes a trained model deeper without changing what it computes (depth expansion), as the start of a larger one."""
+"""Makes a trained model deeper without changing what it computes (depth expansion), to start a larger model from it."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from runtime.errors import UserError
 from train.checkpoint import Checkpoint
 
 LAYER = re.compile(r"(.*\blayers\.)(\d+)(\..*)")
-SILENT = (
-    "self_attn.o_proj.weight",
-    "mlp.down_proj.weight",
-)  # everything that a layer adds to the residual stream passes through one of these
+# Everything that a layer adds to the residual stream passes through one of these; if both are zero, it adds nothing.
+OUTPUT_PROJECTIONS = ("self_attn.o_proj.weight", "mlp.down_proj.weight")
 
 
 def deepen(start: Checkpoint, layers: int) -> Checkpoint:
-    """Returns the model with `layers` layers: its own, and copies that add 0, evenly spread, each after its original.
+    """Returns a model with `layers` layers that computes the same as `start`: its own layers and copies that add 0.
 
-    Depth expansion as in Net2Net (Chen et al. 2015, arXiv 1511.05641), for residual layers. Raises UserError if the
-    model has more layers already.
+    The copies are spread evenly, each after its original. This is depth expansion as in Net2Net (Chen et al. 2015,
+    arXiv 1511.05641), for residual layers. Raises UserError if the model already has more layers.
     """
-    had = start.model.layers
-    if layers < had:
-        raise UserError(f"{layers} layers were requested of a model that has {had}; give --layers {had} or more")
-    originals = [place * had // layers for place in range(layers)]
+    start_layers = start.model.layers
+    if layers < start_layers:
+        raise UserError(
+            f"{layers} layers were requested of a model that has {start_layers}; give --layers {start_layers} or more"
+        )
+    originals = [index * start_layers // layers for index in range(layers)]  # by new layer, the index of its original
     weights: dict[str, Tensor] = {}
     for name, tensor in start.weights.items():
-        if (parts := LAYER.fullmatch(name)) is None:
+        if (match := LAYER.fullmatch(name)) is None:
             weights[name] = tensor
             continue
-        places = [place for place, original in enumerate(originals) if original == int(parts[2])]
-        for place in places:
-            silent = place != places[0] and parts[3].endswith(SILENT)
-            weights[f"{parts[1]}{place}{parts[3]}"] = torch.zeros_like(tensor) if silent else tensor
+        prefix, layer, suffix = match.groups()
+        copies = [index for index, original in enumerate(originals) if original == int(layer)]
+        for index in copies:
+            silent = index != copies[0] and suffix.endswith(OUTPUT_PROJECTIONS)
+            weights[f"{prefix}{index}{suffix}"] = torch.zeros_like(tensor) if silent else tensor
     return replace(start, model=replace(start.model, layers=layers), weights=weights)

@@ -1,10 +1,9 @@
-"""Implements Muon, which makes every update of a matrix orthogonal (Jordan et al. 2024,
-https://kellerjordan.github.io/posts/muon).
+"""Implements Muon, an optimizer that makes every update of a matrix orthogonal.
 
-torch.optim.Muon orthogonalizes in bf16, one matrix after the other. On a CPU without bf16 instructions that takes
-seconds, several times longer than the forward and the backward pass. Here matrices of one shape are batched and
-multiplied in the weights' precision, or in bf16 if `bf16` is set. Apart from rounding the
-result is that of torch's with adjust_lr_fn="match_rms_adamw".
+Source: Jordan et al. 2024, https://kellerjordan.github.io/posts/muon. Apart from rounding, updates are those of
+torch.optim.Muon with adjust_lr_fn="match_rms_adamw". That one orthogonalizes one matrix after the other, in bf16. On a
+CPU without bf16 instructions this takes seconds per update, several times as long as the forward and the backward pass.
+Here matrices of one shape are orthogonalized as a batch, in the weights' precision or, if `bf16` is set, in bf16.
 """
 
 from __future__ import annotations
@@ -14,17 +13,22 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic iteration, by its authors
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of the quintic Newton-Schulz iteration, as its authors have them
 ITERATIONS = 5
-# An update's root mean square, about AdamW's, so that AdamW's learning rates fit (Liu et al. 2025, arXiv 2502.16982).
-SCALE = 0.2
+# Root mean square of an update at learning rate 1. It is about AdamW's, so that AdamW's learning rates fit (Liu et al.
+# 2025, arXiv 2502.16982).
+UPDATE_RMS = 0.2
 
 
 class Muon(torch.optim.Optimizer):
-    """Updates matrices by their orthogonalized momentum.
+    """Updates matrices by their orthogonalized Nesterov momentum.
 
-    Weight decay is decoupled and scaled by the learning rate, as in AdamW; the momentum is Nesterov's. bf16: whether to
-    multiply in bf16 and not in the weights' precision.
+    Args:
+        params: the matrices.
+        lr: learning rate.
+        weight_decay: share of a matrix that is subtracted per update, times the learning rate (decoupled, as in AdamW).
+        momentum: decay of the gradients' moving average.
+        bf16: whether to orthogonalize in bf16 instead of the weights' precision.
     """
 
     def __init__(
@@ -39,18 +43,21 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise TypeError("Muon.step takes no closure")
         for group in self.param_groups:
-            alike = dict[torch.Size, list[Tensor]]()
+            by_shape = dict[torch.Size, list[Tensor]]()
             for matrix in group["params"]:
                 if matrix.grad is not None:
-                    alike.setdefault(matrix.shape, []).append(matrix)
-            for shape, matrices in alike.items():
-                moved = torch.stack([self._update_momentum(matrix, group["momentum"]) for matrix in matrices])
-                updates = orthogonalize(moved.bfloat16() if self.bf16 else moved).to(moved.dtype)
+                    by_shape.setdefault(matrix.shape, []).append(matrix)
+            for shape, matrices in by_shape.items():
+                momenta = torch.stack([self._update_momentum(matrix, group["momentum"]) for matrix in matrices])
+                updates = orthogonalize(momenta.bfloat16() if self.bf16 else momenta).to(momenta.dtype)
                 torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-                torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"] * SCALE * max(shape) ** 0.5)
+                torch._foreach_add_(matrices, updates.unbind(), alpha=-group["lr"] * UPDATE_RMS * max(shape) ** 0.5)
 
     def _update_momentum(self, matrix: Tensor, momentum: float) -> Tensor:
-        """Adds the gradient to a matrix's average; returns the average with the gradient added once more (Nesterov)."""
+        """Mixes a matrix's gradient into the average of its gradients; returns the Nesterov momentum.
+
+        That is the average with the gradient mixed in once more.
+        """
         assert matrix.grad is not None
         state = self.state[matrix]
         if not state:
@@ -60,12 +67,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
-    """Brings the singular values of matrices [count, rows, columns] near 1 (0.7 to 1.2); singular vectors stay."""
+    """Moves the singular values of matrices [count, rows, columns] near 1 (0.7 to 1.2); keeps the singular vectors."""
     if matrices.shape[-2] > matrices.shape[-1]:
         return orthogonalize(matrices.mT).mT
     a, b, c = COEFFICIENTS
-    found = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
-    for _ in range(ITERATIONS):
-        gram = found @ found.mT
-        found = torch.baddbmm(found, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), found, beta=a)
-    return found
+    x = matrices / matrices.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(ITERATIONS):  # x = a x + (b g + c g²) x, with g = x xᵀ
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x

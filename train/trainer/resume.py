@@ -1,10 +1,10 @@
 """Stores the state from which a stopped training run resumes: in one file, or in one shard per process and a manifest.
 
-A single process writes `<out>.resume` with torch.save; it is read with weights_only. Several processes write a manifest
-there, a line of JSON with STEP and N of `<out>.resume.shards/STEP-RANK-of-N.safetensors`; each shard has its process's
-rows of every tensor. The manifest is replaced in one rename once all shards are complete; then older shards are
-removed. Any number of processes can read either form. Neither has code in it: torch.distributed.checkpoint is not used,
-because its metadata is a pickle.
+A single process writes `<out>.resume` with torch.save; it is read with weights_only. Several processes write
+`<out>.resume.shards/STEP-RANK-of-N.safetensors`, each with its process's rows of every tensor, and a manifest at
+`<out>.resume`, a line of JSON with STEP and N. The manifest is replaced in one rename once all shards are complete;
+then older shards are removed. Any number of processes can read either form. Neither contains code, unlike those of
+torch.distributed.checkpoint, whose metadata is a pickle.
 """
 
 from __future__ import annotations
@@ -35,17 +35,22 @@ from .run_fingerprint import list_changed_options
 
 FORMAT = 1
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW; each process has its own rows of them
-BROKEN = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
+# What reading a damaged file may raise.
+DAMAGE = (OSError, RuntimeError, EOFError, ValueError, KeyError, TypeError, pickle.UnpicklingError, SafetensorError)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The state of training: parameters by name (this process's rows), their averages, and the optimizers.
+    """Holds the state of training.
 
-    muon: None if AdamW updates all parameters, as it does with several processes.
+    Attributes:
+        parameters: the trained parameters by name, of sharded ones this process's rows.
+        average: their moving averages, likewise.
+        optimizer: the optimizer of all parameters, or of those that Muon does not update.
+        muon: None if AdamW updates all parameters, as it does with several processes.
     """
 
-    learned: Mapping[str, nn.Parameter]
+    parameters: Mapping[str, nn.Parameter]
     average: Mapping[str, Tensor]
     optimizer: torch.optim.AdamW
     muon: Muon | None = None
@@ -55,37 +60,37 @@ class Run:
         """Returns all optimizers."""
         return (self.optimizer,) if self.muon is None else (self.optimizer, self.muon)
 
-    def list_places(self) -> dict[str, int]:
+    def map_state_indices(self) -> dict[str, int]:
         """Returns each parameter's index in AdamW's state, by name."""
         order = [id(each) for group in self.optimizer.param_groups for each in group["params"]]
-        return {name: order.index(id(each)) for name, each in self.learned.items()}
+        return {name: order.index(id(parameter)) for name, parameter in self.parameters.items()}
 
 
 def make_path(out: Path) -> Path:
-    """Returns the path of the file from which the run that makes `out` would be resumed."""
+    """Returns the path of the file from which a run that writes `out` resumes."""
     out = files.resolve_name(out)
     return out.with_name(out.name + ".resume")
 
 
 def forget(out: Path) -> None:
-    """Removes the files from which a run would be resumed; call it once `out` is written."""
+    """Removes the files from which a run that writes `out` resumes. Call it once `out` is written."""
     path = make_path(out)
     path.unlink(missing_ok=True)
     shutil.rmtree(_make_folder_path(path), ignore_errors=True)
     files.sweep(path)
 
 
-def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
-    """Writes the state of all processes after `step` updates, and then replaces the older one.
+def save(path: Path, fingerprint: dict[str, Any], step: int, run: Run) -> None:
+    """Writes the state of all processes after `step` updates; the older state is replaced only when it is complete.
 
     Raises UserError if it cannot be written.
     """
     if distributed.count_processes() > 1:
-        return _save_shards(path, identity, step, run)
+        return _save_shards(path, fingerprint, step, run)
     state = {
-        "identity": identity,
+        "identity": fingerprint,
         "step": step,
-        "model": {name: parameter.detach() for name, parameter in run.learned.items()},
+        "model": {name: parameter.detach() for name, parameter in run.parameters.items()},
         "optimizer": run.optimizer.state_dict(),
         "average": dict(run.average),
     }
@@ -95,49 +100,52 @@ def save(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
     shutil.rmtree(_make_folder_path(path), ignore_errors=True)  # shards that several processes wrote before
 
 
-def load(path: Path, identity: dict[str, Any], run: Run, sizes: Mapping[str, torch.Size]) -> int:
-    """Restores a stopped run; returns the step to resume with, 0 if there is no such run.
+def load(path: Path, fingerprint: dict[str, Any], run: Run, sizes: Mapping[str, torch.Size]) -> int:
+    """Restores a stopped run into `run`; returns the number of updates that it had made, 0 if there is no such run.
 
-    sizes: the shapes of the whole parameters. Raises UserError for a run with another fingerprint, as silently starting
-    over would lose what it had learned.
+    sizes: the shapes of the whole parameters. Raises UserError for a run with another fingerprint, since to start over
+    silently would lose its training.
     """
     if not path.exists():
         return 0
     try:
         if _is_manifest(path):
             manifest = _read_manifest(path)
-            _check(path, manifest["identity"], identity)
-            _take_shards(path, manifest["step"], manifest["processes"], run, sizes)
+            _check_fingerprint(path, manifest["identity"], fingerprint)
+            _restore_from_shards(path, manifest["step"], manifest["processes"], run, sizes)
             return int(manifest["step"])
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=distributed.count_processes() > 1)
-        _check(path, state["identity"], identity)
-        _take(state, run)
+        _check_fingerprint(path, state["identity"], fingerprint)
+        _restore_from_file(state, run)
         return int(state["step"])
     except UserError:
         raise
-    except BROKEN as error:
+    except DAMAGE as error:
         what = f"{path} is not a stopped run to continue ({_explain(error)})"
         raise UserError(f"{what}; delete it to start afresh") from None
 
 
 def _explain(error: Exception) -> str:
-    """Returns why a file cannot be resumed from; of truncated ones, libraries report only internals or nothing."""
+    """Returns why a run cannot resume from a file.
+
+    Libraries report nothing useful about truncated files, so those are just called damaged.
+    """
     if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a seek before the start
         return f"{error.strerror}: {Path(error.filename).name}" if error.filename else str(error.strerror)
     plain = type(error) is ValueError or isinstance(error, FileNotFoundError)
     return describe_error(error, 200) if plain else "it is damaged or cut short"
 
 
-def _check(path: Path, there: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    if other := list_changed_options(there, identity):
+def _check_fingerprint(path: Path, stored: Mapping[str, Any], fingerprint: Mapping[str, Any]) -> None:
+    if differences := list_changed_options(stored, fingerprint):
         raise UserError(
-            f"{path} is of a stopped run that differs in {', '.join(other)}; give the same options to go on with it, "
-            "or delete it to start afresh"
+            f"{path} is of a stopped run that differs in {', '.join(differences)}; give the same options to go on with "
+            "it, or delete it to start afresh"
         )
 
 
-def _take(state: Mapping[str, Any], run: Run) -> None:
-    """Restores this process's rows of every tensor from a single process's file."""
+def _restore_from_file(state: Mapping[str, Any], run: Run) -> None:
+    """Restores this process's rows of every tensor from the state that a single process saved."""
     optimizer = state["optimizer"]
     if distributed.count_processes() > 1:
         optimizer = {**optimizer, "state": {i: _take_own_moments(each) for i, each in optimizer["state"].items()}}
@@ -145,7 +153,7 @@ def _take(state: Mapping[str, Any], run: Run) -> None:
     if run.muon is not None:
         run.muon.load_state_dict(state["muon"])
     with torch.no_grad():
-        for name, parameter in run.learned.items():
+        for name, parameter in run.parameters.items():
             parameter.copy_(_take_own_rows(state["model"][name]))
             run.average[name].copy_(_take_own_rows(state["average"][name]))
 
@@ -166,9 +174,9 @@ def _make_shard_path(path: Path, step: int, rank: int, processes: int) -> Path:
     return _make_folder_path(path) / f"{step}-{rank}-of-{processes}.safetensors"
 
 
-def _save_shards(path: Path, identity: dict[str, Any], step: int, run: Run) -> None:
+def _save_shards(path: Path, fingerprint: dict[str, Any], step: int, run: Run) -> None:
     tensors = dict[str, Tensor]()
-    for name, parameter in run.learned.items():
+    for name, parameter in run.parameters.items():
         tensors |= {f"model {name}": parameter.detach(), f"average {name}": run.average[name]}
         state = run.optimizer.state.get(parameter, {})
         tensors |= {f"{kind} {name}": each for kind, each in state.items()}
@@ -176,16 +184,16 @@ def _save_shards(path: Path, identity: dict[str, Any], step: int, run: Run) -> N
     processes = distributed.count_processes()
     shard = _make_shard_path(path, step, distributed.get_rank(), processes)
     distributed.run_in_every_process(lambda: replace_file(shard, lambda temporary: save_file(stored, temporary)))
-    values = {"format": FORMAT, "step": step, "processes": processes, "identity": identity}
+    values = {"format": FORMAT, "step": step, "processes": processes, "identity": fingerprint}
 
-    def switch() -> None:
+    def switch_manifest() -> None:
         replace_file(path, lambda temporary: temporary.write_text(json.dumps(values) + "\n", encoding="utf-8"))
-        named = {_make_shard_path(path, step, rank, processes).name for rank in range(processes)}
+        current = {_make_shard_path(path, step, rank, processes).name for rank in range(processes)}
         for older in _make_folder_path(path).iterdir():
-            if older.name not in named:
+            if older.name not in current:
                 older.unlink() if older.is_file() else shutil.rmtree(older, ignore_errors=True)
 
-    distributed.run_in_first_process(switch)
+    distributed.run_in_first_process(switch_manifest)
 
 
 def _is_manifest(path: Path) -> bool:
@@ -202,26 +210,29 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return values
 
 
-def _take_shards(path: Path, step: int, processes: int, run: Run, sizes: Mapping[str, torch.Size]) -> None:
+def _restore_from_shards(path: Path, step: int, processes: int, run: Run, sizes: Mapping[str, torch.Size]) -> None:
     """Restores this process's rows from the shards of any number of processes."""
     with _open_shards([_make_shard_path(path, step, rank, processes) for rank in range(processes)]) as shards:
         known = set(shards[0].keys())
 
-        def own(kind: str, name: str) -> Tensor:
+        def read_rows(kind: str, name: str) -> Tensor:
             length = sizes[name][0]
             return _read_rows(shards, f"{kind} {name}", distributed.choose_rows(length), length)
 
-        optimizer, places = run.optimizer.state_dict(), run.list_places()
+        optimizer, indices = run.optimizer.state_dict(), run.map_state_indices()
         optimizer["state"] = {
-            places[name]: {"step": shards[0].get_tensor(f"step {name}"), **{kind: own(kind, name) for kind in MOMENTS}}
-            for name in run.learned
+            indices[name]: {
+                "step": shards[0].get_tensor(f"step {name}"),
+                **{kind: read_rows(kind, name) for kind in MOMENTS},
+            }
+            for name in run.parameters
             if f"step {name}" in known
         }
         run.optimizer.load_state_dict(optimizer)
         with torch.no_grad():
-            for name, parameter in run.learned.items():
-                parameter.copy_(own("model", name))
-                run.average[name].copy_(own("average", name))
+            for name, parameter in run.parameters.items():
+                parameter.copy_(read_rows("model", name))
+                run.average[name].copy_(read_rows("average", name))
 
 
 @contextmanager
@@ -230,16 +241,19 @@ def _open_shards(paths: list[Path]) -> Iterator[list[Any]]:
         yield [stack.enter_context(safe_open(path, framework="pt")) for path in paths]
 
 
-def _read_rows(shards: list[Any], key: str, wanted: slice, length: int) -> Tensor:
-    """Returns the `wanted` rows of a tensor from all shards. Raises ValueError if they do not have `length` rows."""
-    stored = [shard.get_slice(key) for shard in shards]
-    found, first = [], 0
-    for part in stored:
-        there = part.get_shape()[0]
-        start, stop = max(wanted.start - first, 0), min(wanted.stop - first, there)
+def _read_rows(shards: list[Any], key: str, rows: slice, length: int) -> Tensor:
+    """Returns the rows `rows` of a tensor that is divided among the shards.
+
+    Raises ValueError if the shards together do not have `length` rows.
+    """
+    slices = [shard.get_slice(key) for shard in shards]
+    parts, first = [], 0  # first: index in the whole tensor of a shard's first row
+    for shard_slice in slices:
+        count = shard_slice.get_shape()[0]
+        start, stop = max(rows.start - first, 0), min(rows.stop - first, count)
         if start < stop:
-            found.append(part[start:stop])
-        first += there
+            parts.append(shard_slice[start:stop])
+        first += count
     if first != length:
         raise ValueError(f"{key} has {first} rows, expected {length}")
-    return torch.cat(found) if found else torch.empty(0, *stored[0].get_shape()[1:])
+    return torch.cat(parts) if parts else torch.empty(0, *slices[0].get_shape()[1:])

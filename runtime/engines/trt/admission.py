@@ -12,14 +12,14 @@ from ...bundle.manifest import Build, Engine, check_regular
 from ...errors import UserError
 from .cuda import Gpu
 
-TARGET = re.compile(r"sm(\d+)(\+?)")
+TARGET_PATTERN = re.compile(r"sm(\d+)(\+?)")
 
 
 def covers(target: str, capability: int) -> bool:
     """Returns whether an engine's target, such as `sm86,sm89` or `sm80+`, includes GPUs of this compute capability."""
     for part in target.split(","):
-        found = TARGET.fullmatch(part)
-        if found and (int(found[1]) == capability or (found[2] and int(found[1]) <= capability)):
+        match = TARGET_PATTERN.fullmatch(part)
+        if match and (int(match[1]) == capability or (match[2] and int(match[1]) <= capability)):
             return True
     return False
 
@@ -37,7 +37,7 @@ def parse_version(version: str) -> list[int]:
 
 
 def explain_refusal(engine: Engine, build: Build, gpu: Gpu, version: str) -> str | None:
-    """Returns why an engine does not run on this GPU with this version of its library; None if it does."""
+    """Returns why an engine does not run on this GPU with this version of its library, None if it does."""
     if not covers(engine.target, gpu.capability):
         return f"was built for {engine.target}, here is a GPU of sm{gpu.capability} ({gpu.name})"
     if build.device is not None and build.device != gpu.name:
@@ -50,21 +50,21 @@ def explain_refusal(engine: Engine, build: Build, gpu: Gpu, version: str) -> str
 def list_siblings(engines: Sequence[Engine], first: Engine) -> list[Engine]:
     """Returns `first` and the engines that differ from it only in capacity, in order of capacity."""
 
-    def kind(engine: Engine) -> tuple[object, ...]:
+    def list_settings(engine: Engine) -> tuple[object, ...]:
         build = engine.build
-        own = (build.flavor, build.version, build.device, build.batch, build.dtype) if build else ()
-        calibrated = (engine.gate, engine.decision_temperature)  # the first engine's are used for all
-        return (engine.dialect, engine.precision, engine.target, *calibrated, *own)
+        build_settings = (build.flavor, build.version, build.device, build.batch, build.dtype) if build else ()
+        calibration = (engine.gate, engine.decision_temperature)  # the first engine's are used for all
+        return (engine.dialect, engine.precision, engine.target, *calibration, *build_settings)
 
-    alike = [engine for engine in engines if kind(engine) == kind(first)]
-    return sorted(alike, key=lambda engine: engine.build.capacity if engine.build else 0)
+    siblings = [engine for engine in engines if list_settings(engine) == list_settings(first)]
+    return sorted(siblings, key=lambda engine: engine.build.capacity if engine.build else 0)
 
 
 def read_content(folder: Path, engine: Engine, trust: bool) -> bytes:
-    """Returns the content of an engine's file, native code; it is read once, so that the bytes loaded are those hashed.
+    """Returns the content of an engine's file, which is native code.
 
-    Raises UserError if the file is not the one in the manifest, or this machine did not build it and `trust` is not
-    set.
+    The file is read once, so that the bytes that are loaded are those that were hashed. Raises UserError if the file is
+    not the one in the manifest, or this machine did not build it and `trust` is not set.
     """
     expected = engine.files[engine.model]
     if not trust and not trust_records.was_built(expected):
@@ -73,7 +73,7 @@ def read_content(folder: Path, engine: Engine, trust: bool) -> bytes:
             f"blockstep export trt --bundle {folder}, or give --trust-engine if you trust whoever made it"
         )
     file = check_regular(folder / engine.model)
-    found = file.read_bytes()
-    if hashlib.sha256(found).hexdigest() != expected:
+    content = file.read_bytes()
+    if hashlib.sha256(content).hexdigest() != expected:
         raise UserError(f"{file} is damaged: its sha256 is not the manifest's; copy the bundle or build again")
-    return found
+    return content

@@ -1,4 +1,4 @@
-"""Calls TensorRT's Python bindings; when C++ refuses they return False, return None or raise, as the version has it."""
+"""Calls TensorRT's Python bindings; if C++ refuses, they return False or None, or raise, depending on the version."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...errors import DeviceError, UserError
 
 # RuntimeError, ValueError and IndexError come from TensorRT's bindings; TypeError from pybind11, if a constructor
 # returns nothing; MemoryError from pybind11, for std::bad_alloc.
-RAISED = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
+BINDING_ERRORS = (RuntimeError, ValueError, IndexError, TypeError, MemoryError)
 
 
 def call(name: str, method: Callable[..., Any], *arguments: Any) -> Any:
@@ -18,7 +18,7 @@ def call(name: str, method: Callable[..., Any], *arguments: Any) -> Any:
         return method(*arguments)
     except (DeviceError, UserError):
         raise
-    except RAISED as error:
+    except BINDING_ERRORS as error:
         raise DeviceError(f"{name} failed: {shorten_to_line(str(error)) or type(error).__name__}") from None
 
 

@@ -15,8 +15,8 @@ from ...errors import DeviceError, UserError
 
 OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation
 OLD_DRIVER = 35  # cudaErrorInsufficientDriver, also returned without a driver
-NO_DRIVER = (3, 34, OLD_DRIVER, 100)  # initialization failed, a stub library, a driver too old or none, no device
-FOR_CUDA_12 = "for CUDA 12 instead: pip install blockstep tensorrt-cu12 'polygraphy>=0.53' 'cuda-python>=12.6,<13'"
+NO_GPU_STATUSES = (3, 34, OLD_DRIVER, 100)  # initialization failed, a stub library, a driver too old or none, no device
+CUDA_12_ADVICE = "for CUDA 12 instead: pip install blockstep tensorrt-cu12 'polygraphy>=0.53' 'cuda-python>=12.6,<13'"
 Handle = Any  # a stream's or a graph's handle of cuda.bindings; int() gives what TensorRT takes
 
 
@@ -29,36 +29,36 @@ class Gpu:
 
 
 class Cuda:
-    """CUDA's runtime on the process's first GPU. Device memory is an integer address, a size is in bytes.
+    """Makes calls of CUDA's runtime on the process's first GPU. Addresses are integers, sizes are in bytes.
 
     calls: the module `cuda.bindings.runtime`, or an object with the same functions. Each method raises DeviceError,
-    naming the call and CUDA's reason, if the call fails. A method with a stream is asynchronous: the stream runs its
-    calls in order, and `synchronize` waits for them.
+    naming the call and CUDA's reason, if the call fails. Methods that take a stream are asynchronous: the stream runs
+    its calls in order, and `synchronize` waits for them.
     """
 
     def __init__(self, calls: Any) -> None:
         self._calls = calls
 
     def find_gpu(self) -> Gpu | None:
-        """Returns the GPU, None if there is none or no driver for it."""
+        """Returns the GPU, None if the machine has none or no driver for it."""
         status, count = self._calls.cudaGetDeviceCount()
-        if int(status) in NO_DRIVER or (int(status) == 0 and count == 0):
+        if int(status) in NO_GPU_STATUSES or (int(status) == 0 and count == 0):
             return None
         self._check("cudaGetDeviceCount", status)
-        found = self._call("cudaGetDeviceProperties", 0)
-        return Gpu(found.name.decode(), 10 * found.major + found.minor)
+        properties = self._call("cudaGetDeviceProperties", 0)
+        return Gpu(properties.name.decode(), 10 * properties.major + properties.minor)
 
     def explain_missing_gpu(self) -> str:
         """Returns what is missing for a GPU, to be printed after "needs"."""
-        old = int(self._calls.cudaGetDeviceCount()[0]) == OLD_DRIVER
-        status, version = self._calls.cudaDriverGetVersion()  # 0 if there is no driver
-        if not (old and int(status) == 0 and version):
+        may_be_old = int(self._calls.cudaGetDeviceCount()[0]) == OLD_DRIVER
+        status, version = self._calls.cudaDriverGetVersion()  # version 0: no driver
+        if not (may_be_old and int(status) == 0 and version):
             return "an NVIDIA driver"
-        here = f"NVIDIA's driver here is for CUDA {version // 1000}.{version % 1000 // 10}"
-        return f"a newer NVIDIA driver, 580 or newer for CUDA 13 ({here}), or what is {FOR_CUDA_12}"
+        driver = f"NVIDIA's driver here is for CUDA {version // 1000}.{version % 1000 // 10}"
+        return f"a newer NVIDIA driver, 580 or newer for CUDA 13 ({driver}), or what is {CUDA_12_ADVICE}"
 
-    def free_bytes(self) -> int:
-        """Returns the bytes of free device memory."""
+    def count_free_bytes(self) -> int:
+        """Returns how many bytes of device memory are free."""
         status, free, _ = self._calls.cudaMemGetInfo()
         self._check("cudaMemGetInfo", status)
         return int(free)
@@ -68,7 +68,7 @@ class Cuda:
         status, address = self._calls.cudaMalloc(size)
         if int(status) == OUT_OF_MEMORY:
             raise UserError(
-                f"the GPU has {self.free_bytes() / 1e6:.0f} MB free, but {size / 1e6:.0f} MB more are needed; "
+                f"the GPU has {self.count_free_bytes() / 1e6:.0f} MB free, but {size / 1e6:.0f} MB more are needed; "
                 "free some, or build an engine of less capacity"
             )
         self._check("cudaMalloc", status)
@@ -82,23 +82,23 @@ class Cuda:
         """Zeroes device memory."""
         self._call("cudaMemsetAsync", address, 0, size, stream)
 
-    def pin(self, size: int) -> NDArray[np.uint8]:
-        """Allocates host memory, zeroed, that the GPU copies from and to directly; `unpin` frees it. uint8 [size]"""
+    def allocate_pinned(self, size: int) -> NDArray[np.uint8]:
+        """Allocates host memory, zeroed, that the GPU copies from and to directly. uint8 [size]"""
         address = int(self._call("cudaHostAlloc", size, 0))
         array: NDArray[np.uint8] = np.ctypeslib.as_array((ctypes.c_uint8 * size).from_address(address))
         array.fill(0)
         return array
 
-    def unpin(self, array: NDArray[np.uint8]) -> None:
+    def free_pinned(self, array: NDArray[np.uint8]) -> None:
         """Frees pinned memory; no array over it may be used any more."""
         self._call("cudaFreeHost", array.ctypes.data)
 
-    def to_device(self, address: int, array: NDArray[np.uint8], stream: Handle) -> None:
+    def copy_to_device(self, address: int, array: NDArray[np.uint8], stream: Handle) -> None:
         """Copies all of a host array to the device."""
         kind = self._calls.cudaMemcpyKind.cudaMemcpyHostToDevice
         self._call("cudaMemcpyAsync", address, array.ctypes.data, array.nbytes, kind, stream)
 
-    def to_host(self, array: NDArray[np.uint8], address: int, stream: Handle) -> None:
+    def copy_to_host(self, array: NDArray[np.uint8], address: int, stream: Handle) -> None:
         """Fills a host array from the device."""
         kind = self._calls.cudaMemcpyKind.cudaMemcpyDeviceToHost
         self._call("cudaMemcpyAsync", array.ctypes.data, address, array.nbytes, kind, stream)
@@ -110,7 +110,7 @@ class Cuda:
         kind = self._calls.cudaMemcpyKind.cudaMemcpyDeviceToDevice
         self._call("cudaMemcpy2DAsync", target, target_pitch, source, source_pitch, width, rows, kind, stream)
 
-    def stream(self) -> Handle:
+    def create_stream(self) -> Handle:
         """Creates a stream that does not wait for the default stream."""
         return self._call("cudaStreamCreateWithFlags", self._calls.cudaStreamNonBlocking)
 
@@ -122,7 +122,7 @@ class Cuda:
         self._call("cudaStreamSynchronize", stream)
 
     def capture(self, stream: Handle, work: Callable[[], None]) -> Handle:
-        """Captures the calls that `work` makes on the stream, without running them, as a graph for `launch`."""
+        """Captures the calls that `work` makes on the stream as a CUDA graph for `launch`, without running them."""
         mode = self._calls.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal  # other threads may allocate
         self._call("cudaStreamBeginCapture", stream, mode)
         try:

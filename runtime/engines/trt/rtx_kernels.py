@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...bundle import trust_records
-from .bindings import RAISED
+from .bindings import BINDING_ERRORS
 
 
 class RtxKernels:
@@ -13,8 +13,8 @@ class RtxKernels:
 
     Kernels are specialized for a shape before that shape's first forward pass runs (eager). By default a slower kernel
     would run until the specialized one is ready: a CUDA graph captured before that would keep the slower kernel, and
-    the first load would prove another kernel than later runs use. NVIDIA: "Working with RTX CUDA Graphs", "Working with
-    Runtime Cache".
+    the proof of the first load would run other kernels than later runs. NVIDIA: "Working with RTX CUDA Graphs",
+    "Working with Runtime Cache".
 
     key: identifies engine, library and GPU. The stored kernels are a cache, never part of a bundle. The library refuses
     kernels of another version, driver or GPU; those, like a damaged file, are compiled again.
@@ -27,23 +27,24 @@ class RtxKernels:
         )
         self.config.set_execution_context_allocation_strategy(library.ExecutionContextAllocationStrategy.USER_MANAGED)
         self._cache = self.config.create_runtime_cache()
-        self._stored = trust_records.read_kernels(key)
-        if self._stored is not None and not self._takes(self._stored):
-            self._stored = None
+        self._stored_kernels = trust_records.read_kernels(key)
+        if self._stored_kernels is not None and not self._load(self._stored_kernels):
+            self._stored_kernels = None
         self.config.set_runtime_cache(self._cache)
 
     def store(self) -> None:
-        """Writes the kernels if any were compiled since the last read or write; if that fails, nothing is reported."""
+        """Writes the kernels if any were compiled since the last read or write; a failure to write is not reported."""
         try:
-            compiled = bytes(memoryview(self._cache.serialize()))
-        except RAISED:  # also if serialize() returns None, which is not a buffer
+            kernels = bytes(memoryview(self._cache.serialize()))
+        except BINDING_ERRORS:  # also if serialize() returns None, which is not a buffer
             return
-        if compiled != self._stored:
-            trust_records.remember_kernels(self._key, compiled)
-            self._stored = compiled
+        if kernels != self._stored_kernels:
+            trust_records.remember_kernels(self._key, kernels)
+            self._stored_kernels = kernels
 
-    def _takes(self, stored: bytes) -> bool:
+    def _load(self, kernels: bytes) -> bool:
+        """Loads stored kernels. Returns False if the library refuses them."""
         try:
-            return bool(self._cache.deserialize(stored))
-        except RAISED:
+            return bool(self._cache.deserialize(kernels))
+        except BINDING_ERRORS:
             return False

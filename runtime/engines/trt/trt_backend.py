@@ -21,7 +21,7 @@ from .chunked_prefill import check_bounds, split_forward
 from .cuda import Cuda, Gpu, load_cuda
 from .engine import TrtEngine, load_library
 
-NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
+LIBRARY_NAMES = {"tensorrt": "TensorRT", "rtx": "TensorRT for RTX"}
 LibraryLoader = Callable[[str], Any]
 
 
@@ -29,9 +29,9 @@ class TrtBackend:
     """Implements the backend protocol for engines that differ only in capacity; see `runtime.backend`.
 
     engines: in order of capacity; the first is loaded at once, a larger one when a request needs it, and all stay
-    loaded. If a request's batch is smaller than the engine's, the engine's other rows idle. One thread at a time.
-    Raises UserError if an engine is not trusted, is damaged or is not the contract's graph, DeviceError if a call of
-    CUDA or TensorRT fails. `close` frees the GPU's memory.
+    loaded. If a request's batch is smaller than the engine's, the engine's other rows are not used. Only one thread at
+    a time may use the backend. Raises UserError if an engine is not trusted, is damaged or is not the contract's graph,
+    DeviceError if a call of CUDA or TensorRT fails. `close` frees the GPU's memory.
     """
 
     def __init__(
@@ -43,26 +43,26 @@ class TrtBackend:
         gpu: Gpu,
         *,
         trust: bool = False,
-        graphs: bool = True,
+        cuda_graphs: bool = True,
     ) -> None:
         self.engines = tuple(engines)
         self._bundle, self._cuda, self._library, self._gpu = bundle, cuda, library, gpu
-        self._trust, self._graphs = trust, graphs
-        self._loaded: dict[str, TrtEngine] = {}
-        self._slots = np.arange(0)
+        self._trust, self._cuda_graphs = trust, cuda_graphs
+        self._loaded_engines: dict[str, TrtEngine] = {}
+        self._slots = np.arange(0)  # for each sequence, its row in the engine's batch
         flavor = get_build(self.engines[0]).flavor
-        self._name = f"{NAMES[flavor]} {library.__version__} on {gpu.name} (sm{gpu.capability})"
+        self._name = f"{LIBRARY_NAMES[flavor]} {library.__version__} on {gpu.name} (sm{gpu.capability})"
         self.contract = self._limit_contract()
-        self._active = self._load(self.engines[0])
+        self._engine = self._load(self.engines[0])
 
     @property
     def name(self) -> str:
-        return self._name + ("" if self._active.replays else ", without CUDA graphs")
+        return self._name + ("" if self._engine.uses_cuda_graphs else ", without CUDA graphs")
 
     @property
     def cache(self) -> Floats:
         """Returns a copy of the KV cache, for comparisons. float32 [2 * layers, batch, kv_heads, capacity, head_dim]"""
-        return self._active.read_cache()[:, self._slots]
+        return self._engine.read_cache()[:, self._slots]
 
     def read_cache(self) -> Floats:
         """Returns the same as `cache`."""
@@ -76,51 +76,52 @@ class TrtBackend:
         if not 1 <= capacity <= self.contract.capacity:
             raise ValueError(f"capacity {capacity} is outside [1, {self.contract.capacity}] of the contract")
         needed = capacity + count_slack(self.contract)
-        self._active = self._load(next(e for e in self.engines if reach(get_build(e), self.contract) >= needed))
-        self._active.reset()
+        large_enough = (e for e in self.engines if compute_max_positions(get_build(e), self.contract) >= needed)
+        self._engine = self._load(next(large_enough))
+        self._engine.reset()
         self._slots = np.arange(batch)
 
     def forward(self, forward: Forward) -> Proposal:
-        engine = self._active
+        engine = self._engine
         check_bounds(forward, self.contract, len(self._slots), engine.contract.capacity)
         check_candidates(forward, self.contract)
-        most, n = min(profile.rows for profile in engine.profiles), forward.rows.shape[1]
-        if n > most:  # such as for a form on a `full` model
+        max_rows, n = min(profile.max_rows for profile in engine.profiles), forward.rows.shape[1]
+        if n > max_rows:  # such as for a form on a `full` model
             return join_proposals(
-                [self.forward(take_rows(forward, start, start + most)) for start in range(0, n, most)]
+                [self.forward(take_rows(forward, start, start + max_rows)) for start in range(0, n, max_rows)]
             )
-        whole: dict[str, NDArray[Any]] = {}  # by field name of Proposal
-        for piece in split_forward(forward, engine.widest):
-            out = engine.forward(self._fill_batch(piece.forward))
+        arrays: dict[str, NDArray[Any]] = {}  # by field name of Proposal
+        for chunk in split_forward(forward, engine.max_width):
+            out = engine.forward(self._fill_batch(chunk.forward))
             for name in Proposal.__slots__:
                 if (new := getattr(out, name)) is not None:
-                    kept = whole.setdefault(name, np.zeros((len(self._slots), *new.shape[1:]), new.dtype))
-                    kept[piece.own] = new[self._slots][piece.own]
-        return Proposal(**whole)
+                    array = arrays.setdefault(name, np.zeros((len(self._slots), *new.shape[1:]), new.dtype))
+                    array[chunk.has_row] = new[self._slots][chunk.has_row]
+        return Proposal(**arrays)
 
     def keep(self, rows: NDArray[Any]) -> None:
-        again = np.ones(len(rows), np.bool_)
-        again[np.unique(rows, return_index=True)[1]] = False
+        is_repeat = np.ones(len(rows), np.bool_)
+        is_repeat[np.unique(rows, return_index=True)[1]] = False
         slots = self._slots[rows]
-        idle = np.setdiff1d(np.arange(self.contract.batch), slots)  # rows of the engine that have no sequence
-        slots[again] = idle[: np.count_nonzero(again)]
+        free_slots = np.setdiff1d(np.arange(self.contract.batch), slots)
+        slots[is_repeat] = free_slots[: np.count_nonzero(is_repeat)]
         self._slots = slots
 
     def close(self) -> None:
         """Frees the GPU's memory; the backend cannot be used any more."""
-        while self._loaded:
-            self._loaded.popitem()[1].close()
+        while self._loaded_engines:
+            self._loaded_engines.popitem()[1].close()
 
     def _load(self, engine: Engine) -> TrtEngine:
-        if engine.name not in self._loaded:
+        if engine.name not in self._loaded_engines:
             contract = derive_engine_contract(self._bundle.contract, engine)
-            file = read_content(self._bundle.path, engine, self._trust)
-            loaded = TrtEngine(file, contract, self._cuda, self._library, self._graphs, self._make_kernels_key(engine))
-            self._loaded[engine.name] = loaded
-            if tuple((p.least, p.most) for p in loaded.profiles) != get_build(engine).profiles:
+            content, kernels_key = read_content(self._bundle.path, engine, self._trust), self._make_kernels_key(engine)
+            loaded = TrtEngine(content, contract, self._cuda, self._library, self._cuda_graphs, kernels_key)
+            self._loaded_engines[engine.name] = loaded
+            if tuple((p.min_width, p.max_width) for p in loaded.profiles) != get_build(engine).profiles:
                 self.close()
                 raise UserError(f"{engine.name} has other profiles than its manifest lists; build it again")
-        return self._loaded[engine.name]
+        return self._loaded_engines[engine.name]
 
     def _make_kernels_key(self, engine: Engine) -> str:
         """Returns the key of the kernels that TensorRT for RTX compiles for an engine and this GPU."""
@@ -128,17 +129,20 @@ class TrtBackend:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def _limit_contract(self) -> Contract:
-        """Returns the contract for checking requests: the largest engine's, limited to what its profiles can run."""
+        """Returns the contract that requests are checked by: the largest engine's, limited to what its profiles run."""
         contract, build = derive_engine_contract(self._bundle.contract, self.engines[-1]), get_build(self.engines[-1])
-        widest = max(most for _, most in build.profiles)
         if not contract.has_cache:
-            return replace(contract, capacity=reach(build, contract))
-        capacity = contract.capacity - count_slack(contract)
-        limited = compute_committed_ends(contract, max(1, capacity))[0] > widest  # a prompt's first token sees further
-        return replace(contract, capacity=capacity, max_prompt=widest if limited else None)
+            return replace(contract, capacity=compute_max_positions(build, contract))
+        capacity, max_width = contract.capacity - count_slack(contract), get_max_width(build)
+        # If a prompt's first token sees more tokens than the widest pass has, the prompt cannot be split.
+        is_limited = compute_committed_ends(contract, max(1, capacity))[0] > max_width
+        return replace(contract, capacity=capacity, max_prompt=max_width if is_limited else None)
 
     def _fill_batch(self, forward: Forward) -> Forward:
-        """Fills the engine's other rows with padding tokens, which see one position and whose results are not read."""
+        """Returns the forward pass for the engine's whole batch.
+
+        The rows without a sequence get padding tokens, which see one position and whose results are not read.
+        """
         batch, slots = self.contract.batch, self._slots
         if batch == 1:
             return forward
@@ -147,10 +151,10 @@ class TrtBackend:
         rows = np.zeros((batch, forward.rows.shape[1]), np.int64)
         ids[slots], past[slots], visible[slots] = forward.input_ids, forward.past_length, forward.visible
         rows[slots] = forward.rows
-        if (given := forward.candidates) is None:
+        if forward.candidates is None:
             return Forward(ids, past, visible, rows, forward.top)
-        candidates = np.full((batch, *given.shape[1:]), self.contract.eos_ids[0])
-        candidates[slots] = given
+        candidates = np.full((batch, *forward.candidates.shape[1:]), self.contract.eos_ids[0])
+        candidates[slots] = forward.candidates
         return Forward(ids, past, visible, rows, forward.top, candidates)
 
 
@@ -161,22 +165,27 @@ def take_rows(forward: Forward, start: int, end: int) -> Forward:
 
 
 def join_proposals(parts: Sequence[Proposal]) -> Proposal:
-    """Returns the proposals of several parts' logits rows as one."""
-    fields = {name: [getattr(each, name) for each in parts] for name in Proposal.__slots__}
+    """Returns proposals for consecutive logits rows as one."""
+    fields = {name: [getattr(part, name) for part in parts] for name in Proposal.__slots__}
     return Proposal(**{name: np.concatenate(each, axis=1) for name, each in fields.items() if each[0] is not None})
 
 
 def count_slack(contract: Contract) -> int:
-    """Returns how many positions past its end a sequence of a ragged batch may be padded by.
+    """Returns how many padding positions may follow a sequence's end, if the batch has sequences of other lengths.
 
     They are as many as another sequence's committed block and canvas.
     """
     return PADDED * contract.block if contract.batch > 1 else 0
 
 
-def reach(build: Build, contract: Contract) -> int:
-    """Returns the most positions that a request may have: the KV cache's, or without one, those of the widest pass."""
-    return build.capacity if contract.has_cache else min(build.capacity, max(most for _, most in build.profiles))
+def compute_max_positions(build: Build, contract: Contract) -> int:
+    """Returns the maximum number of positions of a request: the KV cache's, or without one the widest pass's."""
+    return build.capacity if contract.has_cache else min(build.capacity, get_max_width(build))
+
+
+def get_max_width(build: Build) -> int:
+    """Returns the width, in tokens, of the widest forward pass."""
+    return max(max_width for _, max_width in build.profiles)
 
 
 def get_build(engine: Engine) -> Build:
@@ -197,14 +206,14 @@ def open_engines(
     engines: Sequence[Engine],
     *,
     trust: bool = False,
-    graphs: bool = True,
+    cuda_graphs: bool = True,
     cuda: Cuda | None = None,
     library: LibraryLoader = load_library,
 ) -> TrtBackend:
     """Opens the first engine that runs on this machine's GPU, and those that differ from it only in capacity.
 
     trust: whether to load engines that were built elsewhere; cuda, library: replacements for the installed packages.
-    Raises UserError, with what to do, if driver, GPU or library is missing, or no engine is for these.
+    Raises UserError, with what to do, if driver, GPU or library is missing, or if no engine was built for them.
     """
     cuda = cuda or load_cuda()
     gpu = cuda.find_gpu()
@@ -218,14 +227,15 @@ def open_engines(
         try:
             module = library(build.flavor)
         except UserError as error:
-            reasons.append(f"{engine.name} needs {NAMES[build.flavor]} {build.version}: {error}")
+            reasons.append(f"{engine.name} needs {LIBRARY_NAMES[build.flavor]} {build.version}: {error}")
             continue
         reason = explain_refusal(engine, build, gpu, module.__version__)
         if reason is None:
-            return TrtBackend(bundle, list_siblings(engines, engine), cuda, module, gpu, trust=trust, graphs=graphs)
+            siblings = list_siblings(engines, engine)
+            return TrtBackend(bundle, siblings, cuda, module, gpu, trust=trust, cuda_graphs=cuda_graphs)
         reasons.append(f"{engine.name} {reason}")
-    here = f"build one here: blockstep export trt --bundle {bundle.path}"
-    raise UserError(f"{reasons[0]}; {here}, or {advise_without_gpu(bundle)}")
+    advice = f"build one here: blockstep export trt --bundle {bundle.path}"
+    raise UserError(f"{reasons[0]}; {advice}, or {advise_without_gpu(bundle)}")
 
 
 def advise_without_gpu(bundle: Bundle) -> str:

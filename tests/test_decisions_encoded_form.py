@@ -14,8 +14,15 @@ from letters import LETTERS, Letters
 from numpy.typing import NDArray
 
 from runtime import Model
+from runtime.decisions.encoded_form import (
+    FORM_CACHE_SIZE,
+    MAX_CACHED_CHARACTERS,
+    EncodedField,
+    EncodedPart,
+    encode_form,
+    encode_once,
+)
 from runtime.decisions.form import Field, Form
-from runtime.decisions.pieces import KEPT_CHARACTERS, KEPT_FORMS, Piece, Slot, encode_form, encode_once
 from runtime.decisions.schema import SchemaForm
 from runtime.errors import UserError
 from runtime.server.decision_request import DecisionRequest
@@ -41,7 +48,7 @@ def form(word: str = "ab", values: Sequence[str] = ("cd", "ce")) -> Form:
     return Form((word, Field(("x",), tuple(values))))
 
 
-def once(made: Form, tokenizer: Letters, spec: Any = SPEC) -> list[Piece]:
+def once(made: Form, tokenizer: Letters, spec: Any = SPEC) -> list[EncodedPart]:
     return [*encode_once(made, tokenizer, spec)]  # type: ignore[arg-type]
 
 
@@ -58,7 +65,7 @@ def test_a_form_that_requests_repeat_is_encoded_once() -> None:
     assert tokenizer.texts == ["ab", "cd", "ce"] and decided == decided[:1] * 3
 
 
-def test_another_tokenizer_or_contract_never_gets_the_kept_pieces() -> None:
+def test_another_tokenizer_or_contract_never_gets_the_cached_parts() -> None:
     plain, shifted = Shifted(), Shifted(2)
     first = once(form(), plain)
     assert once(form(), shifted) == encode_form(form(), shifted.encode, SPEC) != first
@@ -75,21 +82,21 @@ def test_a_form_with_lists_is_encoded_like_one_with_tuples() -> None:
     loose = Form(["ab", Field(["x"], ["cd", "ce"])])  # type: ignore[arg-type]
     for made in (loose, form()):
         words, *rest = once(made, Shifted())
-        assert (words, [slot.values for slot in rest if isinstance(slot, Slot)]) == ((3, 4), [((6,), (7,))])
+        assert (words, [part.values for part in rest if isinstance(part, EncodedField)]) == ((3, 4), [((6,), (7,))])
 
 
 def test_few_forms_are_kept_none_of_them_large_and_no_tokenizer() -> None:
     tokenizer = Shifted()
-    forms = [form(LETTERS[i // 20] + LETTERS[i % 20]) for i in range(KEPT_FORMS + 1)]
+    forms = [form(LETTERS[i // 20] + LETTERS[i % 20]) for i in range(FORM_CACHE_SIZE + 1)]
     for made in (*forms[:-1], *forms[:-1]):
         once(made, tokenizer)
-    assert len(tokenizer.texts) == 3 * KEPT_FORMS  # all are kept
+    assert len(tokenizer.texts) == 3 * FORM_CACHE_SIZE  # all are kept
     once(forms[-1], tokenizer)
     once(forms[1], tokenizer)
-    assert len(tokenizer.texts) == 3 * (KEPT_FORMS + 1)
+    assert len(tokenizer.texts) == 3 * (FORM_CACHE_SIZE + 1)
     once(forms[0], tokenizer)  # unused for the longest time, so it made room
-    assert len(tokenizer.texts) == 3 * (KEPT_FORMS + 2)
-    for word, times in (("a" * (KEPT_CHARACTERS - 4), 1), ("a" * (KEPT_CHARACTERS - 3), 2)):
+    assert len(tokenizer.texts) == 3 * (FORM_CACHE_SIZE + 2)
+    for word, times in (("a" * (MAX_CACHED_CHARACTERS - 4), 1), ("a" * (MAX_CACHED_CHARACTERS - 3), 2)):
         tokenizer.texts.clear()
         assert once(form(word), tokenizer) == once(form(word), tokenizer)
         assert tokenizer.texts == [word, "cd", "ce"] * times
@@ -98,7 +105,7 @@ def test_few_forms_are_kept_none_of_them_large_and_no_tokenizer() -> None:
     assert there() is None
 
 
-def test_threads_get_the_pieces_of_their_own_forms() -> None:
+def test_threads_get_the_parts_of_their_own_forms() -> None:
     tokenizers = [Shifted(by) for by in range(4)]
     forms = [form(letter, (letter, "b" + letter)) for letter in LETTERS[2:]]  # with four tokenizers, more than are kept
     wanted = [(made, each) for made in forms for each in tokenizers] * 20
