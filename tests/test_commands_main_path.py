@@ -24,7 +24,7 @@ from train.checkpoint import Checkpoint, Decoding
 from train.data.bpe import train_tokenizer
 from train.data.trajectories import NEVER_ACCEPTED, Trajectory, read_shards
 from train.evaluation import evaluated_model, evaluation_run
-from train.methods.table import CACHED
+from train.methods.table import WITH_CACHE
 from train.storage import student_pt
 from train.torch_backend import TorchBackend, derive_contract
 from train.transformer.network import ModelConfig, Transformer, initialize
@@ -73,7 +73,7 @@ def school(tmp_path_factory: pytest.TempPathFactory) -> School:
 
 @pytest.mark.parametrize(
     ("steps", "attention", "figures"),
-    [(3, "full", {"masked"}), (4, "full", {"next", "blocks"}), *((3, a, {"next", "blocks"}) for a in CACHED)],
+    [(3, "full", {"masked"}), (4, "full", {"next", "blocks"}), *((3, a, {"next", "blocks"}) for a in WITH_CACHE)],
 )
 def test_every_second_update_of_a_full_teacher_is_under_causal_masks_and_every_one_of_others(
     school: School, tmp_path: Path, steps: int, attention: str, figures: set[str]

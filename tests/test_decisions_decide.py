@@ -39,7 +39,7 @@ def model(seed: int) -> Any:
 
 
 def contract(kind: dict[str, Any]) -> Contract:
-    return tiny.contract(**{"candidates": 8, "canvas": 8 * tiny.BLOCK, "capacity": 64, **kind})
+    return tiny.contract(**{"candidates": 8, "canvas": 10 * tiny.BLOCK, "capacity": 64, **kind})
 
 
 def fill(
