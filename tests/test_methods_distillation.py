@@ -418,19 +418,6 @@ def test_every_method_trains_every_student_it_makes(
     assert made.model == before.model
 
 
-def test_an_averaged_student_is_the_mean_of_its_start_and_the_trained_weights(school: Path, tmp_path: Path) -> None:
-    given = f"--attention causal_context --next-token 1 --student {school}/rival.pt".split()
-    for out, share in (("trained.pt", "1"), ("student.pt", "0.75")):
-        assert distill.main(words_for(school, "cd4lm", tmp_path / out, *given, "--average", share)) == 0
-    start, trained, student = (
-        open_checkpoint.load(path) for path in (school / "rival.pt", tmp_path / "trained.pt", tmp_path / "student.pt")
-    )
-    assert student.decoding == trained.decoding and student.model == trained.model
-    assert any(not torch.equal(weight, start.weights[name]) for name, weight in trained.weights.items())
-    for name, weight in student.weights.items():
-        torch.testing.assert_close(weight, 0.75 * trained.weights[name] + 0.25 * start.weights[name])
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_student_that_starts_from_an_autoregressive_model_takes_the_teachers_blocks(
     method: str, school: Path, tmp_path: Path

@@ -70,9 +70,6 @@ def test_wrong_options_are_told_in_one_line(main: Main, words: str, capsys: pyte
         (distill.main, "--teacher {} --lora-rank 0", "--lora-rank is 0"),
         (distill.main, "--teacher {} --next-token nan", "--next-token: got 'nan'; expected a finite number"),
         (distill.main, "--teacher {} --next-token 1", "has no shift"),
-        (distill.main, "--teacher {} --average 0", "--average is 0.0; expected a share above 0 and at most 1"),
-        (distill.main, "--teacher {} --average nan", "--average: got 'nan'; expected a finite number"),
-        (distill.main, "--teacher {} --average 0.5 --lora-rank 2", "--average is for weights that are all trained"),
         (distill.main, "--teacher {} --lora-alpha 4", "--lora-alpha is 4, but there is no --lora-rank"),
         (
             distill.main,

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from runtime import files
@@ -71,10 +70,6 @@ HELP = {  # help texts that do not fit on the line of their option below
         "weight of an added next-token loss, for a teacher with shift; it teaches a causal_context student the modes "
         "speculative and causal (default: 0)"
     ),
-    "average": (
-        "share, above 0 and at most 1, of the trained weights in --out; the rest is the weights that the student "
-        "started from, which keeps more of what they know (docs/distil.md; default: 1)"
-    ),
 }
 
 
@@ -125,21 +120,9 @@ def distill(args: argparse.Namespace) -> TrainingResult:
     if method.from_examples or args.next_token > 0:
         fingerprint["problems"] = run_fingerprint.hash_problems(inputs.stream.tasks)
     result = train_model(inputs.model, loss_of, recipe, args.out, fingerprint, args.tensorboard)
-    weights = average_weights(start.weights, result.weights, args.average)
-    distributed.run_in_first_process(lambda: output.write(student, weights))
+    distributed.run_in_first_process(lambda: output.write(student, result.weights))
     distributed.run_in_first_process(lambda: resume.forget(args.out))
     return result
-
-
-def average_weights(start: Mapping[str, Tensor], trained: Mapping[str, Tensor], share: float) -> Mapping[str, Tensor]:
-    """Returns `share` of the trained weights plus the rest of those that training started from (arXiv 2109.01903).
-
-    The training data are fewer than the start has seen, so the mean of both has more of new problems right than either
-    suggests, if the two are near enough to each other.
-    """
-    if share == 1:
-        return trained
-    return {name: torch.lerp(start[name].to(weight), weight, share) for name, weight in trained.items()}
 
 
 def choose_decoding(
@@ -183,10 +166,6 @@ def check(args: argparse.Namespace, teacher: Checkpoint, student: Checkpoint) ->
     """Raises UserError if the student cannot learn from this teacher with these options."""
     if not 0 <= args.next_token < math.inf:
         raise UserError(f"--next-token is {args.next_token}; expected a share of at least 0")
-    if not 0 < args.average <= 1:
-        raise UserError(f"--average is {args.average}; expected a share above 0 and at most 1")
-    if args.average < 1 and args.lora_rank is not None:
-        raise UserError("--average is for weights that are all trained, not for --lora-rank; leave one of them out")
     if args.next_token and not student.decoding.shift:
         source = args.student or args.teacher
         raise UserError(f"--next-token was given, but {source} has no shift: its row i predicts token i; leave it out")
@@ -289,7 +268,6 @@ OPTIONS = (
     option("--dtype", choices=DTYPES, default="fp32", help=HELP["dtype"]),
     option("--task", default="math,code", help=HELP["task"]),
     option("--next-token", type=float, default=0.0, help=HELP["next-token"]),
-    option("--average", type=float, default=1.0, metavar="SHARE", help=HELP["average"]),
     option("--steps", type=parse_at_least_1, default=2500, help="number of updates (default: 2500)"),
     option(
         "--batch",
